@@ -1,0 +1,51 @@
+"""Errors of the rollout engine.
+
+    RolloutError
+    +-- InvalidSpec            the spec can't be carried out (fix it)
+    +-- UnknownRollout         no rollout of that model
+    +-- CommandRefused         the verb makes no sense in this state (says which would)
+    +-- Quarantined            the digest was condemned; `ack` releases it
+    +-- WorkloadUnavailable    the workload layer could not be asked (retry; nothing is concluded)
+    +-- WorkloadRejected       the workload layer refused what was asked (fix it)
+    +-- LogConflict            another writer was first, or the leadership is lost (load again)
+"""
+
+from __future__ import annotations
+
+
+class RolloutError(Exception):
+    """Base of every error that rollout raises."""
+
+    retryable: bool = False
+
+
+class InvalidSpec(RolloutError):
+    """A rollout spec that contradicts itself or what is deployed."""
+
+
+class UnknownRollout(RolloutError):
+    """There is no rollout of that model."""
+
+
+class CommandRefused(RolloutError):
+    """An operator's command that makes no sense in the present state."""
+
+
+class Quarantined(RolloutError):
+    """The revision was condemned on evidence and has not been acknowledged yet."""
+
+
+class WorkloadUnavailable(RolloutError):
+    """The workload layer could not be asked; its state is unknown, which is not the same as bad."""
+
+    retryable = True
+
+
+class WorkloadRejected(RolloutError):
+    """The workload layer refused what was asked of it."""
+
+
+class LogConflict(RolloutError):
+    """The event log moved on under this writer, or a newer leader holds the fence."""
+
+    retryable = True

@@ -1,0 +1,79 @@
+"""The port to whatever runs the engines. Setting is not verifying: `apply` asks, `observe` tells.
+
+Adapters are idempotent and level-triggered: `apply` receives the *whole* set of revisions that should exist and
+may be called again with the same set at any time, also after a crash half-way.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from pydantic import Field
+
+from serving.specs import Frozen, RevisionSpec
+
+
+class WorkloadState(enum.StrEnum):
+    """Where a revision's workload stands."""
+
+    MISSING = "missing"
+    STARTING = "starting"
+    READY = "ready"
+    """Every wanted replica answers."""
+    DEGRADED = "degraded"
+    """It was ready; now fewer replicas answer than wanted, or none."""
+    FAILED = "failed"
+    """It will not become ready without a change; `message` says why."""
+    STOPPING = "stopping"
+
+
+class Workload(Frozen):
+    """A revision that should run, with the capacity that the rollout's spec gives it."""
+
+    revision: RevisionSpec
+    replicas: int = Field(default=1, ge=1)
+    max_ongoing_requests: int = Field(default=256, ge=1)
+    graceful_shutdown_s: float = Field(default=30.0, ge=0)
+
+    @property
+    def application(self) -> str:
+        """The Serve application's name."""
+        return self.revision.application
+
+
+class WorkloadStatus(Frozen):
+    """What was seen of one application."""
+
+    application: str
+    state: WorkloadState
+    ready_replicas: int = 0
+    restarts: int = 0
+    """Replicas that died and were replaced since the application was created, as far as can be seen."""
+    message: str = ""
+
+
+class WorkloadPort(Protocol):
+    """Runs revisions."""
+
+    async def apply(self, desired: Sequence[Workload]) -> None:
+        """Make the set of running revisions equal to `desired`; what is not listed is drained and removed.
+
+        Raises:
+            WorkloadUnavailable: the layer below could not be reached; try again.
+            WorkloadRejected: it refused; trying again changes nothing.
+        """
+        ...
+
+    async def observe(self) -> Mapping[str, WorkloadStatus]:
+        """Tell the state of every application that exists, by its name.
+
+        Raises:
+            WorkloadUnavailable: it can't be told; nothing may be concluded from that.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections. What runs goes on running."""
+        ...

@@ -1,0 +1,75 @@
+"""What a revision is, and how it is named on the wire.
+
+A revision is a model version *as deployed*: the same weights on a new engine image are a new revision and go
+through a canary like any other (docs/architecture.md, "Decisions").
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A lower-case sha256 in hexadecimal, 64 characters."""
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""A registered model's name: a DNS label, since it becomes part of application and object names."""
+
+
+class Frozen(BaseModel):
+    """Base of what users write and what crosses a process boundary: closed and immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineKind(enum.StrEnum):
+    """Which engine answers for a revision."""
+
+    VLLM = "vllm"
+    SIMULATED = "simulated"
+
+
+class RevisionSpec(Frozen):
+    """Everything that decides what a revision answers, and therefore everything its digest covers.
+
+    `engine_args` are vLLM's command line flags without the dashes (`max_model_len: "2048"`), values as strings;
+    an empty string means a flag without a value. `source` is a local folder for vLLM, a `sim:` URI for the
+    simulated engine, and is *not* part of the digest: `manifest_sha256` is.
+    """
+
+    model: ModelName
+    version: str
+    manifest_sha256: Digest
+    engine: EngineKind
+    source: str
+    engine_image: str = "local"
+    engine_args: Mapping[str, str] = Field(default_factory=lambda: MappingProxyType({}))
+    accelerator: str = "cpu"
+    policy_sha256: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The revision's identity: sha256 over the canonical JSON of what changes its answers."""
+        covered = self.model_dump(mode="json", exclude={"source"})
+        canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def application(self) -> str:
+        """The name of its Ray Serve application, for instance `chat--1-3-0--0a1b2c3d`."""
+        return application_name(self.model, self.version, self.digest)
+
+
+def application_name(model: str, version: str, digest: str) -> str:
+    """Name the Serve application of a revision.
+
+    >>> application_name("chat", "1.3.0", "0a1b2c3d" + "0" * 56)
+    'chat--1-3-0--0a1b2c3d'
+    """
+    return f"{model}--{version.replace('.', '-').replace('+', '-')}--{digest[:8]}"

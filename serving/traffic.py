@@ -1,0 +1,107 @@
+"""The traffic table: which revision gets which weight. Pure; the contract between rollout and serving.
+
+The controller writes tables, gateways obey them. A table carries a generation `(fence, sequence)`: the fence is
+the controller's leadership token, the sequence grows with each table of that leader. A gateway refuses a table
+that is not newer than the one it has, so a controller that lost its leadership can't act any more.
+
+Assignment is a keyed hash, `u = H(salt, unit) / 2^64`, canary when `u < weight`: sticky by construction, it moves
+only the units that must move when the weight changes, and since the salt is a secret of the rollout no client
+can aim at an arm (analysis.md, section 1).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from serving.errors import InvalidTable
+from serving.specs import Digest, Frozen, ModelName
+
+
+class Role(enum.StrEnum):
+    """What a revision is within its model's rollout."""
+
+    STABLE = "stable"
+    CANARY = "canary"
+
+
+class Generation(NamedTuple):
+    """Order of tables: compared as a pair, the fence first."""
+
+    fence: int
+    sequence: int
+
+
+class RevisionTraffic(Frozen):
+    """One revision's part of a model's traffic. `weight` is in percent of the model's new requests."""
+
+    digest: Digest
+    version: str
+    role: Role
+    weight: Annotated[int, Field(ge=0, le=100)]
+    application: str
+
+
+class ModelTraffic(Frozen):
+    """How one model's requests are divided: one stable revision, and at most one canary.
+
+    `drains` lists applications that get no new requests but may still be answering; gateways keep their
+    endpoints until the controller drops them from the table. `rollout` identifies the rollout whose evidence is
+    being gathered; None means that nothing is being judged.
+    """
+
+    model: ModelName
+    salt: str
+    rollout: str | None = None
+    revisions: tuple[RevisionTraffic, ...]
+    drains: tuple[RevisionTraffic, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        roles = [r.role for r in self.revisions]
+        if len(set(roles)) != len(roles):
+            raise InvalidTable(f"model {self.model!r}: two revisions with one role in one table; send one of each")
+        total = sum(r.weight for r in self.revisions)
+        if self.revisions and total != 100:
+            raise InvalidTable(f"model {self.model!r}: weights sum to {total}, not to 100; send them all again")
+        return self
+
+    def by_role(self, role: Role) -> RevisionTraffic | None:
+        """The revision that has this role, or None."""
+        return next((r for r in self.revisions if r.role is role), None)
+
+    def by_version(self, version: str) -> RevisionTraffic | None:
+        """The revision of a semantic version that still takes requests, or None."""
+        return next((r for r in self.revisions if r.version == version), None)
+
+
+class TrafficTable(Frozen):
+    """All models' traffic at one generation. Applied as a whole, between two requests."""
+
+    fence: int
+    sequence: int
+    issued_at: float
+    models: tuple[ModelTraffic, ...] = ()
+
+    @property
+    def generation(self) -> Generation:
+        """This table's place in the order of tables."""
+        return Generation(self.fence, self.sequence)
+
+    def model(self, name: str) -> ModelTraffic | None:
+        """The traffic of one model, or None when it is not served."""
+        return next((m for m in self.models if m.model == name), None)
+
+
+def unit_interval(salt: str, unit: str) -> float:
+    """Map a unit (a session, or one request) to [0, 1), uniformly, keyed by the rollout's secret salt."""
+    digest = hashlib.blake2b(unit.encode(), key=salt.encode()[:64], digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2.0**64
+
+
+def assigned_role(salt: str, unit: str, canary_weight: int) -> Role:
+    """The arm of a unit: canary exactly when its hash falls below the canary's weight (percent)."""
+    return Role.CANARY if unit_interval(salt, unit) * 100.0 < canary_weight else Role.STABLE

@@ -1,0 +1,106 @@
+"""One settings class: flags > `TIDEGATE_*` > `$TIDEGATE_HOME/config.toml` > these defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def default_home() -> Path:
+    """`$TIDEGATE_HOME`, else `~/.tidegate`."""
+    return Path(os.environ.get("TIDEGATE_HOME") or Path.home() / ".tidegate").expanduser()
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured about a local platform.
+
+    Paths below `home` are derived, not configured: whoever knows the home knows where all of it lies.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TIDEGATE_", extra="forbid", frozen=True)
+
+    home: Path = Field(default_factory=default_home, description="Where state, logs and credentials live.")
+    host: str = Field(default="127.0.0.1", description="Address that the public and control ports bind to.")
+    gateway_port: Port = Field(default=8000, description="The OpenAI address.")
+    admin_port: Port = Field(default=8001, description="The gateway's metrics and health.")
+    control_port: Port = Field(default=8080, description="The console and the control plane's API.")
+    serve_port: Port = Field(default=8100, description="Ray Serve's own proxy, which nothing of ours uses.")
+    tracking_uri: str = Field(default="", description="MLflow tracking URI; empty means sqlite below home.")
+    store_url: str = Field(default="", description="SQLAlchemy URL of the event log; empty means sqlite below home.")
+    request_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=600.0, description="The longest a request may take; also how long a drain waits for its streams."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put `config.toml` below the environment."""
+        toml = TomlConfigSettingsSource(settings_cls, default_home() / "config.toml")
+        return init_settings, env_settings, toml
+
+    @property
+    def run_dir(self) -> Path:
+        """Process ids, sockets and addresses of what runs now."""
+        return self.home / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        """Logs of every process of the local platform."""
+        return self.home / "logs"
+
+    @property
+    def ray_file(self) -> Path:
+        """JSON with the address, dashboard URL and token of the Ray that the supervisor started."""
+        return self.run_dir / "ray.json"
+
+    @property
+    def credentials_file(self) -> Path:
+        """Bearer token of the local control plane, mode 0600."""
+        return self.home / "credentials"
+
+    @property
+    def table_file(self) -> Path:
+        """The gateway's last traffic table, for a start without a controller."""
+        return self.home / "gateway" / "table.json"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The tracking URI in force."""
+        return self.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def event_log_url(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.store_url or f"sqlite:///{self.home / 'state.db'}"
+
+    @property
+    def control_url(self) -> str:
+        """Where the control plane answers."""
+        return f"http://{self.host}:{self.control_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway answers."""
+        return f"http://{self.host}:{self.gateway_port}"
+
+
+def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - forwarded to pydantic, which validates
+    """Read the settings; keyword arguments are the command line's flags, None meaning not given."""
+    return Settings(**{k: v for k, v in overrides.items() if v is not None})
