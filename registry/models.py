@@ -87,9 +87,9 @@ class ModelVersion(Frozen):
     kind: SourceKind
     location: str
     manifest_sha256: Sha256
-    engine_args: Mapping[str, str] = Field(default_factory=lambda: MappingProxyType({}))
-    generation: Mapping[str, str] = Field(default_factory=lambda: MappingProxyType({}))
-    metrics: Mapping[str, float] = Field(default_factory=lambda: MappingProxyType({}))
+    engine_args: Mapping[str, str] = Field(default_factory=dict)
+    generation: Mapping[str, str] = Field(default_factory=dict)
+    metrics: Mapping[str, float] = Field(default_factory=dict)
     policy_sha256: str = ""
     lineage: Lineage = Lineage()
     aliases: tuple[str, ...] = ()

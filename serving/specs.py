@@ -10,7 +10,6 @@ import enum
 import hashlib
 import json
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -49,7 +48,7 @@ class RevisionSpec(Frozen):
     engine: EngineKind
     source: str
     engine_image: str = "local"
-    engine_args: Mapping[str, str] = Field(default_factory=lambda: MappingProxyType({}))
+    engine_args: Mapping[str, str] = Field(default_factory=dict)
     accelerator: str = "cpu"
     policy_sha256: str = ""
 
