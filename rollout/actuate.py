@@ -1,0 +1,110 @@
+"""Make the world follow the statuses: traffic at once, workloads behind it. Idempotent, level-triggered.
+
+Order matters in one direction only: traffic leaves a revision before its workload goes, and a workload answers
+before traffic comes. The first is kept by `housekeeping` (a revision is removed from the desired set only when it
+is drained), the second by `decide` (no weight before the gateways have seen an endpoint).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from rollout.desired import desired_table, desired_workloads
+from rollout.errors import WorkloadRejected, WorkloadUnavailable
+from rollout.status import ModelStatus
+from rollout.traffic_routers.base import TrafficRouter
+from rollout.workloads.base import Workload, WorkloadPort, WorkloadStatus
+from serving.traffic import ModelTraffic
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 2.0
+"""Pause after a failed attempt to change the workloads."""
+
+
+class TrafficActuator:
+    """Sends a new table whenever the desired one differs from the last one sent."""
+
+    def __init__(self, router: TrafficRouter) -> None:
+        self._router = router
+        self._sent: tuple[ModelTraffic, ...] | None = None
+        self._sequence = 0
+        self._fence = 0
+
+    async def follow(self, statuses: Iterable[ModelStatus], *, fence: int, now: float) -> None:
+        """Push the table of these statuses, if it is not in force already."""
+        if fence != self._fence:
+            self._fence, self._sequence, self._sent = fence, 0, None
+        table = desired_table(statuses, fence=fence, sequence=self._sequence + 1, now=now)
+        if table.models != self._sent:
+            self._sequence += 1
+            self._sent = table.models
+            await self._router.set(table)
+
+
+class WorkloadActuator:
+    """Applies the desired set of workloads and watches what becomes of it, in a task of its own."""
+
+    def __init__(
+        self,
+        port: WorkloadPort,
+        desired: Callable[[], Iterable[ModelStatus] | None],
+        on_change: Callable[[], None],
+        interval_s: float = 0.5,
+    ) -> None:
+        self._port = port
+        self._desired = desired
+        self._on_change = on_change
+        self._interval_s = interval_s
+        self._wake = asyncio.Event()
+        self.seen: Mapping[str, WorkloadStatus] | None = None
+        """By application; None while it can't be observed."""
+        self.message = ""
+        """Why it can't be observed or changed, for people."""
+
+    def wake(self) -> None:
+        """The desired set may have changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Apply and observe, for ever."""
+        while True:
+            pause_s = await self._round()
+            try:
+                await asyncio.wait_for(self._wake.wait(), pause_s)
+            except TimeoutError:
+                continue
+            finally:
+                self._wake.clear()
+
+    async def _round(self) -> float:
+        statuses = self._desired()
+        if statuses is None:  # somebody else leads: look, don't touch
+            return self._interval_s
+        wanted = desired_workloads(statuses)
+        try:
+            await self._port.apply(wanted)
+            self._set(await self._port.observe(), "")
+        except WorkloadUnavailable as error:
+            self._set(None, str(error))
+            return RETRY_S
+        except WorkloadRejected as error:
+            log.warning("the workload layer refused: %s", error)
+            await self._look_after_refusal(wanted, str(error))
+            return RETRY_S
+        return self._interval_s
+
+    async def _look_after_refusal(self, wanted: tuple[Workload, ...], message: str) -> None:
+        try:
+            self._set(await self._port.observe(), message)
+        except WorkloadUnavailable as error:
+            self._set(None, f"{message}; {error}")
+        log.debug("wanted were %s", [w.application for w in wanted])
+
+    def _set(self, seen: Mapping[str, WorkloadStatus] | None, message: str) -> None:
+        changed = seen != self.seen or message != self.message
+        self.seen, self.message = seen, message
+        if changed:
+            self._on_change()
