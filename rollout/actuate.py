@@ -71,7 +71,7 @@ class WorkloadActuator:
     async def run(self) -> None:
         """Apply and observe, for ever."""
         while True:
-            pause_s = await self._round()
+            pause_s = await self.once()
             try:
                 await asyncio.wait_for(self._wake.wait(), pause_s)
             except TimeoutError:
@@ -79,7 +79,8 @@ class WorkloadActuator:
             finally:
                 self._wake.clear()
 
-    async def _round(self) -> float:
+    async def once(self) -> float:
+        """Apply and observe once; returns how long to wait before the next time, in seconds."""
         statuses = self._desired()
         if statuses is None:  # somebody else leads: look, don't touch
             return self._interval_s

@@ -68,6 +68,7 @@ def deploy(status: ModelStatus, target: Target, command: Command) -> Decision:
     Raises:
         Quarantined: the revision was condemned and nobody has acknowledged it.
         CommandRefused: it is stable already, or it is being rolled out already.
+
     """
     digest = target.deployed.digest
     if why := status.quarantine.get(digest):
@@ -94,10 +95,13 @@ def promote(status: ModelStatus, command: Command) -> Decision:
 
     Raises:
         CommandRefused: nothing is rolling out, or the canary has not become ready yet.
+
     """
     rollout = _active(status, "promote")
     if rollout.stage is Stage.STARTING:
-        raise CommandRefused(f"{_name(rollout.target)} is not ready yet; a version that does not answer gets no traffic")
+        raise CommandRefused(
+            f"{_name(rollout.target)} is not ready yet; a version that does not answer gets no traffic"
+        )
     actions = (Promote(),) if command.full else next_step(rollout.spec, rollout)
     if rollout.paused and not isinstance(actions[0], Promote):
         actions = (Resume(), *actions)
@@ -123,9 +127,7 @@ def resume(status: ModelStatus, command: Command) -> Decision:
 def abort(status: ModelStatus, command: Command) -> Decision:
     """Stop this rollout; stable stays and the version may be rolled out again."""
     rollout = _active(status, "abort")
-    return _said(
-        command, f"aborted {_name(rollout.target)}", Withdraw(trigger=Trigger.ABORT, condemn=False)
-    )
+    return _said(command, f"aborted {_name(rollout.target)}", Withdraw(trigger=Trigger.ABORT, condemn=False))
 
 
 def acknowledge(status: ModelStatus, command: Command, digests: tuple[str, ...]) -> Decision:
@@ -146,6 +148,7 @@ def rollback(status: ModelStatus, command: Command, elsewhere: Target | None) ->
 
     Raises:
         CommandRefused: there is nothing to go back from or to.
+
     """
     canary, stable, previous = status.canary, status.stable, status.previous
     to = command.version

@@ -69,6 +69,7 @@ def decide(spec: RolloutSpec, status: ModelStatus, observation: Observation, now
 
     Returns:
         The first guard that applies, in the order of this module's docstring.
+
     """
     rollout = status.rollout
     if rollout is None or not rollout.active:
@@ -125,9 +126,7 @@ def _waiting(rollout: RolloutState, seen: Observation) -> Decision | None:
     return None
 
 
-def _progress(
-    spec: RolloutSpec, status: ModelStatus, rollout: RolloutState, seen: Observation, now: float
-) -> Decision:
+def _progress(spec: RolloutSpec, status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision:
     match rollout.stage:
         case Stage.STARTING:
             return _first_step(spec, status, rollout, seen)

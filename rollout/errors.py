@@ -1,13 +1,13 @@
 """Errors of the rollout engine.
 
-    RolloutError
-    +-- InvalidSpec            the spec can't be carried out (fix it)
-    +-- UnknownRollout         no rollout of that model
-    +-- CommandRefused         the verb makes no sense in this state (says which would)
-    +-- Quarantined            the digest was condemned; `ack` releases it
-    +-- WorkloadUnavailable    the workload layer could not be asked (retry; nothing is concluded)
-    +-- WorkloadRejected       the workload layer refused what was asked (fix it)
-    +-- LogConflict            another writer was first, or the leadership is lost (load again)
+RolloutError
++-- InvalidSpec            the spec can't be carried out (fix it)
++-- UnknownRollout         no rollout of that model
++-- CommandRefused         the verb makes no sense in this state (says which would)
++-- Quarantined            the digest was condemned; `ack` releases it
++-- WorkloadUnavailable    the workload layer could not be asked (retry; nothing is concluded)
++-- WorkloadRejected       the workload layer refused what was asked (fix it)
++-- LogConflict            another writer was first, or the leadership is lost (load again)
 """
 
 from __future__ import annotations

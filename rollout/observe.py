@@ -20,6 +20,7 @@ def observe(
         workloads: what the workload layer tells; None when it could not be asked.
         ledger: the evidence of the active rollout, if there is one.
         applications: the model's own applications, so that a decision's record holds nothing of other models.
+
     """
     return Observation(
         workloads=None if workloads is None else {a: w for a, w in workloads.items() if a in applications},

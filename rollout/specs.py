@@ -133,8 +133,10 @@ DEFAULT_SIGNALS = (
 
 
 class AnalysisSpec(Spec):
-    """How the evidence is judged: `alpha` bounds the chance of ever rolling back a healthy canary, `beta` that of a
-    step passing a version that is worse by the margin.
+    """How the evidence is judged.
+
+    `alpha` bounds the chance of ever rolling back a healthy canary, `beta` that of a step passing a version that is
+    worse by the margin.
     """
 
     alpha: Annotated[Ratio, Field(gt=0, le=0.2)] = 0.01
@@ -180,6 +182,7 @@ def parse_spec(document: Mapping[str, Any]) -> RolloutSpec:
 
     Raises:
         InvalidSpec: with each field that is wrong, the value found, and what is allowed.
+
     """
     body = document.get("spec", document) if document.get("kind") == "ModelDeployment" else document
     if not isinstance(body, Mapping):
@@ -187,7 +190,9 @@ def parse_spec(document: Mapping[str, Any]) -> RolloutSpec:
     try:
         return RolloutSpec.model_validate(body)
     except ValidationError as error:
-        raise InvalidSpec("; ".join(_complaint(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors())) from None
+        raise InvalidSpec(
+            "; ".join(_complaint(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors())
+        ) from None
 
 
 def _complaint(loc: tuple[int | str, ...], kind: str, message: str, found: object) -> str:

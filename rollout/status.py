@@ -112,10 +112,18 @@ class ModelStatus(Frozen):
 
 
 def apply(status: ModelStatus, actions: Iterable[Action], *, at: float, reason: str, actor: str) -> ModelStatus:
-    """Fold a decision's actions into a status. `at` is the decision's time in seconds since the epoch."""
+    """Fold a decision's actions into a status. `at` is the decision's time in seconds since the epoch.
+
+    The reason a person sees stays that of the rollout: clearing up behind it is in the log, not in the way.
+    """
+    told = False
     for action in actions:
         status = _apply_one(status, action, at, reason)
-    return status.model_copy(update={"reason": reason, "actor": actor, "updated_at": at})
+        told = told or not isinstance(action, RetirePrevious | Remove)
+    change: dict[str, object] = {"updated_at": at}
+    if told:
+        change |= {"reason": reason, "actor": actor}
+    return status.model_copy(update=change)
 
 
 def _apply_one(status: ModelStatus, action: Action, at: float, reason: str) -> ModelStatus:
@@ -194,9 +202,7 @@ def _switch_back(status: ModelStatus, action: SwitchBack, at: float, reason: str
     assert old is not None
     assert back is not None
     status = _retire(status, old, at)
-    status = status.model_copy(
-        update={"stable": back, "previous": None, "warm_until": None, "phase": Phase.DEGRADED}
-    )
+    status = status.model_copy(update={"stable": back, "previous": None, "warm_until": None, "phase": Phase.DEGRADED})
     return _condemn(status, old.digest, reason) if action.condemn else status
 
 

@@ -60,12 +60,11 @@ class EventLog(Protocol):
 
         Raises:
             LogConflict: `fence` is not the newest token.
+
         """
         ...
 
-    def read(
-        self, *, model: str | None = None, after: int = 0, kinds: Sequence[Kind] | None = None
-    ) -> Iterable[Entry]:
+    def read(self, *, model: str | None = None, after: int = 0, kinds: Sequence[Kind] | None = None) -> Iterable[Entry]:
         """Entries in the order of writing, those with an id above `after`."""
         ...
 

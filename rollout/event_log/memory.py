@@ -41,9 +41,7 @@ class MemoryEventLog:
             self._entries.append(Entry(**entry.model_dump(), id=first + offset, fence=fence))
         return tuple(range(first, first + len(entries)))
 
-    def read(
-        self, *, model: str | None = None, after: int = 0, kinds: Sequence[Kind] | None = None
-    ) -> Iterable[Entry]:
+    def read(self, *, model: str | None = None, after: int = 0, kinds: Sequence[Kind] | None = None) -> Iterable[Entry]:
         """See `EventLog.read`."""
         return [
             e

@@ -116,9 +116,7 @@ class SqlEventLog:
         assert key is not None
         return int(key[0])
 
-    def read(
-        self, *, model: str | None = None, after: int = 0, kinds: Sequence[Kind] | None = None
-    ) -> Iterable[Entry]:
+    def read(self, *, model: str | None = None, after: int = 0, kinds: Sequence[Kind] | None = None) -> Iterable[Entry]:
         """See `EventLog.read`."""
         query = sa.select(EVENTS).where(EVENTS.c.id > after).order_by(EVENTS.c.id)
         if model is not None:
@@ -151,7 +149,7 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     """
 
     def on_connect(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-        connection.isolation_level = None  # type: ignore[attr-defined]  # sqlite3's own attribute
+        connection.isolation_level = None  # sqlite3's own attribute
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")  # survives kill -9; a power cut may cost the last commits

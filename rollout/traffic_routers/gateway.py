@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from rollout.traffic_routers.base import RouterView
@@ -51,10 +51,10 @@ class Connection:
     hello: Hello
     send: Callable[[str], Awaitable[None]]
     connected_at: float
-    applied: Generation = Generation(0, 0)
-    applied_at: float = 0.0
+    applied: Generation
+    applied_at: float
     totals: Totals | None = None
-    totals_at: float = field(default=0.0)
+    totals_at: float = 0.0
 
 
 class GatewayRouter:
@@ -103,6 +103,7 @@ class GatewayRouter:
 
         Raises:
             ValueError: it is not one of the messages of serving/outcomes.py.
+
         """
         message = FROM_GATEWAY.validate_json(text)
         hello = connection.hello

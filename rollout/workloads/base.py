@@ -63,6 +63,7 @@ class WorkloadPort(Protocol):
         Raises:
             WorkloadUnavailable: the layer below could not be reached; try again.
             WorkloadRejected: it refused; trying again changes nothing.
+
         """
         ...
 
@@ -71,6 +72,7 @@ class WorkloadPort(Protocol):
 
         Raises:
             WorkloadUnavailable: it can't be told; nothing may be concluded from that.
+
         """
         ...
 

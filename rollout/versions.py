@@ -1,0 +1,68 @@
+"""From a spec's version to a revision that can run: resolve, verify, fetch. Shell around the registry's port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from registry.stores.base import RegistryStore
+
+from registry.models import Alias, ModelVersion, SourceKind
+from rollout.actions import Deployed
+from rollout.specs import RolloutSpec
+from serving.specs import EngineKind, RevisionSpec
+
+log = logging.getLogger(__name__)
+
+
+class Versions:
+    """Turns registered versions into revisions and keeps the registry's aliases where the rollouts are.
+
+    The registry's client blocks, so every call runs in a thread: the controller's loop must not wait for it.
+    """
+
+    def __init__(self, store: RegistryStore, accelerator: str = "cpu") -> None:
+        self._store = store
+        self._accelerator = accelerator
+
+    async def resolve(self, spec: RolloutSpec) -> Deployed:
+        """The revision of a spec's version, its files verified against the manifest.
+
+        Raises:
+            registry.errors.RegistryError: no such version, a damaged file, a registry that does not answer.
+
+        """
+        return await asyncio.to_thread(self._resolve, spec)
+
+    def _resolve(self, spec: RolloutSpec) -> Deployed:
+        version = self._store.get(spec.model, spec.version)
+        simulated = version.kind is SourceKind.SIMULATED
+        source = version.location if simulated else str(self._store.materialise(version, verify=True))
+        revision = RevisionSpec(
+            model=spec.model,
+            version=version.version,
+            manifest_sha256=version.manifest_sha256,
+            engine=EngineKind.SIMULATED if simulated else EngineKind.VLLM,
+            source=source,
+            engine_image=spec.engine.image,
+            engine_args=dict(version.engine_args),
+            accelerator=self._accelerator,
+            policy_sha256=version.policy_sha256,
+        )
+        return Deployed(revision=revision, replicas=spec.engine.min_replicas)
+
+    async def earlier(self, model: str, before: str) -> ModelVersion | None:
+        """The version registered before `before`, newest first, or None."""
+        versions = await asyncio.to_thread(self._store.list_versions, model)
+        older = sorted((v for v in versions if v.version != before), key=lambda v: v.created_at)
+        known = next((v for v in versions if v.version == before), None)
+        if known is not None:
+            older = [v for v in older if v.created_at < known.created_at]
+        return older[-1] if older else None
+
+    async def point(self, alias: Alias, model: str, version: str) -> None:
+        """Move an alias. A registry that does not answer is logged, not raised: an alias never holds up a rollout."""
+        try:
+            await asyncio.to_thread(self._store.set_alias, model, alias.value, version)
+        except Exception as error:
+            log.warning("alias %s of %s was not moved to %s: %s", alias, model, version, error)
