@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
 
@@ -62,6 +63,45 @@ class Bump(enum.StrEnum):
     PATCH = "patch"
     MINOR = "minor"
     MAJOR = "major"
+
+
+class Facets(Frozen):
+    """What decides a version's answers, split by what each part asks of the version number.
+
+    `architecture`, `tokenizer`, `weights`, `prompt` and `policy` are digests, empty when the version has none.
+    `generation` and `engine_args` are kept as they are, so that a reason can name the settings that changed.
+    """
+
+    architecture: str = ""
+    tokenizer: str = ""
+    weights: str = ""
+    prompt: str = ""
+    policy: str = ""
+    generation: Mapping[str, str] = Field(default_factory=dict)
+    engine_args: Mapping[str, str] = Field(default_factory=dict)
+
+
+class RegisterRequest(Frozen):
+    """What a person asks to have registered.
+
+    `source` is a folder, `hf:ID[@REV]`, `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `sim:?k=v`. With `version`
+    the number is given by hand; without, `bump` raises the parent's number, None meaning: derive it from what
+    changed (`--bump auto`). `parent` is the version to compare with; None means the one that `production` points
+    to, else the highest. `generation` values are JSON scalars as typed (`0.2`, `true`), else plain text.
+    """
+
+    model: ModelName
+    source: str
+    version: str | None = None
+    bump: Bump | None = None
+    prompt_file: Path | None = None
+    policy_file: Path | None = None
+    generation: Mapping[str, str] = Field(default_factory=dict)
+    engine_args: Mapping[str, str] = Field(default_factory=dict)
+    metrics: Mapping[str, float] = Field(default_factory=dict)
+    dataset: str | None = None
+    commit: str | None = None
+    parent: str | None = None
 
 
 class Lineage(Frozen):

@@ -1,6 +1,6 @@
 """Evidence from scores and from shadow pairs, turned into what the event test understands. Pure.
 
-Section 5 of the analysis page; betting on symmetric differences after Waudby-Smith and Ramdas, arXiv 2010.09686.
+Analysis page, section 5; betting on symmetric differences after Waudby-Smith and Ramdas, arXiv 2010.09686.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from monitoring.sequential.events import check_weight
 
 
 def badness_rank(past_sorted: Sequence[float], badness: float) -> float:
-    """G in [0, 1]: where a score's badness stands among the *past* scores of both arms (middle of ties).
+    """Rank g in [0, 1]: where a score's badness stands among the *past* scores of both arms (middle of ties).
 
     Only the past, so that g is known before the arm matters; 0.5 when there is no past.
 

@@ -1,8 +1,8 @@
 """An endless watch: no end to the rollout, so no alpha to spend, but a bounded rate of false alarms. Pure.
 
 Shiryaev-Roberts as an e-detector (analysis page, section 7; Shin, Ramdas and Rinaldo, arXiv 2203.03532):
-`M = (M + 1)*f` with the factors of the rollback test. Under the null M - n is a supermartingale, so the mean number of events until
-a false alarm at M >= 1/a is at least 1/a.
+`M = (M + 1)*f` with the factors of the rollback test. Under the null M - n is a supermartingale, so the mean number of
+events until a false alarm at M >= 1/a is at least 1/a.
 """
 
 from __future__ import annotations

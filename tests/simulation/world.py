@@ -71,6 +71,7 @@ class SimulatedWorkloads:
         self.restarts: dict[str, int] = {}
         self.away = False
         self.writes = 0
+        self.ever_ready: set[str] = set()
 
     async def apply(self, desired: Sequence[Workload]) -> None:
         if self.away:
@@ -82,6 +83,7 @@ class SimulatedWorkloads:
             self.started_at[application] = self._world.now
         for application in self.desired.keys() - wanted.keys():
             self._world.on_removed(application)
+            self.ever_ready.discard(application)
         self.desired = wanted
 
     async def observe(self) -> Mapping[str, WorkloadStatus]:
@@ -102,7 +104,10 @@ class SimulatedWorkloads:
         """Whether it answers now."""
         if application not in self.desired or application in self.failed:
             return False
-        return self._world.now >= self.started_at[application] + self._world.load_s
+        ready = self._world.now >= self.started_at[application] + self._world.load_s
+        if ready:
+            self.ever_ready.add(application)
+        return ready
 
     async def close(self) -> None:
         """Nothing to close."""

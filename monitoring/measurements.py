@@ -1,0 +1,44 @@
+"""What is measured of one request, as plain values. Pure: whoever serves fills it, `instruments` exports it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class RequestOutcome(enum.StrEnum):
+    """How a request ended for its client. A closed set: it is a metric's label."""
+
+    OK = "ok"
+    RETRIED = "retried"
+    """The version failed, stable answered instead: the client saw a normal answer."""
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    CLIENT_ERROR = "client_error"
+    """The engine answered with a 4xx."""
+    CLIENT_ABORT = "client_abort"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMeasurement:
+    """One request, counted for the version that was picked first. None where something was not there to measure."""
+
+    model: str
+    version: str
+    operation: str
+    outcome: RequestOutcome
+    duration_s: float
+    first_token_s: float | None = None
+    per_token_s: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionInfo:
+    """A revision that this gateway knows, for joining by role."""
+
+    model: str
+    version: str
+    revision: str
+    role: str

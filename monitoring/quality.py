@@ -1,0 +1,107 @@
+"""Cheap measures of an answer's text: does it repeat itself, is it empty. Pure.
+
+They look for *degenerate* output, as a damaged or badly quantised model gives it, not for style. The rule was
+tuned so that prose, code, lists, tables and Chinese text pass (tests/unit/serving/test_quality.py).
+"""
+
+from __future__ import annotations
+
+import re
+
+MIN_TOKENS = 24
+"""Below this many tokens nothing is said about n-grams: a short answer may well repeat a phrase."""
+
+NGRAM = 4
+MIN_DISTINCT_SHARE = 0.5
+"""A text fewer than half of whose 4-grams are distinct repeats itself. Prose has 0.9 and more."""
+
+WINDOW_TOKENS = 160
+"""The share is taken over the last tokens, so that a loop shows after however long a good beginning."""
+
+CYCLE_REPEATS = 4
+CYCLE_MIN_CHARS = 48
+CYCLE_SURE_CHARS = 200
+"""A cycle at the end counts from 48 characters when it is half of the text or more, else from 200."""
+
+TAIL_CHARS = 1024
+"""How much of the end is searched for a cycle; also bounds the cost, which is linear in it."""
+
+MAX_CHARS = 65_536
+"""Of a longer text only the end is looked at."""
+
+# One token per ideograph or kana, else per word; punctuation is left out, or tables and code would look repetitive.
+_TOKEN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\\W_]+")
+
+
+def is_empty(text: str) -> bool:
+    """Whether there is nothing to read in it.
+
+    >>> is_empty(" "), is_empty("ok")
+    (True, False)
+    """
+    return not text.strip()
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether a text repeats itself as degenerate output does.
+
+    True when, over its last 160 tokens and given at least 24 of them, fewer than half of the 4-grams are distinct; or
+    when it ends in a cycle: one string at least 4 times in a row, over at least 48 characters that are half of the
+    text, or over at least 200 characters.
+
+    Args:
+        text: An answer; of more than 65,536 characters only the end is looked at.
+
+    Returns:
+        True for a loop. Takes some 20 us for an ordinary answer of 500 characters.
+
+    >>> is_repetitive("The cat sat. " * 8), is_repetitive("The cat sat on the mat and looked at the moon.")
+    (True, False)
+    """
+    if len(text) < CYCLE_MIN_CHARS:
+        return len(text) >= MIN_TOKENS and distinct_share(text) < MIN_DISTINCT_SHARE
+    text = text[-MAX_CHARS:]
+    return distinct_share(text) < MIN_DISTINCT_SHARE or _ends_in_cycle(text)
+
+
+def distinct_share(text: str) -> float:
+    """The share of distinct 4-grams among the last 160 tokens, 1.0 for fewer than 24 tokens."""
+    tokens = _TOKEN.findall(text[-TAIL_CHARS * 2 :])[-WINDOW_TOKENS:]
+    if len(tokens) < MIN_TOKENS:
+        return 1.0
+    grams = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
+    return len(set(grams)) / len(grams)
+
+
+def _ends_in_cycle(text: str) -> bool:
+    text = text.rstrip()
+    tail = text[-TAIL_CHARS:]
+    needed = CYCLE_MIN_CHARS if len(text) <= 2 * CYCLE_SURE_CHARS else CYCLE_SURE_CHARS
+    if len(tail) < needed or tail.count(tail[-12:]) < 3:  # no cycle of that length without its end coming back
+        return False
+    span = _cycle_span(tail[::-1])
+    return span >= CYCLE_SURE_CHARS or (span >= CYCLE_MIN_CHARS and 2 * span >= len(text))
+
+
+def _cycle_span(text: str) -> int:
+    """The longest prefix of `text` that is one string 4 times or more in a row.
+
+    By the prefix function of Knuth, Morris and Pratt: a prefix of length n whose longest border is b has the period
+    n - b. Cost: linear.
+
+    >>> _cycle_span("abababab!")
+    8
+    """
+    border = [0] * len(text)
+    longest = 0
+    matched = 0
+    for i in range(1, len(text)):
+        while matched and text[i] != text[matched]:
+            matched = border[matched - 1]
+        if text[i] == text[matched]:
+            matched += 1
+        border[i] = matched
+        length = i + 1
+        if length >= CYCLE_REPEATS * (length - matched):
+            longest = length
+    return longest

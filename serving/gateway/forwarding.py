@@ -1,0 +1,87 @@
+"""Which headers travel: from the client to the engine, and back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Header = tuple[bytes, bytes]
+
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+     b"trailer", b"transfer-encoding", b"upgrade")
+)  # fmt: skip
+
+# The gateway writes its own framing and id; the client's key is not the engine's business; a compressed answer could
+# not be judged.
+_NOT_TO_ENGINE = _HOP_BY_HOP | {
+    b"host", b"content-length", b"expect", b"accept-encoding", b"authorization", b"cookie", b"x-request-id",
+    b"x-request-timeout", b"x-client-request-id",
+}  # fmt: skip
+
+_NOT_TO_CLIENT = _HOP_BY_HOP | {
+    b"date", b"server", b"x-request-id", b"x-client-request-id", b"x-tidegate-version", b"x-tidegate-role",
+}  # fmt: skip
+
+MAX_CLIENT_ID_BYTES = 128
+
+
+def header(headers: Iterable[Header], name: bytes) -> bytes | None:
+    """The first value of a header; names are in lower case."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def _listed(headers: Iterable[Header]) -> frozenset[bytes]:
+    """Header names that `Connection` names: they are hop-by-hop too."""
+    for key, value in headers:
+        if key == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            return frozenset(token.strip().lower() for token in value.split(b","))
+    return frozenset()
+
+
+def client_id(headers: Iterable[Header]) -> bytes | None:
+    """The client's own request id: `x-client-request-id`, else `x-request-id`, when it is printable and short."""
+    headers = list(headers)
+    value = header(headers, b"x-client-request-id") or header(headers, b"x-request-id")
+    if not value or len(value) > MAX_CLIENT_ID_BYTES or not value.isascii() or not value.decode().isprintable():
+        return None
+    return value
+
+
+def engine_head(
+    target: bytes, host: bytes, headers: Iterable[Header], body_bytes: int, request_id: bytes, own_id: bytes | None
+) -> bytes:
+    """The head of the request to the engine.
+
+    Args:
+        target: Path and query.
+        host: `host:port` of the engine.
+        headers: The client's, names in lower case.
+        body_bytes: Length of the body.
+        request_id: Passed on as `x-request-id`.
+        own_id: The client's own id, passed on as `x-client-request-id`.
+    """
+    drop = _NOT_TO_ENGINE
+    listed = _listed(headers)
+    if listed:
+        drop = drop | listed
+    lines = [b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % (
+        target, host, body_bytes, request_id)]  # fmt: skip
+    for key, value in headers:
+        if key not in drop and b"\n" not in value and b"\r" not in value:
+            lines += (key, b": ", value, b"\r\n")
+    if own_id is not None:
+        lines += (b"x-client-request-id: ", own_id, b"\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def client_headers(headers: Iterable[Header], own: Iterable[Header]) -> list[Header]:
+    """The headers of the answer to the client: the engine's without those of one hop, then the gateway's own."""
+    drop = _NOT_TO_CLIENT
+    listed = _listed(headers)
+    if listed:
+        drop = drop | listed
+    return [h for h in headers if h[0] not in drop] + list(own)

@@ -1,0 +1,377 @@
+"""Record the outcome of every request: evidence for the controller, metrics for Prometheus.
+
+Evidence is by intention to treat: a unit counts for its *assigned* revision by the outcome of its *first attempt*
+(analysis.md, section 2). Both arms are measured alike. What needs the text of an answer is done after its end, in
+small batches between other work; what is known at once (errors, a first token that is late) is told at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from monitoring.instruments import GatewayInstruments
+from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
+from monitoring.quality import is_repetitive
+from serving.admission import Pick
+from serving.gateway.latency import LatencyWindow, Thresholds, exceeded
+from serving.gateway.ledger import Ledger, Ticket
+from serving.gateway.outbox import Outbox
+from serving.gateway.sessions import Sessions, session_hash
+from serving.gateway.transcript import Transcript
+from serving.openai_protocol import Operation
+from serving.outcomes import Cause, Event, Signal
+from serving.streaming import Answer, read_body, read_stream
+from serving.traffic import RevisionTraffic, TrafficTable
+
+logger = logging.getLogger("tidegate.gateway")
+
+MIN_CHUNKS = 4
+"""A stream of fewer pieces says nothing about the time per token."""
+
+MOST_WAITING = 256
+"""Answers waiting to be read; beyond it they are read at once, which slows the gateway down instead of growing it."""
+
+SLICE_S = 0.0015
+"""How long answers are read before others get their turn."""
+
+_GENERATING = (Operation.CHAT, Operation.COMPLETIONS, Operation.RESPONSES)
+
+
+@dataclass(slots=True)
+class Unit:
+    """One admitted request and what is to be known of it."""
+
+    pick: Pick
+    operation: Operation
+    stream: bool
+    ticket: Ticket
+    admitted_at: float
+    """Wall-clock seconds."""
+    started: float
+    """Monotonic seconds."""
+    session: str | None = None
+    request_index: int = 1
+    no_latency: bool = False
+    """Cold cache or warm-up: latency is no evidence."""
+    first_token_limits: Thresholds | None = None
+    per_token_limits: Thresholds | None = None
+    first_token_seen: bool = False
+    late_levels: tuple[str, ...] = ()
+    events: list[str] = field(default_factory=list)
+
+    @property
+    def revision(self) -> RevisionTraffic:
+        """The revision that was picked."""
+        return self.pick.revision
+
+    @property
+    def judged(self) -> bool:
+        """Whether events of it still count."""
+        return self.pick.evidence and not self.ticket.settled
+
+
+@dataclass(slots=True)
+class _Ended:
+    unit: Unit
+    outcome: RequestOutcome
+    duration_s: float
+    transcript: Transcript | None
+    first_attempt: bool
+
+
+class Recorder:
+    """All that one gateway process knows about outcomes. Single-threaded; times are arguments."""
+
+    def __init__(
+        self,
+        instruments: GatewayInstruments,
+        defer: Callable[[Callable[[], None]], object],
+        monotonic: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self.instruments = instruments
+        self.ledger = Ledger()
+        self.outbox = Outbox()
+        self.sessions = Sessions()
+        self.in_flight: dict[str, int] = {}
+        """By digest: answers under way."""
+        self.on_event: Callable[[], None] = lambda: None
+        self._defer = defer
+        self._monotonic = monotonic
+        self._wall = wall
+        self._windows: dict[tuple[str, str], LatencyWindow] = {}
+        self._awaiting_first: dict[int, Unit] = {}
+        self._ended: deque[_Ended] = deque()
+        self._scheduled = False
+        self._names: dict[str, tuple[str, str]] = {}
+        self._live: set[tuple[str, str]] = set()
+
+    # Tables
+
+    def table_applied(self, table: TrafficTable) -> None:
+        """Follow a new table: names for metrics, and forget what is gone."""
+        infos: list[RevisionInfo] = []
+        self._names = {}
+        self._live = set()
+        for model in table.models:
+            self._live |= {(model.model, model.rollout or ""), (model.model, "")}
+            roles = [(r, r.role.value) for r in model.revisions] + [(r, "draining") for r in model.drains]
+            infos += [RevisionInfo(model.model, r.version, r.digest[:12], role) for r, role in roles]
+            self._names |= {r.digest: (model.model, r.version) for r in (*model.drains, *model.revisions)}
+        self.instruments.set_revisions(infos)
+        for key in [k for k in self._windows if k[0] not in self._names]:
+            del self._windows[key]
+
+    def prune(self) -> None:
+        """Forget totals that nobody needs any more. Call it now and then."""
+        self.ledger.prune(self._live, self._wall())
+        self.in_flight = {d: n for d, n in self.in_flight.items() if n or d in self._names}
+
+    # One request, in the order of its life
+
+    def admit(self, pick: Pick, operation: Operation, *, stream: bool, session: str | None) -> Unit:
+        """Count an admission and freeze the latency limits that it will be judged by."""
+        wall = self._wall()
+        traffic, revision, weight = pick.route.traffic, pick.revision, pick.route.weight
+        rollout = traffic.rollout or ""
+        ticket = self.ledger.admit(
+            traffic.model, rollout, revision.digest, revision.role, weight, evidence=pick.evidence, now=wall
+        )
+        unit = Unit(pick, operation, stream, ticket, wall, self._monotonic())
+        if session is not None:
+            visit = self.sessions.visit(traffic.model, session, rollout, revision.digest)
+            unit.request_index, unit.no_latency = visit.request_index, visit.moved
+            if pick.evidence:
+                unit.session = session_hash(traffic.salt, session)
+        stable = pick.route.stable
+        if pick.evidence and not unit.no_latency and stable is not None and operation in _GENERATING:
+            unit.per_token_limits = self._limits(stable.digest, "stream" if stream else "unary")
+            if stream:
+                unit.first_token_limits = self._limits(stable.digest, "first")
+                if unit.first_token_limits is not None:
+                    self._awaiting_first[id(unit)] = unit
+        return unit
+
+    def _limits(self, digest: str, kind: str) -> Thresholds | None:
+        window = self._windows.get((digest, kind))
+        return window.thresholds() if window is not None else None
+
+    def warming_up(self, unit: Unit) -> None:
+        """The request went to a replica that is still warming up: no latency evidence."""
+        unit.no_latency = True
+        unit.first_token_limits = unit.per_token_limits = None
+        self._awaiting_first.pop(id(unit), None)
+
+    def begun(self, revision: RevisionTraffic) -> None:
+        """An answer of this revision is under way."""
+        self.in_flight[revision.digest] = self.in_flight.get(revision.digest, 0) + 1
+
+    def over(self, revision: RevisionTraffic) -> None:
+        """It has ended."""
+        self.in_flight[revision.digest] -= 1
+
+    def first_token(self, unit: Unit, at: float) -> None:
+        """The first output of the first attempt came, at this monotonic time."""
+        unit.first_token_seen = True
+        if self._awaiting_first.pop(id(unit), None) is not None:
+            self._late(unit, at - unit.started)
+
+    def sweep(self) -> None:
+        """Tell of first tokens that are late already: a hang is an event at a fixed age, not at its end."""
+        now = self._monotonic()
+        for unit in list(self._awaiting_first.values()):
+            self._late(unit, now - unit.started)
+
+    def _late(self, unit: Unit, waited_s: float) -> None:
+        levels = exceeded(waited_s, unit.revision.role, unit.first_token_limits)
+        for level in levels[len(unit.late_levels) :]:
+            self._emit(unit, Signal.SLOW_FIRST_TOKEN, level=level)
+        if len(levels) > len(unit.late_levels):
+            unit.late_levels = levels
+
+    def failed(self, unit: Unit, cause: Cause) -> None:
+        """The first attempt failed."""
+        self._emit(unit, Signal.ERROR, cause=cause)
+        self._settle(unit)
+
+    def refused(self, unit: Unit) -> None:
+        """The engine answered the first attempt with a 4xx."""
+        self._emit(unit, Signal.ENGINE_4XX)
+        self._settle(unit)
+
+    def aborted(self, unit: Unit) -> None:
+        """The client went away."""
+        self._emit(unit, Signal.CLIENT_ABORT)
+        self._settle(unit)
+
+    def dropped(self, unit: Unit) -> None:
+        """The gateway itself gave it up (it is stopping, say): an outcome without any event, nobody's fault."""
+        self._settle(unit)
+
+    def retried(self, unit: Unit, cause: Cause) -> None:
+        """Stable is asked in the canary's place."""
+        self.ledger.retried(unit.ticket)
+        self.instruments.retry(unit.pick.route.model, unit.revision.version, cause.value)
+
+    def conclude(
+        self, unit: Unit, outcome: RequestOutcome, transcript: Transcript | None, *, first_attempt: bool = True
+    ) -> None:
+        """The request is over for its client. What was answered is read later.
+
+        Args:
+            unit: The request.
+            outcome: How it ended.
+            transcript: What was answered, None when nothing was.
+            first_attempt: False when stable answered in the canary's place: then the text is nobody's evidence.
+        """
+        duration_s = self._monotonic() - unit.started
+        self._awaiting_first.pop(id(unit), None)
+        self._ended.append(_Ended(unit, outcome, duration_s, transcript, first_attempt))
+        if len(self._ended) > MOST_WAITING:
+            self._read(self._ended.popleft())
+        if not self._scheduled:
+            self._scheduled = True
+            self._defer(self._work)
+
+    def _work(self) -> None:
+        until = self._monotonic() + SLICE_S
+        while self._ended:
+            self._read(self._ended.popleft())
+            if self._monotonic() > until:
+                break
+        self._scheduled = bool(self._ended)
+        if self._scheduled:
+            self._defer(self._work)
+
+    def flush(self) -> None:
+        """Read all that waits, at once."""
+        while self._ended:
+            self._read(self._ended.popleft())
+
+    # What an answer says
+
+    def _read(self, ended: _Ended) -> None:
+        try:
+            self._judge(ended)
+        except Exception:
+            # A unit without an outcome would hold up the watermark for ever, so it is settled whatever happens.
+            logger.exception("reading an answer failed; its outcome counts without its text")
+        finally:
+            self._settle(ended.unit)
+
+    def _judge(self, ended: _Ended) -> None:
+        unit, transcript, outcome = ended.unit, ended.transcript, ended.outcome
+        answer = Answer()
+        first_s = per_token_s = None
+        if transcript is not None:
+            answer = self._answer(unit, transcript)
+            if unit.stream and transcript.first_at:
+                first_s = transcript.first_at - unit.started
+            per_token_s = _per_token_s(unit, transcript, answer, ended.duration_s)
+            if outcome is RequestOutcome.OK and not transcript.compressed:
+                outcome = self._quality(unit, transcript, answer)
+            if outcome is RequestOutcome.OK and ended.first_attempt:
+                self._latency(unit, first_s, per_token_s)
+        self.instruments.record(
+            RequestMeasurement(
+                unit.pick.route.model, unit.revision.version, unit.operation.value, outcome, ended.duration_s,
+                first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens,
+            )
+        )  # fmt: skip
+
+    def _answer(self, unit: Unit, transcript: Transcript) -> Answer:
+        if transcript.compressed or unit.operation is Operation.OTHER:
+            return Answer()
+        if not transcript.event_stream:
+            return read_body(unit.operation, transcript.text) if transcript.whole else Answer(ended=True)
+        if not unit.judged:  # only the usage at its end is needed
+            return read_stream(unit.operation, transcript.tail)
+        answer = read_stream(unit.operation, transcript.text)
+        if not transcript.whole:
+            end = read_stream(unit.operation, transcript.tail)
+            answer.finish_reasons += end.finish_reasons
+            answer.input_tokens, answer.output_tokens = end.input_tokens, end.output_tokens
+            answer.error_code = answer.error_code or end.error_code
+        return answer
+
+    def _quality(self, unit: Unit, transcript: Transcript, answer: Answer) -> RequestOutcome:
+        if unit.operation not in _GENERATING:
+            return RequestOutcome.OK
+        if answer.error_code is not None:
+            client_error = answer.error_code[:1] == "4" or answer.error_code == "BadRequestError"
+            self._emit(unit, Signal.ENGINE_4XX if client_error else Signal.ERROR)
+            return RequestOutcome.CLIENT_ERROR if client_error else RequestOutcome.ERROR
+        if not transcript.event_stream and not answer.ended:  # no JSON: cut, or garbage
+            self._emit(unit, Signal.ERROR)
+            return RequestOutcome.ERROR
+        if unit.judged:
+            if answer.length_stop:
+                self._emit(unit, Signal.LENGTH_STOP)
+            if transcript.whole and not answer.has_content:
+                self._emit(unit, Signal.EMPTY)
+            if any(map(is_repetitive, answer.texts)):
+                self._emit(unit, Signal.REPETITION)
+        return RequestOutcome.OK
+
+    def _latency(self, unit: Unit, first_s: float | None, per_token_s: float | None) -> None:
+        if per_token_s is not None:
+            for level in exceeded(per_token_s, unit.revision.role, unit.per_token_limits):
+                self._emit(unit, Signal.SLOW_TOKENS, level=level)
+        if unit.no_latency or unit.operation not in _GENERATING:
+            return
+        digest = unit.revision.digest
+        if digest not in self._names:
+            return
+        if first_s is not None:
+            self._windows.setdefault((digest, "first"), LatencyWindow()).add(first_s)
+        if per_token_s is not None:
+            kind = "stream" if unit.stream else "unary"
+            self._windows.setdefault((digest, kind), LatencyWindow()).add(per_token_s)
+
+    # Evidence
+
+    def _settle(self, unit: Unit) -> None:
+        self._awaiting_first.pop(id(unit), None)
+        self.ledger.settle(unit.ticket, unit.events, self._wall())
+
+    def _emit(self, unit: Unit, signal: Signal, *, level: str = "", cause: Cause = Cause.VERSION) -> None:
+        if not unit.judged:
+            return
+        unit.events.append(f"{signal.value}:{level}" if level else signal.value)
+        route = unit.pick.route
+        self.outbox.append(
+            Event(
+                sequence=self.outbox.next_sequence(),
+                model=route.model,
+                rollout=route.traffic.rollout or "",
+                signal=signal,
+                level=level,
+                cause=cause,
+                arm=unit.revision.role,
+                digest=unit.revision.digest,
+                weight=route.weight,
+                session=unit.session,
+                request_index=unit.request_index,
+                admission=unit.ticket.number,
+                admitted_at=unit.admitted_at,
+                settled_at=self._wall(),
+            )
+        )
+        self.on_event()
+
+    def in_flight_by_version(self) -> list[tuple[str, str, int]]:
+        """(model, version, answers under way) of all revisions in the table."""
+        return [(model, version, self.in_flight.get(d, 0)) for d, (model, version) in self._names.items()]
+
+
+def _per_token_s(unit: Unit, transcript: Transcript, answer: Answer, duration_s: float) -> float | None:
+    if transcript.event_stream:
+        if transcript.bodies < MIN_CHUNKS:
+            return None
+        return (transcript.last_at - transcript.first_at) / (transcript.bodies - 1)
+    if unit.operation in _GENERATING and answer.output_tokens:
+        return duration_s / answer.output_tokens
+    return None

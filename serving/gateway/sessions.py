@@ -1,0 +1,58 @@
+"""What a gateway remembers of sessions: how many requests they made, and where the last one went. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+CAPACITY = 100_000
+
+
+def session_hash(salt: str, unit: str) -> str:
+    """The name under which a session travels: keyed by the rollout's secret, the same on every gateway."""
+    unit_bytes = unit.encode("utf-8", "replace")
+    return hashlib.blake2b(unit_bytes, key=salt.encode()[:64], digest_size=12, person=b"tg-session").hexdigest()
+
+
+class Visit(NamedTuple):
+    """One request of a session: its index within the rollout (from 1), and whether the session just changed arms."""
+
+    request_index: int
+    moved: bool
+
+
+@dataclass(slots=True)
+class _Session:
+    rollout: str
+    count: int
+    digest: str
+
+
+class Sessions:
+    """The last 100,000 sessions, least recently seen forgotten first. Holds hashes, never names."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._seen: OrderedDict[tuple[str, int], _Session] = OrderedDict()
+
+    def visit(self, model: str, unit: str, rollout: str, digest: str) -> Visit:
+        """Note one request of a session for a revision."""
+        key = (model, hash(unit))
+        session = self._seen.get(key)
+        if session is None:
+            self._seen[key] = _Session(rollout, 1, digest)
+            if len(self._seen) > self._capacity:
+                self._seen.popitem(last=False)
+            return Visit(1, moved=False)
+        self._seen.move_to_end(key)
+        if session.rollout != rollout:
+            session.rollout, session.count = rollout, 0
+        session.count += 1
+        moved = session.digest != digest
+        session.digest = digest
+        return Visit(session.count, moved)
+
+    def __len__(self) -> int:
+        return len(self._seen)

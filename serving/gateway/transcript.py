@@ -1,0 +1,48 @@
+"""What is kept of an answer while it passes: references to its chunks, times, a count. Nothing is parsed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+KEPT_BYTES = 256 * 1024
+"""Of a longer answer the beginning is kept, and the last pieces."""
+
+
+@dataclass(slots=True)
+class Transcript:
+    """One answer. Times are monotonic seconds, 0.0 when there was nothing."""
+
+    event_stream: bool = False
+    compressed: bool = False
+    """The engine compressed it, so it can't be read."""
+    parts: list[bytes] = field(default_factory=list)
+    size_bytes: int = 0
+    before_last: bytes = b""
+    last: bytes = b""
+    bodies: int = 0
+    """Pieces of the body as the engine framed them: one for each event, as engines send them."""
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+    def add(self, data: bytes) -> None:
+        """Keep one piece."""
+        if self.size_bytes < KEPT_BYTES:
+            self.parts.append(data)
+        self.size_bytes += len(data)
+        self.before_last = self.last
+        self.last = data
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it was kept."""
+        return sum(map(len, self.parts)) == self.size_bytes
+
+    @property
+    def tail(self) -> bytes:
+        """Its last bytes, at least the last two pieces."""
+        return self.before_last + self.last
+
+    @property
+    def text(self) -> bytes:
+        """What was kept."""
+        return b"".join(self.parts)

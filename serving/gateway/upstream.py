@@ -1,0 +1,439 @@
+"""A pooled keep-alive HTTP/1.1 client on asyncio.Protocol, with httptools' parser. Every token passes here.
+
+One connection carries one exchange at a time. What arrives is kept as references until the relay takes it; above
+64 KiB not taken the socket is no longer read, so a slow client holds back its engine instead of growing memory.
+
+Failures are `serving.errors`: ConnectFailed (nothing was sent), ConnectionLost, UpstreamTimeout; and Abandoned, when
+the client went away. An engine is told of that the way HTTP/1.1 can: its connection is closed at once.
+
+A reused connection may be closed by the engine in the moment it is taken. Only then (no byte of an answer, within
+a second) the request is sent once more, silently, on a fresh connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import cast
+
+import httptools
+
+from serving.errors import ConnectFailed, ConnectionLost, ServingError, UpstreamTimeout
+
+HIGH_WATER_BYTES = 64 * 1024
+STALE_WITHIN_S = 1.0
+MAX_IDLE_PER_ENDPOINT = 256
+TICK_S = 0.25
+"""How often idle time-outs are looked at: one timer for all connections instead of one for each chunk."""
+
+JOIN_BELOW_BYTES = 32 * 1024
+
+Header = tuple[bytes, bytes]
+EndpointKey = tuple[str, int]
+
+
+class Abandoned(ServingError):
+    """The client went away, so its request was given up."""
+
+
+class Leash:
+    """Ties an exchange to its client: `pull()` gives it up at any moment, also while it still connects."""
+
+    __slots__ = ("connection", "pulled")
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.pulled = False
+
+    def pull(self) -> None:
+        """The client is gone: close the connection to the engine at once."""
+        self.pulled = True
+        if self.connection is not None:
+            self.connection.fail(Abandoned("the client went away"))
+
+
+class Connection(asyncio.Protocol):
+    """One connection to one engine. Made by `UpstreamClient` only."""
+
+    __slots__ = (
+        "_buffered",
+        "_chunks",
+        "_closed",
+        "_deadline",
+        "_error",
+        "_framed",
+        "_loop",
+        "_on_closed",
+        "_parser",
+        "_paused",
+        "_transport",
+        "_waiter",
+        "bodies",
+        "busy",
+        "complete",
+        "first_body_at",
+        "headers",
+        "idle_since",
+        "key",
+        "last_activity",
+        "last_body_at",
+        "started",
+        "status",
+    )
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, key: EndpointKey, on_closed: Callable[[Connection], None]
+    ) -> None:
+        self._loop = loop
+        self.key = key
+        self._on_closed = on_closed
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._paused = False
+        self.idle_since = 0.0
+        self.last_activity = 0.0
+        self.busy = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._chunks: list[bytes] = []
+        self._buffered = 0
+        self._error: ServingError | None = None
+        self._framed = False
+        self.started = False
+        self.status = 0
+        self.headers: list[Header] = []
+        self.complete = False
+        self.bodies = 0
+        self.first_body_at = 0.0
+        self.last_body_at = 0.0
+
+    # What the client does with it
+
+    def begin(self, head: bytes, body: bytes, timeout_s: float) -> None:
+        """Send a request. `timeout_s` is what is left of its deadline."""
+        self._reset()
+        assert self._transport is not None
+        if self._closed:
+            raise ConnectionLost("the engine closed the connection before the request was sent")
+        self.busy = True
+        self.last_activity = time.monotonic()
+        self._deadline = self._loop.call_later(timeout_s, self._out_of_time)
+        if len(body) < JOIN_BELOW_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
+
+    async def head(self) -> None:
+        """Wait for the head of the answer: then `status` and `headers` are there.
+
+        Raises:
+            ConnectionLost, UpstreamTimeout, Abandoned: it won't come.
+        """
+        while not self.status:
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """The next piece of the body, b"" after the last.
+
+        Raises:
+            ConnectionLost, UpstreamTimeout, Abandoned: the rest won't come; what had come before was returned.
+        """
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self.complete:
+                return b""
+            await self._wait()
+        chunks = self._chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._chunks = []
+        self._buffered = 0
+        if self._paused:
+            self._paused = False
+            if self._transport is not None and not self._closed:
+                self._transport.resume_reading()
+            self.last_activity = time.monotonic()
+        return data
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def fail(self, error: ServingError) -> None:
+        """End the exchange with this error, unless it is over, and close the connection at once."""
+        if not self.complete and self._error is None:
+            self._error = error
+            self._chunks = [] if isinstance(error, Abandoned) else self._chunks
+        self.close()
+        self._wake()
+
+    def _out_of_time(self) -> None:
+        self.fail(UpstreamTimeout("the engine's answer was not complete within the request's time limit"))
+
+    def end(self) -> bool:
+        """Leave the exchange. Returns whether the connection can carry another one."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self.busy = False
+        reusable = self.complete and not self._closed and self._error is None and bool(self._parser.should_keep_alive())
+        if not reusable:
+            self.close()
+        return reusable
+
+    def close(self) -> None:
+        """Close at once, dropping what was not sent."""
+        if not self._closed:
+            self._closed = True
+            if self._transport is not None:
+                self._transport.abort()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._closed
+
+    @property
+    def drained(self) -> bool:
+        """Whether the answer is complete and all of it was read."""
+        return self.complete and not self._chunks
+
+    @property
+    def silent_since(self) -> float | None:
+        """Since when nothing came of an answer that had begun; None while it is not the engine's turn."""
+        if not self.busy or self.complete or self._paused or not self.bodies:
+            return None
+        return self.last_activity
+
+    # What the transport and the parser call
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The transport is connected."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, then wake the relay once for all of it."""
+        if not self.busy or self.complete:  # an answer that nobody asked for: this connection can't be trusted
+            self.close()
+            return
+        self.last_activity = time.monotonic()
+        self.started = True
+        had = self.bodies
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.fail(ConnectionLost("the engine's answer is not HTTP/1.1"))
+            return
+        if self.bodies != had:
+            self.last_body_at = self.last_activity
+            if not had:
+                self.first_body_at = self.last_activity
+            if self._buffered > HIGH_WATER_BYTES and not self._paused and not self.complete:
+                self._paused = True
+                assert self._transport is not None
+                self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The engine closed it, or we did."""
+        self._closed = True
+        if self.busy and not self.complete:
+            if self.status and not self._framed and self._error is None:
+                self.complete = True  # neither length nor chunks: the end of the connection is the end of the body
+            elif self._error is None:
+                self._error = ConnectionLost("the engine closed the connection before its answer was complete")
+        self._wake()
+        self._on_closed(self)
+
+    def on_message_begin(self) -> None:
+        """An answer begins."""
+        if self.complete:
+            self.close()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; names are compared in lower case."""
+        if self.complete:  # a second answer in the same read: nobody asked for it
+            return
+        name = name.lower()
+        if name in (b"content-length", b"transfer-encoding"):
+            self._framed = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is there; an informational one (1xx) is dropped."""
+        if self.complete:
+            return
+        status: int = self._parser.get_status_code()
+        if status < 200:
+            self.headers = []
+            self._framed = False
+        else:
+            self.status = status
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if self.complete:
+            return
+        self._chunks.append(body)
+        self._buffered += len(body)
+        self.bodies += 1
+
+    def on_message_complete(self) -> None:
+        """The answer is complete."""
+        if self.status:
+            self.complete = True
+
+
+class UpstreamClient:
+    """Connections to all endpoints: at most one exchange on each, idle ones kept for a few seconds."""
+
+    def __init__(self, *, connect_timeout_s: float, idle_timeout_s: float, keepalive_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connect_timeout_s = connect_timeout_s
+        self._idle_timeout_s = idle_timeout_s
+        self._keepalive_s = keepalive_s
+        self._idle: dict[EndpointKey, list[Connection]] = defaultdict(list)
+        self._all: set[Connection] = set()
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+
+    async def send(self, key: EndpointKey, head: bytes, body: bytes, deadline: float, leash: Leash) -> Connection:
+        """Send a request and wait for the head of its answer.
+
+        Args:
+            key: Host and port.
+            head: Request line and headers, with the empty line.
+            body: The body.
+            deadline: Monotonic seconds by which the whole answer must be there.
+            leash: Where the client's going away is told.
+
+        Returns:
+            The connection, its `status` and `headers` set; give it back with `release`.
+
+        Raises:
+            ConnectFailed, ConnectionLost, UpstreamTimeout, Abandoned: there is no answer.
+        """
+        if leash.pulled:
+            raise Abandoned("the client went away")
+        reused = self._take_idle(key)
+        if reused is not None:
+            begun = time.monotonic()
+            try:
+                return await self._exchange(reused, head, body, deadline, leash)
+            except ConnectionLost as lost:
+                if reused.started or time.monotonic() - begun > STALE_WITHIN_S:
+                    raise
+                try:
+                    fresh = await self._connect(key, deadline, leash)
+                except ConnectFailed:
+                    raise lost from None  # it took the request and is gone: a death, not a refusal
+            return await self._exchange(fresh, head, body, deadline, leash)
+        return await self._exchange(await self._connect(key, deadline, leash), head, body, deadline, leash)
+
+    async def _exchange(
+        self, connection: Connection, head: bytes, body: bytes, deadline: float, leash: Leash
+    ) -> Connection:
+        leash.connection = connection
+        try:
+            connection.begin(head, body, deadline - time.monotonic())
+            await connection.head()
+        except BaseException:
+            leash.connection = None
+            connection.close()
+            connection.end()
+            raise
+        return connection
+
+    def _take_idle(self, key: EndpointKey) -> Connection | None:
+        idle = self._idle.get(key)
+        while idle:
+            connection = idle.pop()
+            if not connection.closed:
+                return connection
+        return None
+
+    async def _connect(self, key: EndpointKey, deadline: float, leash: Leash) -> Connection:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise UpstreamTimeout("the request's time limit was over before it could be sent")
+        connection = Connection(self._loop, key, self._forget)
+        try:
+            async with asyncio.timeout(min(self._connect_timeout_s, left)):
+                await self._loop.create_connection(lambda: connection, key[0], key[1])
+        except TimeoutError:
+            raise ConnectFailed(
+                f"no connection to {key[0]}:{key[1]} within {min(self._connect_timeout_s, left):g} s"
+            ) from None
+        except OSError as e:
+            raise ConnectFailed(f"no connection to {key[0]}:{key[1]} ({e.strerror or type(e).__name__})") from None
+        if not connection.closed:
+            self._all.add(connection)
+        if leash.pulled:
+            connection.close()
+            raise Abandoned("the client went away")
+        return connection
+
+    def release(self, connection: Connection, leash: Leash) -> None:
+        """Give a connection back: kept when its answer was read to the end, closed otherwise."""
+        leash.connection = None
+        if connection.end():
+            idle = self._idle[connection.key]
+            if len(idle) < MAX_IDLE_PER_ENDPOINT:
+                connection.idle_since = time.monotonic()
+                idle.append(connection)
+            else:
+                connection.close()
+
+    def forget_endpoints(self, keep: frozenset[EndpointKey]) -> None:
+        """Close idle connections to endpoints that are no more."""
+        for key in self._idle.keys() - keep:
+            for connection in self._idle.pop(key):
+                connection.close()
+
+    def _forget(self, connection: Connection) -> None:
+        self._all.discard(connection)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for connection in list(self._all):
+            silent = connection.silent_since
+            if silent is not None and now - silent > self._idle_timeout_s:
+                limit = self._idle_timeout_s
+                connection.fail(UpstreamTimeout(f"the engine was silent for {limit:g} s inside its answer"))
+        for key, idle in list(self._idle.items()):
+            kept = [c for c in idle if not c.closed and now - c.idle_since < self._keepalive_s]
+            for connection in idle:
+                if connection not in kept:
+                    connection.close()
+            if kept:
+                self._idle[key] = kept
+            else:
+                del self._idle[key]
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+
+    def close(self) -> None:
+        """Close everything; exchanges under way fail."""
+        self._ticker.cancel()
+        for connection in list(self._all):
+            connection.fail(ConnectionLost("the gateway is stopping"))
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that are open now, idle ones included."""
+        return len(self._all)

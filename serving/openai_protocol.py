@@ -1,0 +1,201 @@
+"""OpenAI's wire: what a request says, and the shape of errors and model lists. Pure.
+
+The body of a request is parsed once and only looked at; what is forwarded is the client's own bytes. Errors have
+exactly OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, so that the official SDKs raise their
+own exceptions. No message ever quotes the prompt.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from serving.admission import Reason, Rejection
+
+SESSION_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
+"""Fields of a body that name a session, the first that is there wins."""
+
+MAX_SESSION_CHARS = 512
+"""A longer session name is cut: it is only hashed."""
+
+
+class Operation(enum.StrEnum):
+    """What is asked of the engine; the values are OpenTelemetry's `gen_ai.operation.name`."""
+
+    CHAT = "chat"
+    COMPLETIONS = "text_completion"
+    RESPONSES = "responses"
+    EMBEDDINGS = "embeddings"
+    OTHER = "other"
+
+
+_OPERATIONS = {
+    "/v1/chat/completions": Operation.CHAT,
+    "/v1/completions": Operation.COMPLETIONS,
+    "/v1/responses": Operation.RESPONSES,
+    "/v1/embeddings": Operation.EMBEDDINGS,
+}
+
+
+def operation_of(path: str) -> Operation | None:
+    """The operation of a path, `OTHER` for anything else below /v1/, None elsewhere.
+
+    >>> operation_of("/v1/chat/completions")
+    <Operation.CHAT: 'chat'>
+    >>> operation_of("/v1/rerank"), operation_of("/metrics")
+    (<Operation.OTHER: 'other'>, None)
+    """
+    known = _OPERATIONS.get(path)
+    if known is not None:
+        return known
+    return Operation.OTHER if path.startswith("/v1/") else None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the gateway needs to know of a body."""
+
+    model: str
+    """The registered model's name, without a version."""
+    version: str | None
+    """The pinned semantic version of `model@version`, or None."""
+    stream: bool
+    session: str | None
+    """The session named in the body, or None."""
+    fields: Mapping[str, Any]
+
+
+def parse_request(body: bytes) -> Request | Rejection:
+    """Read a request's body.
+
+    Args:
+        body: The client's bytes, already bounded in length.
+
+    Returns:
+        What it says, or why it can't be served: not JSON (NaN, bad UTF-8 and endless nesting are none), not an
+        object, or without a `model`.
+    """
+    try:
+        fields = from_json(body, allow_inf_nan=False)
+    except ValueError:
+        return Rejection(
+            Reason.INVALID_JSON,
+            f"We could not parse the JSON body of your request ({len(body)} bytes). The expected payload is one JSON "
+            "object in UTF-8; send it with `Content-Type: application/json`.",
+        )
+    if not isinstance(fields, dict):
+        return Rejection(
+            Reason.INVALID_JSON, f"The body is a JSON {_json_type(fields)}, not an object; send one JSON object."
+        )
+    named = fields.get("model")
+    if not isinstance(named, str) or not named:
+        return Rejection(Reason.INVALID_REQUEST, "you must provide a model parameter (a string)", param="model")
+    model, _, version = named.partition("@")
+    return Request(model, version or None, fields.get("stream") is True, _session(fields), fields)
+
+
+def _session(fields: Mapping[str, Any]) -> str | None:
+    for name in SESSION_FIELDS:
+        value = fields.get(name)
+        if isinstance(value, str) and value:
+            return value[:MAX_SESSION_CHARS]
+    return None
+
+
+def _json_type(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case _:
+            return "array"
+
+
+def unpinned_body(request: Request) -> bytes:
+    """The body of a pinned request with the bare model name, as the engine knows it."""
+    fields = {**request.fields, "model": request.model}
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete answer of the gateway's own."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def error_json(message: str, *, kind: str, code: str | None, param: str | None = None) -> bytes:
+    """The JSON of an error in OpenAI's shape; `kind` becomes its `type`."""
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+
+def error_event(message: str, *, kind: str, code: str) -> bytes:
+    """The server-sent event that ends a stream which can't be finished."""
+    return b"data: " + error_json(message, kind=kind, code=code) + b"\n\n"
+
+
+_REJECTIONS: Mapping[Reason, tuple[int, str, str | None]] = {
+    Reason.BODY_TOO_LARGE: (413, "invalid_request_error", "request_too_large"),
+    Reason.INVALID_JSON: (400, "invalid_request_error", "invalid_json"),
+    Reason.INVALID_REQUEST: (400, "invalid_request_error", "invalid_request"),
+    Reason.UNSUPPORTED_ENCODING: (415, "invalid_request_error", "unsupported_content_encoding"),
+    Reason.MODEL_NOT_FOUND: (404, "invalid_request_error", "model_not_found"),
+    Reason.MODEL_NOT_READY: (503, "server_error", "model_not_ready"),
+    Reason.PROMPT_REFUSED: (400, "invalid_request_error", "prompt_refused"),
+    Reason.UNKNOWN_URL: (404, "invalid_request_error", "unknown_url"),
+    Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error", "method_not_supported"),
+}
+
+
+def rejection_reply(rejection: Rejection) -> Reply:
+    """The answer to a rejected request.
+
+    >>> rejection_reply(Rejection(Reason.MODEL_NOT_FOUND, "no such model")).status
+    404
+    """
+    status, kind, code = _REJECTIONS[rejection.reason]
+    body = error_json(rejection.message, kind=kind, code=code, param=rejection.param)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if rejection.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % rejection.retry_after_s))
+    if rejection.reason in (Reason.BODY_TOO_LARGE, Reason.UNSUPPORTED_ENCODING):
+        headers.append((b"connection", b"close"))  # the rest of the body is not read
+    return Reply(status, body, tuple(headers))
+
+
+def failure_reply(status: int, message: str, code: str, *, retry_after_s: int | None = None) -> Reply:
+    """The answer when no engine could give one: 502, 503 or 504."""
+    body = error_json(message, kind="server_error", code=code)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % retry_after_s))
+    return Reply(status, body, tuple(headers))
+
+
+def json_reply(status: int, value: object) -> Reply:
+    """A JSON answer."""
+    body = json.dumps(value, ensure_ascii=False).encode()
+    return Reply(status, body, ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))))
+
+
+def model_object(name: str, created: int) -> dict[str, object]:
+    """One entry of `/v1/models`; `created` is in whole seconds since the epoch."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "tidegate"}
+
+
+def model_list(names: Iterable[str], created: int) -> dict[str, object]:
+    """The answer of `GET /v1/models`."""
+    return {"object": "list", "data": [model_object(name, created) for name in names]}

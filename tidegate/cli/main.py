@@ -1,0 +1,76 @@
+"""Entry point of `tidegate`. Light: what a command needs is imported when that command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from tidegate.cli import deploy, logs, model, platform, rollback, rollout
+from tidegate.errors import TidegateError
+
+app = typer.Typer(
+    name="tidegate",
+    help="Serve registered language models, roll new versions out on evidence, take bad ones back by themselves.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+platform.add_to(app)
+app.add_typer(model.app, name="model")
+deploy.add_to(app)
+app.add_typer(rollout.app, name="rollout")
+rollback.add_to(app)
+logs.add_to(app)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command line. Returns the exit code: 0, 1 for a failure, 2 for wrong use, 130 for Ctrl-C."""
+    try:
+        code = app(args=None if argv is None else list(argv), prog_name="tidegate", standalone_mode=False)
+    except typer.TyperException as error:
+        message = error.format_message()
+        print(message if type(error).__name__ == "NoArgsIsHelpError" else _one_line(message), file=sys.stderr)
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; nobody wants to hear of it
+        return 1
+    except Exception as error:
+        told = exit_code_of(error)
+        if told is None:
+            raise
+        print(_one_line(str(error)), file=sys.stderr)
+        return told
+    return code if isinstance(code, int) else 0
+
+
+def exit_code_of(error: Exception) -> int | None:
+    """The exit code of an error of ours; None when it is not one, and therefore a defect that needs its trace."""
+    if isinstance(error, TidegateError):
+        return error.exit_code
+    # By name, since importing the packages that define them costs a third of a second.
+    family = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    if family & {"registry.errors.InvalidRequest", "rollout.errors.InvalidSpec"}:
+        return 2
+    ours = {"registry.errors.RegistryError", "rollout.errors.RolloutError", "serving.errors.ServingError"}
+    if family & ours:
+        return 1
+    if "pydantic_core._pydantic_core.ValidationError" in family:
+        return 2 if getattr(error, "title", "") == "Settings" else None
+    return None
+
+
+def _one_line(message: str) -> str:
+    return "tidegate: " + " ".join(message.split())
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

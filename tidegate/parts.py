@@ -1,0 +1,91 @@
+"""Which processes make the local platform, and how each is seen to answer."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import secrets
+import sys
+
+from serving.gateway.config import GatewayConfig
+from tidegate.runfile import write_private
+from tidegate.settings import Settings
+from tidegate.supervisor import Part
+
+PROBE_TIMEOUT_S = 0.5
+GATEWAY_DRAIN_S = 30.0
+"""How long the streams of a gateway that is being stopped may go on."""
+
+
+def platform_parts(settings: Settings) -> tuple[Part, ...]:
+    """Ray, the controller and the gateway, in the order of starting; none waits for another."""
+    python = sys.executable
+
+    def ray_ready(started_at: float) -> bool:
+        try:
+            return settings.ray_file.stat().st_mtime >= started_at - 0.1
+        except OSError:
+            return False
+
+    def controller_ready(_started_at: float) -> bool:
+        return answers(settings.host, settings.control_port, "/healthz")
+
+    def gateway_ready(_started_at: float) -> bool:
+        return answers(settings.host, settings.admin_port, "/healthz")
+
+    config = GatewayConfig(
+        home=settings.home,
+        host=settings.host,
+        port=settings.gateway_port,
+        admin_host=settings.host,
+        admin_port=settings.admin_port,
+        control_url=settings.control_url,
+        serve_port=settings.serve_port,
+        request_timeout_s=settings.request_timeout_s,
+        drain_s=GATEWAY_DRAIN_S,
+    )
+    return (
+        Part("ray", "Ray", (python, "-m", "tidegate.ray_head"), ray_ready, stop_s=20.0),
+        Part("controller", "controller", (python, "-m", "tidegate.control_plane"), controller_ready),
+        Part(
+            "gateway",
+            "gateway",
+            (python, "-m", "serving.gateway.main", "--config", config.to_json()),
+            gateway_ready,
+            stop_s=GATEWAY_DRAIN_S + 5.0,
+        ),
+    )
+
+
+def platform_environment(settings: Settings) -> dict[str, str]:
+    """The environment of every part: ours, with the settings in force spelled out."""
+    env = dict(os.environ)
+    for name, value in settings.model_dump(mode="json").items():
+        env[f"TIDEGATE_{name.upper()}"] = str(value)
+    env["PYTHONUNBUFFERED"] = "1"  # a log that ends before the reason is no log
+    return env
+
+
+def prepare_home(settings: Settings) -> None:
+    """Make the folders of a home, readable by the owner alone, and its key."""
+    for folder in (settings.home, settings.run_dir, settings.log_dir, settings.table_file.parent):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        known = settings.credentials_file.read_text().strip()
+    except FileNotFoundError:
+        known = ""
+    if not known:
+        write_private(settings.credentials_file, secrets.token_urlsafe(32) + "\n")
+    settings.credentials_file.chmod(0o600)
+
+
+def answers(host: str, port: int, path: str) -> bool:
+    """Whether an HTTP server there answers 200 at once."""
+    connection = http.client.HTTPConnection(host, port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
