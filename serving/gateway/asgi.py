@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -19,6 +20,10 @@ Send = Callable[[Message], Awaitable[None]]
 BODY_WITHIN_S = 60.0
 """How long a client may take to send its body; a slower one only ties up a connection."""
 
+DISCARD_WITHIN_S = 1.0
+DISCARD_TIMES = 4
+"""Of a body that is too long, so much is read and thrown away: for so long, so many times the limit."""
+
 
 async def read_body(headers: list[Header], receive: Receive, limit_bytes: int) -> bytes | Rejection | None:
     """Read a request's body.
@@ -34,6 +39,8 @@ async def read_body(headers: list[Header], receive: Receive, limit_bytes: int) -
         )
     length = header(headers, b"content-length")
     if length is not None and int(length) > limit_bytes:
+        if header(headers, b"expect") is None:
+            await _discard(receive, limit_bytes)
         return too_large(limit_bytes, int(length))
     message = await receive()
     if message["type"] == "http.disconnect":
@@ -61,7 +68,20 @@ async def _read_rest(first: bytes, receive: Receive, limit_bytes: int) -> bytes 
         size += len(part)
         if not message.get("more_body", False):
             return b"".join(parts) if size <= limit_bytes else too_large(limit_bytes)
+    await _discard(receive, limit_bytes)
     return too_large(limit_bytes)
+
+
+async def _discard(receive: Receive, limit_bytes: int) -> None:
+    """Read on for a moment: a client that is still sending would see a reset instead of the answer."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_WITHIN_S):
+            while size <= DISCARD_TIMES * limit_bytes:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 async def send_reply(send: Send, reply: Reply, extra: Iterable[Header] = ()) -> None:

@@ -41,7 +41,8 @@ from serving.traffic import TrafficTable
 KEEP_ALIVE_S = 75
 SWEEP_EVERY_S = 0.1
 PRUNE_EVERY_S = 5.0
-FLUSH_WITHIN_S = 0.5
+FLUSH_S = 0.15
+"""One more round of events and totals."""
 
 
 class PortTaken(InvalidConfig):
@@ -200,7 +201,7 @@ class Gateway:
         await asyncio.wait([self._tasks[0]])
         self.recorder.flush()
         if self.channel is not None and self.channel.connected:
-            await asyncio.sleep(FLUSH_WITHIN_S)  # one more round of events and totals
+            await asyncio.sleep(FLUSH_S)
         admin.should_exit = True
         await asyncio.wait([self._tasks[1]])
         for task in self._tasks:

@@ -124,7 +124,7 @@ class FakeEngine:
         text = fake.get("text", "hello " + str(body.get("mark", "")))
         if not body.get("stream"):
             answer = chat_answer(text, fake.get("finish", "stop"), fake.get("tokens", 5))
-            if mode == "die-mid":
+            if mode in ("die-mid", "die-after-head"):
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n" + answer)
                 await writer.drain()
                 return False
@@ -333,7 +333,4 @@ async def rig(home: Path, *, first: TrafficTable | None = None, **config: Any) -
                 endpoint.served = 10
         yield made
     finally:
-        await made.gateway.stop()
-        await made.stable.stop()
-        await made.canary.stop()
-        await made.controller.stop()
+        await asyncio.gather(made.gateway.stop(), made.stable.stop(), made.canary.stop(), made.controller.stop())

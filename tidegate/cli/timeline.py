@@ -59,7 +59,8 @@ def tell(entries: Sequence[HistoryEntry], rollout: str) -> Story:
         entries: the log of one model in order, evidence included.
         rollout: the id to tell; what was logged before its start is left out.
     """
-    version, own = "", list[HistoryEntry]()
+    version = ""
+    own: list[HistoryEntry] = []
     inside = False
     for entry in entries:
         started = next((a for a in entry.actions if a.get("type") == "start"), None)

@@ -23,7 +23,7 @@ AWAY_S = 60.0
 STYLES = {"Healthy": "green", "Degraded": "red", "Paused": "yellow", "Progressing": "cyan"}
 
 
-def statuses(client: ControlClient, model: str, *, poll_s: float = POLL_S) -> Iterator[RolloutStatus]:
+def statuses(client: ControlClient, model: str, *, poll_s: float | None = None) -> Iterator[RolloutStatus]:
     """The status again and again; a control plane that restarts in between is waited for."""
     away_since: float | None = None
     while True:
@@ -35,7 +35,7 @@ def statuses(client: ControlClient, model: str, *, poll_s: float = POLL_S) -> It
             away_since = now if away_since is None else away_since
             if now - away_since > AWAY_S:
                 raise
-        time.sleep(poll_s)
+        time.sleep(POLL_S if poll_s is None else poll_s)
 
 
 def follow(
@@ -46,7 +46,7 @@ def follow(
     timeout_s: float | None = None,
     quiet: bool = False,
     endless: bool = False,
-    poll_s: float = POLL_S,
+    poll_s: float | None = None,
 ) -> RolloutStatus:
     """Show a rollout until it ends.
 

@@ -1,0 +1,423 @@
+"""The command line against a control plane made of canned answers: exit codes, output, error lines, questions."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tidegate import client as client_module
+from tidegate.cli.main import run
+from tidegate.client import ControlClient
+from tidegate.settings import Settings
+
+STATUS: dict[str, Any] = {
+    "model": "chat",
+    "phase": "Progressing",
+    "strategy": "canary",
+    "stable": "1.0.0",
+    "canary": "1.0.1",
+    "weight": 5,
+    "observed_weight": 5,
+    "step": 1,
+    "steps": [{"weight": 5, "duration_s": 30}, {"weight": 25, "duration_s": 30}],
+    "stage": "stepping",
+    "reason": "deploy chat@1.0.1 by alice",
+    "waiting_for": "step 1: 4 of at least 30 s",
+    "streams_in_flight": {"1.0.0": 7, "1.0.1": 1},
+    "signals": [
+        {
+            "name": "error",
+            "canary": {"events": 7, "n": 142},
+            "stable": {"events": 30, "n": 2700},
+            "log_e": 3.6109,
+            "threshold": 4.6052,
+            "verdict": "Running",
+            "forward_log_e": 0.5,
+            "forward_threshold": 2.9957,
+            "requests_to_decision": 45,
+        }
+    ],
+    "exposure": {"canary_requests": 142, "lower_bound": 120},
+    "started_at": 1700000000.0,
+    "updated_at": 1700000010.0,
+    "actor": "alice",
+    "rollout": "r1",
+    "a_field_of_the_future": {"x": 1},
+}
+HEALTHY = {**STATUS, "phase": "Healthy", "stable": "1.0.1", "canary": None, "weight": 0, "reason": "promoted chat@1.0.1"}
+DEGRADED = {**STATUS, "phase": "Degraded", "canary": None, "weight": 0, "reason": "error: canary 7 of 142"}
+DECISION = {"cause": "command", "reason": "done by alice", "actions": [{"type": "withdraw"}]}
+
+
+class Plane:
+    """Canned answers by method and path; remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, dict[str, str], Any]] = []
+        self.headers: dict[str, str] = {}
+        self.answers: dict[tuple[str, str], Any] = {}
+        self.away = False
+
+    def on(self, method: str, path: str, *answers: Any, status: int = 200) -> None:
+        self.answers[(method, path)] = [(status, a) for a in answers]
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if self.away:
+            raise httpx.ConnectError("refused", request=request)
+        body = json.loads(request.content) if request.content else None
+        self.asked.append((request.method, request.url.path, dict(request.url.params), body))
+        self.headers = dict(request.headers)
+        queue = self.answers.get((request.method, request.url.path))
+        if queue is None:
+            error = {"code": "unknown_rollout", "message": "model 'x' was never deployed"}
+            return httpx.Response(404, json={"error": error})
+        status, answer = queue.pop(0) if len(queue) > 1 else queue[0]
+        return httpx.Response(status, json=answer)
+
+
+@pytest.fixture
+def plane(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plane:
+    found = Plane()
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
+    monkeypatch.setattr("tidegate.cli.watch.POLL_S", 0.0)
+
+    def connect(settings: Settings) -> ControlClient:
+        return ControlClient(settings.control_url, "token", "alice", transport=httpx.MockTransport(found))
+
+    monkeypatch.setattr(client_module, "connect", connect)
+    return found
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Answer the next question on the terminal."""
+
+    def give(text: str) -> None:
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("typer.confirm", lambda *_args, **_kwargs: text == "y")
+
+    return give
+
+
+def one_line(text: str) -> str:
+    assert text.count("\n") == 1, text
+    return text.strip()
+
+
+# --------------------------------------------------------------------------------------------------------- shape
+
+
+def test_help_is_light_and_fast() -> None:
+    code = (
+        "import sys\nfrom tidegate.cli.main import run\nrun(['--help'])\n"
+        "heavy = {'mlflow', 'ray', 'httpx', 'pydantic', 'rich', 'yaml', 'psutil', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "deploy" in done.stdout
+
+
+COMMANDS = [
+    [],
+    *([c] for c in ("up", "down", "status", "doctor", "deploy", "rollback", "logs")),
+    *(["model", c] for c in ("register", "list", "show", "alias", "verify")),
+    *(
+        ["rollout", c]
+        for c in "get status list promote pause resume abort retry undo ack history explain replay".split()
+    ),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_on_every_option(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    options = text[text.index("Options:") :].split("Commands:")[0].splitlines()[1:]
+    for i, line in enumerate(options):
+        if line.strip().startswith("-"):
+            alone = len(line.split("  ")[-1].split()) <= 2 and "  " not in line.strip()
+            follows = options[i + 1].startswith("      ") if i + 1 < len(options) else False
+            assert not alone or follows, line
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["deploy"], "NAME@VERSION"),
+        (["deploy", "chat"], "'chat' names no version"),
+        (["deploy", "chat@1.0.1", "--strategy", "shadow"], "not available yet"),
+        (["deploy", "chat@1.0.1", "--strategy", "yolo"], "unknown"),
+        (["deploy", "chat@1.0.1", "--steps", "a,b"], "5,25,50,100"),
+        (["deploy", "chat@1.0.1", "--steps", "50,25"], "must rise"),
+        (["deploy", "chat@1.0.1", "--step-duration", "soon"], "not a duration"),
+        (["deploy", "-f", "/nowhere.yaml"], "no such file"),
+        (["rollout", "list", "--json", "-o", "yaml"], "contradict"),
+        (["rollout", "get", "chat", "--watch", "--json"], "--watch"),
+        (["rollout", "get"], "NAME"),
+        (["rollout", "fly"], "fly"),
+        (["up", "--bare", "--model", "chat@1.0.0"], "--bare"),
+        (["up", "--gateway-port", "99999"], "99999"),
+        (["model", "register", "chat", "--source", "sim:", "--version", "1.0.0", "--bump", "auto"], "give one of them"),
+        (["model", "register", "chat", "--source", "sim:", "--metric", "f1=good"], "not a number"),
+        (["model", "register", "Chat!", "--source", "sim:"], "lower-case"),
+        (["logs", "nobody"], "no log of 'nobody'"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    argv: list[str], said: str, plane: Plane, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(argv) == 2
+    assert said in one_line(capsys.readouterr().err)
+    assert plane.asked == []
+
+
+def test_an_unknown_field_in_a_spec_names_the_fields_there_are(
+    plane: Plane, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text("model: chat\nversion: 1.0.1\nstrategy: {canary: {stepz: []}}\n")
+    assert run(["deploy", "-f", str(tmp_path / "r.yaml")]) == 2
+    assert "strategy.canary.stepz: unknown field" in one_line(capsys.readouterr().err)
+
+
+def test_a_setting_that_cannot_be_used_is_named(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TIDEGATE_CONTROL_PORT", "eighty")
+    assert run(["rollout", "list"]) == 2
+    assert "control_port" in one_line(capsys.readouterr().err)
+
+
+def test_a_control_plane_that_is_away_is_one_line(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.away = True
+    assert run(["rollout", "list"]) == 1
+    line = one_line(capsys.readouterr().err)
+    assert "http://127.0.0.1:8080 does not answer" in line
+    assert "tidegate up" in line
+    assert "tidegate logs controller" in line
+
+
+def test_an_error_of_the_control_plane_is_passed_on(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["rollout", "get", "x"]) == 1
+    assert "model 'x' was never deployed" in one_line(capsys.readouterr().err)
+
+
+def test_what_is_not_a_control_plane_is_said_so(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("GET", "/api/v1/rollouts/chat", {"phase": 3})
+    assert run(["rollout", "get", "chat"]) == 1
+    assert "not this version's control plane" in one_line(capsys.readouterr().err)
+
+
+# ------------------------------------------------------------------------------------------------------- rollout
+
+
+def test_get_shows_the_evidence(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("GET", "/api/v1/rollouts/chat", STATUS)
+    assert run(["rollout", "get", "chat"]) == 0
+    text = capsys.readouterr().out
+    assert "error  canary 4.9 % against stable 1.1 %, e = 37 of 100, n = 142" in text
+    assert "about 45 more requests" in text
+    assert "1.0.1 at 5 %, step 1 of 2" in text
+    assert "142 canary requests; at least 120 were needed" in text
+    assert "1.0.0: 7, 1.0.1: 1" in text
+
+
+@pytest.mark.parametrize("flags", [["--json"], ["-o", "json"]])
+def test_json_is_the_status_document(flags: list[str], plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("GET", "/api/v1/rollouts/chat", STATUS)
+    assert run(["rollout", "get", "chat", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["signals"][0]["canary"] == {"events": 7, "n": 142}
+    assert found["weight"] == 5
+
+
+def test_list_in_every_format(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("GET", "/api/v1/rollouts", {"rollouts": [STATUS]})
+    outputs = {}
+    for name in ("table", "wide", "json", "yaml", "name"):
+        assert run(["rollout", "list", "-o", name]) == 0
+        outputs[name] = capsys.readouterr().out
+    assert outputs["name"] == "chat\n"
+    assert "MODEL" in outputs["table"]
+    assert "REQUESTS" in outputs["wide"]
+    assert outputs["yaml"].startswith("- model: chat")
+    assert json.loads(outputs["json"])[0]["model"] == "chat"
+
+
+@pytest.mark.parametrize(("last", "code"), [(HEALTHY, 0), (DEGRADED, 1)])
+def test_status_waits_and_its_exit_code_tells(
+    last: dict[str, Any], code: int, plane: Plane, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plane.on("GET", "/api/v1/rollouts/chat", STATUS, STATUS, last)
+    assert run(["rollout", "status", "chat"]) == code
+    assert last["reason"] in capsys.readouterr().out
+    assert len(plane.asked) == 3
+
+
+def test_status_gives_up_after_its_time(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("GET", "/api/v1/rollouts/chat", STATUS)
+    assert run(["rollout", "status", "chat", "--timeout", "0"]) == 1
+    assert "still Progressing" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "abort", "retry", "undo", "ack"])
+def test_verbs_carry_reason_and_actor(verb: str, plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("POST", f"/api/v1/rollouts/chat/{verb}", {"decision": DECISION, "status": STATUS}, status=202)
+    assert run(["rollout", verb, "chat", "--reason", "because"]) == 0
+    assert capsys.readouterr().out == "done by alice\n"
+    assert plane.asked[0][3]["reason"] == "because"
+    assert plane.headers["x-tidegate-actor"] == "alice"
+    assert plane.headers["authorization"] == "Bearer token"
+
+
+def test_promote_full_asks(plane: Plane, answer: Callable[[str], None]) -> None:
+    answer("n")
+    assert run(["rollout", "promote", "chat", "--full"]) == 1
+    assert plane.asked == []
+    plane.on("POST", "/api/v1/rollouts/chat/promote", {"decision": DECISION, "status": STATUS})
+    assert run(["rollout", "promote", "chat", "--full", "-y"]) == 0
+    assert plane.asked[0][3]["full"] is True
+
+
+def test_replay_tells_by_exit_code(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    same = {"id": 3, "same": True, "recorded": DECISION, "today": DECISION}
+    other = {"id": 4, "same": False, "recorded": DECISION, "today": None}
+    plane.on("GET", "/api/v1/rollouts/chat/replay", {"decisions": [same]}, {"decisions": [same, other]})
+    assert run(["rollout", "replay", "chat"]) == 0
+    assert run(["rollout", "replay", "chat"]) == 1
+    assert "1 of 2 decisions" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------- deploy and rollback
+
+
+def test_deploy_shows_the_plan_and_asks(
+    plane: Plane, answer: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plane.on("GET", "/api/v1/rollouts/chat", {**HEALTHY, "stable": "1.0.0"})
+    plan = {**DECISION, "changes": ["prompt changed"]}
+    plane.on("POST", "/api/v1/rollouts", {"plan": plan}, {"decision": DECISION, "status": STATUS})
+    answer("n")
+    assert run(["deploy", "chat@1.0.1", "--steps", "10,50,100", "--step-duration", "5s"]) == 1
+    text = capsys.readouterr().err
+    assert "stable now   1.0.0" in text
+    assert "prompt changed" in text
+    assert "10 % for 5s -> 50 % for 5s -> 100 %" in text
+    assert "alpha        0.01" in text
+    assert "stays warm for 30m" in text
+    posts = [a for a in plane.asked if a[0] == "POST"]
+    assert [p[2] for p in posts] == [{"dryRun": "true"}]
+    answer("y")
+    assert run(["deploy", "chat@1.0.1", "--steps", "10,50,100"]) == 0
+    assert plane.asked[-1][3]["spec"]["strategy"]["canary"]["steps"] == [
+        {"weight": 10},
+        {"weight": 50},
+        {"weight": 100},
+    ]
+
+
+def test_deploy_without_a_terminal_wants_yes(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("POST", "/api/v1/rollouts", {"plan": DECISION})
+    assert run(["deploy", "chat@1.0.1"]) == 2
+    assert "add -y" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("last", "code"), [(HEALTHY, 0), (DEGRADED, 1)])
+def test_deploy_wait_ends_with_the_rollout(last: dict[str, Any], code: int, plane: Plane) -> None:
+    plane.on("POST", "/api/v1/rollouts", {"plan": DECISION}, {"decision": DECISION, "status": STATUS})
+    plane.on("GET", "/api/v1/rollouts/chat", STATUS, STATUS, last)
+    assert run(["deploy", "chat@1.0.1", "-y", "--wait"]) == code
+
+
+def test_deploy_wait_notices_that_another_took_its_place(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("POST", "/api/v1/rollouts", {"plan": DECISION}, {"decision": DECISION, "status": STATUS})
+    plane.on("GET", "/api/v1/rollouts/chat", STATUS, {**STATUS, "rollout": "r2"})
+    assert run(["deploy", "chat@1.0.1", "-y", "--wait"]) == 1
+    assert "another rollout" in capsys.readouterr().err
+
+
+def test_deploy_json_is_one_document(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("POST", "/api/v1/rollouts", {"decision": DECISION, "status": STATUS})
+    assert run(["deploy", "chat@1.0.1", "-y", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"]["rollout"] == "r1"
+
+
+def test_the_command_line_wins_over_the_file(plane: Plane, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "apiVersion: tidegate.dev/v1alpha1\nkind: ModelDeployment\nspec:\n  model: chat\n  version: 1.0.0\n"
+        "  analysis: {alpha: '0.02'}\n  strategy: {canary: {steps: [{weight: 3}], soak: 5m}}\n"
+    )
+    plane.on("POST", "/api/v1/rollouts", {"plan": DECISION}, {"decision": DECISION, "status": STATUS})
+    argv = ["deploy", "chat@1.0.1", "-f", str(tmp_path / "r.yaml"), "-y", "--replicas", "2", "--step-duration", "9s"]
+    assert run(argv) == 0
+    spec = plane.asked[-1][3]["spec"]
+    assert spec["version"] == "1.0.1"
+    assert spec["engine"] == {"minReplicas": 2}
+    assert spec["strategy"]["canary"] == {"steps": [{"weight": 3, "duration": "9s"}], "soak": "5m"}
+    assert spec["analysis"] == {"alpha": "0.02"}
+
+
+def test_rollback_shows_the_plan_asks_and_acts(
+    plane: Plane, answer: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = {"plan": {**DECISION, "reason": "would go to 1.0.0"}}
+    plane.on("POST", "/api/v1/rollouts/chat/rollback", plan, {"decision": DECISION, "status": STATUS})
+    answer("y")
+    assert run(["rollback", "chat", "--to", "1.0.0", "--reason", "pager"]) == 0
+    assert [a[3]["dry_run"] for a in plane.asked] == [True, False]
+    assert plane.asked[1][3]["version"] == "1.0.0"
+    assert "would go to 1.0.0" in capsys.readouterr().err
+
+
+def test_rollback_with_yes_is_one_call(plane: Plane) -> None:
+    plane.on("POST", "/api/v1/rollouts/chat/rollback", {"decision": DECISION, "status": STATUS})
+    assert run(["rollback", "chat", "-y"]) == 0
+    assert len(plane.asked) == 1
+
+
+def test_rollback_dry_run_does_nothing(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    plane.on("POST", "/api/v1/rollouts/chat/rollback", {"plan": DECISION})
+    assert run(["rollback", "chat", "--dry-run"]) == 0
+    assert plane.asked[0][3]["dry_run"] is True
+    assert "would: withdraw" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------ platform
+
+
+def test_status_of_nothing_is_exit_code_1(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status"]) == 1
+    assert "tidegate up" in capsys.readouterr().out
+    assert run(["status", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["running"] is False
+
+
+def test_down_without_anything_is_fine(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["down"]) == 0
+    assert "nothing was running" in capsys.readouterr().out
+
+
+def test_logs_shows_the_last_lines(plane: Plane, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "gateway.log").write_text("one\ntwo\nthree\n")
+    assert run(["logs"]) == 0
+    assert capsys.readouterr().out == "gateway\n"
+    assert run(["logs", "gateway", "-n", "2"]) == 0
+    assert capsys.readouterr().out == "two\nthree\n"
+
+
+def test_a_home_that_cannot_be_made_is_one_line(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path / "file" / "home"))
+    assert run(["up", "--bare"]) == 1
+    assert "TIDEGATE_HOME" in one_line(capsys.readouterr().err)
+    assert not os.path.exists(tmp_path / "home")
