@@ -309,7 +309,7 @@ async def test_responses_never_mix_under_random_kills(tmp_path: Path) -> None:
 
     rng = random.Random(7)
     async with rig(tmp_path, first=table(1, 30)) as r:
-        r.stable.do = r.canary.do = lambda body: {"chunks": 12, "delay_s": 0.01}
+        r.stable.do = r.canary.do = lambda body: {"chunks": 8, "delay_s": 0.02}
         limits = httpx.Limits(max_connections=200)
         results: Counter[str] = Counter()
 
@@ -327,7 +327,7 @@ async def test_responses_never_mix_under_random_kills(tmp_path: Path) -> None:
                 events = [json.loads(e[6:]) for e in answer.text.split("\n\n") if e and e != "data: [DONE]"]
                 texts = [e["choices"][0]["delta"]["content"] for e in events if "choices" in e]
                 assert texts == [f"hello {mark}-{i} " for i in range(len(texts))]
-                assert len(texts) == 12 or "error" in events[-1]
+                assert len(texts) == 8 or "error" in events[-1]
                 results["stream"] += 1
             else:
                 assert answer.json()["choices"][0]["message"]["content"] == f"hello {mark}"
@@ -342,9 +342,9 @@ async def test_responses_never_mix_under_random_kills(tmp_path: Path) -> None:
 
         async with httpx.AsyncClient(base_url=r.url, limits=limits) as http:
             task = asyncio.create_task(killer())
-            await asyncio.gather(*(one(http, f"m{i}") for i in range(400)))
+            await asyncio.gather(*(one(http, f"m{i}") for i in range(240)))
             task.cancel()
-        assert results["stream"] + results["unary"] > 300, results
+        assert results["stream"] + results["unary"] > 180, results
         await r.settled()
         assert all(n == 0 for n in r.gateway.recorder.in_flight.values())
         assert all(e.outstanding == 0 for a in ("stable-app", "canary-app") for e in r.gateway.book.of(a))

@@ -49,14 +49,12 @@ def up(
         typer.Option("--model", metavar="NAME@VERSION", help="Serve this version instead of the bundled one; repeat."),
     ] = None,
     bare: Annotated[bool, typer.Option("--bare", help="Start without a model.")] = False,
-    gateway_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="The OpenAI address's port. Default 8000.")
-    ] = None,
+    gateway_port: Annotated[int | None, typer.Option(help="The OpenAI address's port. Default 8000.")] = None,
     admin_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the gateway's metrics and health. Default 8001.")
+        int | None, typer.Option(help="Port of the gateway's metrics and health. Default 8001.")
     ] = None,
     control_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the console and the control plane. Default 8080.")
+        int | None, typer.Option(help="Port of the console and the control plane. Default 8080.")
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="How long to wait for the first answer.")

@@ -1,0 +1,63 @@
+"""The main road on real vLLM behind real Ray Serve: answer, promote, take back. Minutes, not seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.e2e.platform import Platform, running
+from tidegate import bundled, demo
+from tidegate.composition import build_registry
+from tidegate.load import Load
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory) -> Iterator[Platform]:
+    with running(tmp_path_factory.mktemp("home")) as started:
+        yield started
+
+
+def test_a_true_answer_through_the_official_client(platform):
+    client = openai.OpenAI(base_url=platform.settings.gateway_url + "/v1", api_key="none")
+    assert bundled.MODEL in [m.id for m in client.models.list()]
+    whole = client.chat.completions.create(model=bundled.MODEL, messages=QUESTION, max_tokens=20, temperature=0)
+    assert "Paris" in whole.choices[0].message.content
+    assert whole.choices[0].finish_reason == "stop"
+    stream = client.chat.completions.create(
+        model=bundled.MODEL, messages=QUESTION, max_tokens=20, temperature=0, stream=True
+    )
+    pieces = [c.choices[0].delta.content or "" for c in stream if c.choices]
+    assert "Paris" in "".join(pieces)
+    assert len(pieces) > 3
+
+
+def test_a_better_version_is_promoted_and_a_broken_one_taken_back(platform):
+    store = build_registry(platform.settings)
+    demo.register_versions(platform.settings, store, {"1.0.1", "1.1.0"}, print)
+    with platform.control() as control, Load(platform.settings.gateway_url, bundled.MODEL) as load:
+        control.deploy(demo.SPEC | {"model": bundled.MODEL, "version": "1.0.1"})
+        promoted = demo.follow(control, "1.0.1", print)
+        assert (promoted.phase, promoted.stable) == ("Healthy", "1.0.1"), promoted.reason
+
+        control.deploy(demo.SPEC | {"model": bundled.MODEL, "version": "1.1.0"})
+        taken_back = demo.follow(control, "1.1.0", print)
+        assert (taken_back.phase, taken_back.stable) == ("Degraded", "1.0.1"), taken_back.reason
+        assert "length-stop" in taken_back.reason
+        moments = {m.what: m.at for m in demo.timeline(control, taken_back)}
+        replayed = control.replay(bundled.MODEL)
+    print(f"canary requests {taken_back.exposure.canary_requests}, lower bound {taken_back.exposure.lower_bound}")
+    assert not load.errors, load.errors[:5]
+    assert moments["last canary request"] <= moments["decision"] + 0.25
+    assert moments["drained"] > moments["decision"]
+    assert len(replayed) >= 4
+    assert all(d.same for d in replayed)
+    told = platform.tidegate("rollout", "explain", bundled.MODEL).stdout
+    assert "1.0.1" in told
+    assert "length-stop" in told
+    assert store.get_by_alias(bundled.MODEL, "production").version == "1.0.1"

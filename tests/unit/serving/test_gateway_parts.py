@@ -1,0 +1,300 @@
+"""The pure parts of the gateway: decision tables and small facts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from monitoring.instruments import GatewayInstruments
+from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
+from serving.admission import Availability, Pick, Reason, Rejection, choose, route_of
+from serving.endpoints import Address, EndpointBook, connect_failed, connected, dispatched, finished, pick
+from serving.gateway.forwarding import client_headers, client_id, engine_head
+from serving.gateway.latency import exceeded
+from serving.gateway.request_ids import RequestFacts, issue, read
+from serving.gateway.sessions import Sessions, session_hash
+from serving.gateway.traffic_state import TrafficState
+from serving.limits import PromptDeaths, retry_allowed, timeout_of
+from serving.openai_protocol import Operation, Request, parse_request, unpinned_body
+from serving.streaming import is_error_event, read_body, read_stream, says_done, sse_payloads
+from serving.traffic import Generation, ModelTraffic, RevisionTraffic, Role, TrafficTable
+
+
+def revision(role: Role, weight: int, version: str) -> RevisionTraffic:
+    digest = ("a" if role is Role.STABLE else "b") * 64
+    return RevisionTraffic(digest=digest, version=version, role=role, weight=weight, application=role.value)
+
+
+def route(weight: int | None, rollout: str | None = "r"):
+    revisions = [revision(Role.STABLE, 100 - (weight or 0), "1.0.0")]
+    if weight is not None:
+        revisions.append(revision(Role.CANARY, weight, "1.1.0"))
+    traffic = ModelTraffic(model="chat", salt="s" * 16, rollout=rollout, revisions=tuple(revisions))
+    return route_of(traffic, Generation(1, 1))
+
+
+def available(*ready: str, known: tuple[str, ...] = (), lease: bool = True) -> Availability:
+    return Availability(lambda a: a in ready, lambda a: a in ready or a in known, lease)
+
+
+BOTH = ("stable", "canary")
+
+
+class TestChoose:
+    # (weight, ready, known, lease, version) -> role and evidence, or the reason of a rejection
+    TABLE = {
+        "no canary": (None, BOTH, (), True, None, (Role.STABLE, False)),
+        "weight 0 is forced": (0, BOTH, (), True, None, (Role.STABLE, False)),
+        "weight 100 is forced": (100, BOTH, (), True, None, (Role.CANARY, False)),
+        "canary not ready": (50, ("stable",), (), True, None, (Role.STABLE, False)),
+        "stable not ready": (50, ("canary",), (), True, None, (Role.CANARY, False)),
+        "a canary at 0 never stands in": (0, ("canary",), (), True, None, Reason.MODEL_NOT_READY),
+        "lease expired": (100, BOTH, (), False, None, (Role.STABLE, False)),
+        "lease expired, stable away": (50, ("canary",), (), False, None, (Role.CANARY, False)),
+        "canary away at 100": (100, ("stable",), (), True, None, (Role.STABLE, False)),
+        "nothing ready, stable ejected": (50, (), ("stable",), True, None, (Role.STABLE, False)),
+        "nothing at all": (50, (), (), True, None, Reason.MODEL_NOT_READY),
+        "pinned": (0, BOTH, (), True, "1.1.0", (Role.CANARY, False)),
+        "pinned, without lease": (50, BOTH, (), False, "1.1.0", (Role.CANARY, False)),
+        "pinned, not there": (50, ("stable",), (), True, "1.1.0", Reason.MODEL_NOT_READY),
+        "pinned, unknown": (50, BOTH, (), True, "7.0.0", Reason.MODEL_NOT_FOUND),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(("weight", "ready", "known", "lease", "version", "expected"), TABLE.values(), ids=TABLE)
+    def test_table(self, weight, ready, known, lease, version, expected) -> None:
+        result = choose(route(weight), version, "unit", available(*ready, known=known, lease=lease))
+        if isinstance(expected, Reason):
+            assert isinstance(result, Rejection)
+            assert result.reason is expected
+        else:
+            assert isinstance(result, Pick)
+            assert (result.revision.role, result.evidence) == expected
+
+    def test_chance_carries_evidence_within_a_rollout_only(self) -> None:
+        for rollout in ("r", None):
+            picks = [choose(route(30, rollout), None, f"u{i}", available(*BOTH)) for i in range(3000)]
+            share = sum(isinstance(p, Pick) and p.revision.role is Role.CANARY for p in picks) / 3000
+            assert 0.27 < share < 0.33
+            assert all(isinstance(p, Pick) and p.evidence is (rollout is not None) for p in picks)
+
+
+class TestEndpoints:
+    def book(self, *urls: str) -> EndpointBook:
+        book = EndpointBook()
+        assert book.replace({"a": [Address(u) for u in urls]})
+        return book
+
+    def test_least_outstanding_then_least_served(self) -> None:
+        book = self.book("http://h:1", "http://h:2/x/")
+        one, two = book.of("a")
+        assert (two.host, two.port, two.prefix) == ("h", 2, "/x")
+        order = []
+        for _ in range(4):
+            endpoint = pick(book.of("a"), 0.0)
+            assert endpoint is not None
+            assert dispatched(endpoint, 0.0)
+            order.append(endpoint.port)
+        assert order == [1, 2, 1, 2]
+        finished(two)
+        finished(two)
+        assert pick(book.of("a"), 0.0) is two
+        assert pick(book.of("a"), 0.0, {two.url}) is one
+        assert pick(book.of("a"), 0.0, {one.url, two.url}) is None
+
+    def test_ejection_doubles_and_half_open_lets_one_through(self) -> None:
+        book = self.book("http://h:1")
+        (e,) = book.of("a")
+        now = 0.0
+        for expected in (1, 2, 4, 8, 16, 30, 30):
+            dispatched(e, now)
+            connect_failed(e, now)
+            finished(e)
+            assert e.ejected_until - now == expected
+            assert not book.ready("a", now + expected - 0.01)
+            assert pick(book.of("a"), now) is e  # better than nothing
+            now += expected
+            assert book.ready("a", now)
+        dispatched(e, now)
+        assert not book.ready("a", now)  # one probe at a time
+        connected(e)
+        assert book.ready("a", now)
+
+    def test_many_failures_at_once_are_one(self) -> None:
+        (e,) = self.book("http://h:1").of("a")
+        for _ in range(10):
+            connect_failed(e, 0.0)
+        assert e.ejected_until == 1.0
+
+    def test_replacing_keeps_what_is_known(self) -> None:
+        book = self.book("http://h:1", "http://h:2")
+        one = book.of("a")[0]
+        one.served = 5
+        assert not book.replace({"a": [Address("http://h:1"), Address("http://h:2")]})
+        assert book.replace({"a": [Address("http://h:1"), Address("ftp://no")]})
+        assert book.of("a") == [one]
+        assert book.replace({"a": [Address("http://h:1", boot="new")]})  # the same address, another process
+        assert book.of("a")[0].served == 0
+
+
+class TestLimits:
+    def test_prompt_is_refused_after_two_deaths_but_one_death_counts_once(self) -> None:
+        deaths = PromptDeaths(capacity=2, ttl_s=100)
+        for _ in range(5):
+            deaths.record(b"p", "e1", 0.0)  # five copies under way in one death
+        assert not deaths.refused(b"p", 0.0)
+        deaths.record(b"p", "e1", 50.0)
+        assert deaths.refused(b"p", 51.0)
+        assert not deaths.refused(b"p", 151.0)
+        deaths.record(b"q", "e", 60.0)
+        deaths.record(b"r", "e", 60.0)
+        assert len(deaths) == 2
+        assert not deaths.refused(b"p", 61.0)
+
+    def test_retry_budget(self) -> None:
+        assert [retry_allowed(50, n) for n in (4, 5)] == [True, False]
+
+    @pytest.mark.parametrize(("given", "expected"), [(None, 600), (b"5", 5), (b"1e9", 600), (b"0.5", 0.5)])
+    def test_timeout(self, given: bytes | None, expected: float) -> None:
+        assert timeout_of(given, 600) == expected
+
+    @pytest.mark.parametrize("given", [b"0", b"-1", b"nan", b"x"])
+    def test_bad_timeout(self, given: bytes) -> None:
+        assert isinstance(timeout_of(given, 600), Rejection)
+
+
+class TestProtocol:
+    def test_session_precedence_and_pin(self) -> None:
+        body = {"model": "chat@1.1.0", "user": "u", "prompt_cache_key": "k", "stream": True, "messages": ["雪"]}
+        request = parse_request(json.dumps(body).encode())
+        assert isinstance(request, Request)
+        assert (request.model, request.version, request.session, request.stream) == ("chat", "1.1.0", "k", True)
+        assert json.loads(unpinned_body(request)) == {**body, "model": "chat"}
+
+    @pytest.mark.parametrize("body", [b"", b"1", b"null", b'{"model": 3}', b'{"model": ""}', b"[" * 100_000])
+    def test_bad_bodies(self, body: bytes) -> None:
+        assert isinstance(parse_request(body), Rejection)
+
+    def test_no_error_quotes_the_prompt(self) -> None:
+        rejection = parse_request(b'{"model": 3, "messages": "secret-prompt"}')
+        assert isinstance(rejection, Rejection)
+        assert "secret" not in rejection.message
+
+    def test_headers_cannot_be_smuggled(self) -> None:
+        headers = [(b"x-a", b"1\r\nx-evil: 1"), (b"transfer-encoding", b"chunked"), (b"content-length", b"9"),
+                   (b"connection", b"X-Drop, keep-alive"), (b"x-drop", b"1"), (b"x-keep", b"1")]  # fmt: skip
+        head = engine_head(b"/v1/x", b"h:1", headers, 3, b"id", None)
+        assert head == (
+            b"POST /v1/x HTTP/1.1\r\nhost: h:1\r\ncontent-length: 3\r\nx-request-id: id\r\nx-keep: 1\r\n\r\n"
+        )
+        answer = client_headers([(b"connection", b"close"), (b"x-b", b"1"), (b"server", b"u")], [(b"x-own", b"1")])
+        assert answer == [(b"x-b", b"1"), (b"x-own", b"1")]
+        assert client_id([(b"x-request-id", b"a" * 200)]) is None
+        assert client_id([(b"x-request-id", b"a"), (b"x-client-request-id", b"b")]) == b"b"
+
+
+class TestStreaming:
+    def test_chat_stream_of_two_choices(self) -> None:
+        def chunk(index: int, text: str | None, finish: str | None = None) -> bytes:
+            choice = {"index": index, "delta": {"content": text}, "finish_reason": finish}
+            return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\r\n\r\n"
+
+        usage = b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}\n\n'
+        data = chunk(1, "你") + chunk(0, "a") + b": comment\n\ndata: {broken\n\n" + chunk(1, "好", "length")
+        answer = read_stream(Operation.CHAT, data + chunk(0, None, "stop") + usage + b"data: [DONE]\n\n")
+        assert answer.texts == ("a", "你好")
+        assert answer.finish_reasons == ("stop", "length")
+        assert (answer.input_tokens, answer.output_tokens, answer.ended, answer.length_stop) == (3, 4, True, True)
+
+    def test_tool_call_is_content(self) -> None:
+        body = {"choices": [{"message": {"content": None, "tool_calls": [{"id": "1"}]}, "finish_reason": "tool_calls"}]}
+        assert read_body(Operation.CHAT, json.dumps(body).encode()).has_content
+        empty = {"choices": [{"message": {"content": " "}, "finish_reason": "stop"}]}
+        assert not read_body(Operation.CHAT, json.dumps(empty).encode()).has_content
+
+    def test_responses(self) -> None:
+        events = [
+            {"type": "response.output_text.delta", "delta": "he", "output_index": 0},
+            {"type": "response.output_text.delta", "delta": "y", "output_index": 0},
+            {"type": "response.incomplete", "response": {
+                "usage": {"input_tokens": 1, "output_tokens": 2}, "incomplete_details": {"reason": "max_output_tokens"}}},
+        ]  # fmt: skip
+        data = b"".join(b"event: %b\ndata: %b\n\n" % (e["type"].encode(), json.dumps(e).encode()) for e in events)  # type: ignore[attr-defined]
+        answer = read_stream(Operation.RESPONSES, data)
+        assert (answer.texts, answer.ended, answer.length_stop, answer.output_tokens) == (("hey",), True, True, 2)
+        assert says_done(Operation.RESPONSES, data)
+        body = {"output": [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}], "usage": {}}
+        assert read_body(Operation.RESPONSES, json.dumps(body).encode()).texts == ("hi",)
+
+    def test_completions_and_errors(self) -> None:
+        data = b'data: {"choices": [{"index": 0, "text": "x"}]}\n\ndata: {"error": {"code": 500}}\n\n'
+        answer = read_stream(Operation.COMPLETIONS, data)
+        assert (answer.texts, answer.error_code, answer.ended) == (("x",), "500", False)
+        assert is_error_event(b'data: {"error": 1}\n\n')
+        assert not is_error_event(b'data: {"id": 1}\n\n')
+        assert not says_done(Operation.CHAT, data)
+
+    @pytest.mark.parametrize("data", [b"", b"data:", b"\n\n\n", b"data: 1\n\ndata: null\n\n", b"\xff\xfe", b"data: [1]"])
+    def test_garbage_is_tolerated(self, data: bytes) -> None:
+        for operation in Operation:
+            read_stream(operation, data)
+            read_body(operation, data)
+
+    def test_joined_data_lines(self) -> None:
+        assert sse_payloads(b"id: 1\ndata: a\ndata: b\n\n") == [b"a\nb"]
+
+
+class TestSmallThings:
+    def test_request_ids(self) -> None:
+        secret, nonce = b"k" * 32, b"n" * 9
+        facts = RequestFacts("c", Generation(3, 17), "chat", "1.3.0")
+        issued = issue(secret, nonce, facts)
+        assert read(secret, issued) == facts
+        assert len(issued) < 56
+        assert b"chat" not in issued.encode()
+        assert read(b"x" * 32, issued) is None
+        for i in range(4, len(issued) - 1):
+            assert read(secret, issued[:i] + ("A" if issued[i] != "A" else "B") + issued[i + 1 :]) is None
+        for text in ("", "req_", "req_é", "req_AAAA", "chatcmpl-1"):
+            assert read(secret, text) is None
+
+    def test_sessions_count_and_notice_moves(self) -> None:
+        sessions = Sessions(capacity=2)
+        assert sessions.visit("m", "s", "r1", "a") == (1, False)
+        assert sessions.visit("m", "s", "r1", "a") == (2, False)
+        assert sessions.visit("m", "s", "r1", "b") == (3, True)
+        assert sessions.visit("m", "s", "r2", "b") == (1, False)
+        sessions.visit("m", "t", "r2", "b")
+        sessions.visit("m", "u", "r2", "b")
+        assert len(sessions) == 2
+        assert session_hash("salt-1", "s") != session_hash("salt-2", "s")
+
+    def test_margin_is_for_the_canary_only(self) -> None:
+        c = (1.0, 2.0, 3.0, 4.0)
+        assert exceeded(2.4, Role.STABLE, c) == ("p50", "p80")
+        assert exceeded(2.4, Role.CANARY, c) == ("p50",)
+        assert exceeded(9.9, Role.CANARY, None) == ()
+
+    def test_lease_is_renewed_by_the_leader_only(self) -> None:
+        state = TrafficState(lease_s=15)
+        assert not state.lease_valid(0)
+        state.apply(TrafficTable(fence=2, sequence=1, issued_at=0), 0)
+        state.heard(0, fence=1)
+        assert not state.lease_valid(0)
+        state.heard(0, fence=2)
+        assert state.lease_valid(15)
+        assert not state.lease_valid(15.1)
+
+    def test_series_of_retired_revisions_go(self) -> None:
+        instruments = GatewayInstruments()
+        info = [RevisionInfo("chat", "1.0.0", "a", "stable"), RevisionInfo("chat", "1.1.0", "b", "canary")]
+        instruments.set_revisions(info)
+        for version in ("1.0.0", "1.1.0"):
+            instruments.record(RequestMeasurement("chat", version, "chat", RequestOutcome.OK, 0.1, 0.05, 0.01, 3, 4))
+        instruments.set_revisions(info[:1])
+        assert b"1.1.0" not in instruments.render("")[0]
+        instruments.record(RequestMeasurement("chat", "1.1.0", "chat", RequestOutcome.OK, 0.1))  # a late one
+        instruments.set_revisions(info[:1])
+        text = instruments.render("")[0]
+        assert b"1.1.0" not in text
+        assert b'tidegate_requests_total{model="chat",outcome="ok",version="1.0.0"} 1.0' in text
