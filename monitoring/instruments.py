@@ -6,13 +6,13 @@ has its own registry. Children are looked up once per label set and kept, since 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 
-from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
+from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo, RolloutMeasurement
 
 PROVIDER = "tidegate"
 
@@ -161,3 +161,40 @@ class GatewayInstruments:
         """The exposition in the format that an `Accept` header asks for: (body, content type)."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
+
+
+class RolloutInstruments:
+    """The control plane's metrics. Read off the statuses at each scrape, so they can't disagree with them."""
+
+    def render(
+        self, rollouts: Iterable[RolloutMeasurement], rollbacks: Mapping[tuple[str, str], int], accept: str
+    ) -> tuple[bytes, str]:
+        """The exposition for these rollouts: (body, content type).
+
+        Args:
+            rollouts: one measurement per model.
+            rollbacks: by (model, trigger), all since the event log began.
+            accept: the `Accept` header.
+        """
+        registry = CollectorRegistry()
+        weight = Gauge(
+            "tidegate_rollout_weight_ratio", "The canary's part of new requests.", ("model", "state"), registry=registry
+        )
+        phase = Gauge("tidegate_rollout_phase", "1 for the phase in force.", ("model", "phase"), registry=registry)
+        labels = ("model", "version", "signal")
+        evidence = Gauge("tidegate_rollout_log_evidence", "ln W against the canary.", labels, registry=registry)
+        threshold = Gauge("tidegate_rollout_evidence_threshold", "ln W that rolls back.", labels, registry=registry)
+        taken_back = Counter("tidegate_rollbacks", "Rollbacks by why.", ("model", "trigger"), registry=registry)
+        for r in rollouts:
+            weight.labels(r.model, "desired").set(r.desired_weight_ratio)
+            if r.observed_weight_ratio is not None:
+                weight.labels(r.model, "observed").set(r.observed_weight_ratio)
+            for name in r.phases:
+                phase.labels(r.model, name).set(name == r.phase)
+            for signal, log_e, limit in r.signals:
+                evidence.labels(r.model, r.version, signal).set(log_e)
+                threshold.labels(r.model, r.version, signal).set(limit)
+        for (model, trigger), count in rollbacks.items():
+            taken_back.labels(model, trigger).inc(count)
+        encode, content_type = choose_encoder(accept)
+        return encode(registry), content_type

@@ -42,3 +42,18 @@ class RevisionInfo:
     version: str
     revision: str
     role: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutMeasurement:
+    """Where one model's rollout stands. Ratios are of new requests; `version` is the canary's, "" without one."""
+
+    model: str
+    version: str
+    phase: str
+    phases: tuple[str, ...]
+    """All there are: one series each, so that a phase that has ended reads 0."""
+    desired_weight_ratio: float
+    observed_weight_ratio: float | None
+    signals: tuple[tuple[str, float, float], ...]
+    """Name, ln W, threshold of ln W."""

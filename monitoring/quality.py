@@ -21,7 +21,8 @@ WINDOW_TOKENS = 160
 CYCLE_REPEATS = 4
 CYCLE_MIN_CHARS = 48
 CYCLE_SURE_CHARS = 200
-"""A cycle at the end counts from 48 characters when it is half of the text or more, else from 200."""
+"""A cycle at the end counts from 48 characters when it is three quarters of the text, else from 200: a rule of 80
+dashes under a paragraph is no loop."""
 
 TAIL_CHARS = 1024
 """How much of the end is searched for a cycle; also bounds the cost, which is linear in it."""
@@ -29,8 +30,9 @@ TAIL_CHARS = 1024
 MAX_CHARS = 65_536
 """Of a longer text only the end is looked at."""
 
-# One token per ideograph or kana, else per word; punctuation is left out, or tables and code would look repetitive.
-_TOKEN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\\W_]+")
+# One token per ideograph or kana, else per word. Punctuation is left out, or tables and code would look repetitive, and
+# so are digits, or a loop that counts would not.
+_TOKEN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\\W\\d_]+")
 
 
 def is_empty(text: str) -> bool:
@@ -46,8 +48,8 @@ def is_repetitive(text: str) -> bool:
     """Whether a text repeats itself as degenerate output does.
 
     True when, over its last 160 tokens and given at least 24 of them, fewer than half of the 4-grams are distinct; or
-    when it ends in a cycle: one string at least 4 times in a row, over at least 48 characters that are half of the
-    text, or over at least 200 characters.
+    when it ends in a cycle: one string at least 4 times in a row, over at least 48 characters that are three
+    quarters of the text, or over at least 200 characters.
 
     Args:
         text: An answer; of more than 65,536 characters only the end is looked at.
@@ -80,7 +82,7 @@ def _ends_in_cycle(text: str) -> bool:
     if len(tail) < needed or tail.count(tail[-12:]) < 3:  # no cycle of that length without its end coming back
         return False
     span = _cycle_span(tail[::-1])
-    return span >= CYCLE_SURE_CHARS or (span >= CYCLE_MIN_CHARS and 2 * span >= len(text))
+    return span >= CYCLE_SURE_CHARS or (span >= CYCLE_MIN_CHARS and 4 * span >= 3 * len(text))
 
 
 def _cycle_span(text: str) -> int:

@@ -14,16 +14,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from monitoring.instruments import RolloutInstruments
 from registry.errors import RegistryError, UnknownModel, UnknownVersion
 from rollout.commands import Command, Target, Verb
 from rollout.controller import Controller, NotLeading
 from rollout.decide import Decision
 from rollout.errors import CommandRefused, InvalidSpec, Quarantined, RolloutError, UnknownRollout
 from rollout.replay import replay
-from rollout.reports import history_entry, report
+from rollout.reports import history_entry, measurement, report
 from rollout.specs import RolloutSpec, parse_spec
 from rollout.status import ModelStatus
 from rollout.traffic_routers.gateway import GatewayRouter
@@ -180,9 +181,18 @@ def _guard(plane: ControlPlane) -> Callable[..., Awaitable[str]]:
 def _health(plane: ControlPlane) -> APIRouter:
     routes = APIRouter()
 
+    instruments = RolloutInstruments()
+
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:
         return {"status": "ok", "leads": plane.controller.leads}
+
+    @routes.get("/metrics")
+    async def metrics(accept: Annotated[str, Header()] = "") -> Response:
+        controller = plane.controller
+        measured = [measurement(s, controller.observation(s.model)) for s in controller.statuses]
+        body, content_type = instruments.render(measured, controller.rollbacks, accept)
+        return Response(body, headers={"content-type": content_type})
 
     return routes
 

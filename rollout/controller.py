@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from rollout import commands
-from rollout.actions import Deployed, Start
+from rollout.actions import Deployed, Start, SwitchBack, Withdraw
 from rollout.actuate import TrafficActuator, WorkloadActuator
 from rollout.analysis.ledger import EvidenceIncrement, Ledger
 from rollout.commands import Command, Target, Verb
@@ -67,6 +68,8 @@ class Controller:
         self._waiting: dict[str, Decision] = {}
         self._unlogged: dict[tuple[str, str, str], EvidenceIncrement] = {}
         self._accepted: dict[tuple[str, str], int] = {}
+        self.rollbacks: Counter[tuple[str, str]] = Counter()
+        """By (model, trigger), since the log began."""
         self._traffic = TrafficActuator(router)
         self.workloads = WorkloadActuator(workloads, self._led_statuses, self._wake_up)
         self._wake = asyncio.Event()
@@ -234,6 +237,8 @@ class Controller:
         status = apply(status, decision.actions, at=at, reason=decision.reason, actor=actor)
         self._statuses[model] = status
         for action in decision.actions:
+            if isinstance(action, Withdraw | SwitchBack):
+                self.rollbacks[(model, action.trigger.value)] += 1
             if isinstance(action, Start):
                 stable = status.stable.digest if status.stable is not None else None
                 self._ledgers[model] = Ledger(action.rollout, action.spec, canary=action.target.digest, stable=stable)

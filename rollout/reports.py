@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from monitoring.measurements import RolloutMeasurement
 from rollout.decide import Decision
 from rollout.event_log.base import Entry
 from rollout.observation import Observation
-from rollout.status import ModelStatus
+from rollout.status import ModelStatus, Phase
 
 SECRETS = frozenset({"salt"})
 """What is in the log and must not leave the controller: with a rollout's salt a client could aim at the canary."""
@@ -57,6 +58,21 @@ def report(status: ModelStatus, seen: Observation, waiting: Decision | None) -> 
         "quarantine": dict(status.quarantine),
         "revisions": {d.version: d.digest for d in status.running()},
     }
+
+
+def measurement(status: ModelStatus, seen: Observation) -> RolloutMeasurement:
+    """A model's rollout as Prometheus is told."""
+    rollout = status.rollout if status.rollout is not None and status.rollout.active else None
+    weight = rollout.weight / 100.0 if rollout is not None else 0.0
+    return RolloutMeasurement(
+        model=status.model,
+        version=rollout.target.version if rollout is not None else "",
+        phase=status.phase.value,
+        phases=tuple(p.value for p in Phase),
+        desired_weight_ratio=weight,
+        observed_weight_ratio=weight if seen.table_applied else None,
+        signals=tuple((s.name.value, s.log_e, s.threshold) for s in seen.signals) if rollout is not None else (),
+    )
 
 
 def history_entry(entry: Entry) -> dict[str, Any]:
