@@ -173,7 +173,12 @@ def verify_folder(folder: Path, manifest: Manifest, reference: str, on_progress:
         raise damaged(reference, folder, *wrong)
     meter = Meter("verify", total_bytes(files), on_progress)
     for file, expected in zip(files, manifest.files, strict=True):
-        found = hash_file(file.real, meter.add)
+        try:
+            found = hash_file(file.real, meter.add)
+        except OSError as error:
+            raise RegistryUnavailable(
+                f"{file.real} of {reference} cannot be read: {error.strerror}; {WAY_OUT}"
+            ) from error
         if found != expected.sha256:
             raise damaged(reference, folder, file.path, expected.sha256, found)
 

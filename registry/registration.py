@@ -10,14 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.baking import Ingredients, bake, bake_simulation, read_ingredients
-from registry.errors import UnknownVersion
+from registry.errors import RegistryUnavailable, UnknownVersion
 from registry.facets import compute_facets
 from registry.files import OnProgress, build_manifest, copy_files, hash_file, list_files
 from registry.inspection import inspect
 from registry.manifest import sorted_manifest
 from registry.models import Alias, Facets, Manifest, ManifestFile, RegisterRequest, SourceKind
 from registry.semver import Numbered, SemVer, number_version
-from registry.sources import FetchMlflow, SimulatedSource, Source, fetch, parse_source
+from registry.sources import (
+    FetchMlflow,
+    FolderSource,
+    HubSource,
+    MlflowSource,
+    SimulatedSource,
+    Source,
+    fetch,
+    parse_source,
+)
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,28 @@ def stage(checked: Checked, folder: Path, fetch_mlflow: FetchMlflow, on_progress
     Raises:
         RegistryError: any of InvalidSource, InvalidPrompt, NoSpace, RegistryUnavailable; the folder may be half full.
     """
-    if isinstance(checked.source, SimulatedSource):
-        bake_simulation(folder, dict(checked.source.parameters), checked.ingredients)
-        uri: str | None = checked.source.uri
-        return _measured(checked, folder, build_manifest(folder), checked.source.uri, uri)
-    fetched = fetch(checked.source, fetch_mlflow, on_progress)
+    try:
+        if isinstance(checked.source, SimulatedSource):
+            return _stage_simulation(checked, checked.source, folder)
+        return _stage_folder(checked, checked.source, folder, fetch_mlflow, on_progress)
+    except OSError as error:
+        message = f"writing to {folder} failed: {error.strerror or error} ({error.filename}); mend it and try again"
+        raise RegistryUnavailable(message) from error
+
+
+def _stage_simulation(checked: Checked, source: SimulatedSource, folder: Path) -> Staged:
+    bake_simulation(folder, dict(source.parameters), checked.ingredients)
+    return _measured(checked, folder, build_manifest(folder), source.uri, source.uri)
+
+
+def _stage_folder(
+    checked: Checked,
+    source: FolderSource | HubSource | MlflowSource,
+    folder: Path,
+    fetch_mlflow: FetchMlflow,
+    on_progress: OnProgress,
+) -> Staged:
+    fetched = fetch(source, fetch_mlflow, on_progress)
     inspect(fetched.files)
     copied = copy_files(fetched.files, folder, on_progress)
     before = _stamps(folder)

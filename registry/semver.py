@@ -147,7 +147,8 @@ def derive_bump(old: Facets, new: Facets) -> Derived:
     if not changes:
         raise NothingChanged(
             "nothing that decides answers changed: architecture, tokenizer, weights, prompt, generation settings, "
-            "engine arguments and policy are all the same; change one of them, or name the number with --version"
+            "engine arguments and policy are all the same; change one of them, or force a number with --bump or "
+            "--version"
         )
     return Derived(changes[0].bump, "; ".join(change.reason for change in changes))
 

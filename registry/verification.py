@@ -9,7 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from registry.errors import UnsafeFile
+from registry.errors import RegistryError
 from registry.files import OnProgress, list_files, silent, verify_folder
 from registry.manifest import manifest_digest
 from registry.models import Manifest
@@ -53,7 +53,7 @@ def _stamp(folder: Path) -> str | None:
     """One line for the state of a folder, or None when it cannot be listed."""
     try:
         stats = [(f.path, f.real.stat()) for f in list_files(folder)]
-    except (OSError, UnsafeFile):
+    except (OSError, RegistryError):
         return None
     return json.dumps([(p, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for p, s in stats])
 

@@ -3,7 +3,7 @@
 MLflow holds everything: a registered model, its versions with Tidegate's facts in tags, a run per version with
 parameters, metrics and lineage, the files as artifacts, and MLflow's own aliases. A registration goes
 
-    run (pending) -> files -> description -> model version (pending) -> ready
+    run (pending) -> files -> description -> model version (pending) -> version ready -> run ready
 
 so a crash anywhere leaves only what is marked as pending: no listing shows it, and the next registration of the model
 sweeps it. Registrations of one model are one at a time on a machine (a file lock, freed by the kernel); between
@@ -56,7 +56,8 @@ class MlflowStore:
         tracking_uri: as MLflow takes it: `sqlite:////path/mlflow.db`, `http://...`.
         artifact_root: where files are kept when `tracking_uri` is a database; a tracking server has its own place.
         cache: local copies of what does not lie on this machine, notes on what was verified, locks.
-        attempts: how often a locked database is asked; SQLite itself waits 5 s each time, so 3 make about 15 s.
+        busy_timeout_s: how long a locked database is asked again. MLflow lets SQLite wait 20 s by itself, which is
+            why the default adds nothing to that.
         lock_timeout_s: how long a registration waits for another of the same model; copying tens of GB takes minutes.
 
     Raises:
@@ -70,7 +71,7 @@ class MlflowStore:
         artifact_root: Path,
         cache: Path,
         *,
-        attempts: int = 3,
+        busy_timeout_s: float = 20.0,
         lock_timeout_s: float = 600.0,
     ) -> None:
         database = _sqlite_file(tracking_uri)
@@ -78,7 +79,7 @@ class MlflowStore:
             database.parent.mkdir(parents=True, exist_ok=True)
         self._exclusive = database is not None
         locks = database.parent / "locks" if database is not None else cache / "locks"
-        self._mlflow = Mlflow(tracking_uri, locks, attempts=attempts, lock_timeout_s=lock_timeout_s)
+        self._mlflow = Mlflow(tracking_uri, locks, busy_timeout_s=busy_timeout_s, lock_timeout_s=lock_timeout_s)
         self._client = self._mlflow.client
         serves_artifacts = tracking_uri.startswith(("http:", "https:"))
         self._runs = Runs(self._mlflow, artifact_root.resolve(), exclusive=not serves_artifacts)
@@ -193,6 +194,7 @@ class MlflowStore:
         written |= {tags.STATE: tags.PENDING, tags.REGISTRATION: mine}
         stored = self._create(request.model, run, numbered, written)
         self._settle(stored, numbered)
+        self._runs.settle(run.run_id)
         return self._read(self._again(stored), self._aliases(request.model))
 
     def _create(self, model: str, run: Run, numbered: Numbered, written: Mapping[str, str]) -> Stored:
@@ -235,12 +237,12 @@ class MlflowStore:
     def _sweep(self, model: str) -> None:
         """Remove what registrations that died half-way left. Called under the model's lock."""
         now_ms = int(time.time() * 1000)
-        for stored in self._mlflow.versions(model):
+        versions = self._mlflow.versions(model)
+        for stored in versions:
             if stored.pending and (self._exclusive or self._stale(stored)):
                 self._mlflow.ask(self._client.delete_model_version, model, stored.number)
-                if stored.run_id is not None:
-                    self._runs.discard_by_id(stored.run_id)
-        self._runs.sweep(model, now_ms if self._exclusive else now_ms - int(STALE_RUN_S * 1000))
+        ready = {v.run_id for v in versions if v.ready}
+        self._runs.sweep(model, ready, now_ms if self._exclusive else now_ms - int(STALE_RUN_S * 1000))
 
     @staticmethod
     def _stale(stored: Stored) -> bool:

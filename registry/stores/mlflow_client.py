@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 import sqlalchemy.exc
 import tenacity
 
-from registry.errors import RegistryBusy, RegistryError, RegistryUnavailable
+from registry.errors import InvalidRequest, RegistryBusy, RegistryError, RegistryUnavailable
 from registry.stores.mlflow_tags import Stored
 
 QUIET = {
@@ -25,6 +25,7 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 take minutes to say that a server is away
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 for _name, _value in QUIET.items():  # read by mlflow while it is imported, so this cannot wait for a function
@@ -58,15 +59,15 @@ class Mlflow:
     Args:
         tracking_uri: as MLflow takes it.
         lock_folder: where locks between processes of this machine are kept.
-        attempts: how often a locked database is asked (SQLite waits 5 s each time by itself).
+        busy_timeout_s: how long a locked database is asked again.
         lock_timeout_s: how long to wait for another registration of the same model.
 
     """
 
-    def __init__(self, tracking_uri: str, lock_folder: Path, *, attempts: int, lock_timeout_s: float) -> None:
+    def __init__(self, tracking_uri: str, lock_folder: Path, *, busy_timeout_s: float, lock_timeout_s: float) -> None:
         self.uri = tracking_uri
         self._locks = lock_folder
-        self._attempts = attempts
+        self._busy_timeout_s = busy_timeout_s
         self._lock_timeout_s = lock_timeout_s
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -81,11 +82,12 @@ class Mlflow:
 
         Raises:
             NotFound: MLflow has no such thing.
-            RegistryBusy: the database stayed locked through all attempts.
+            RegistryBusy: the database stayed locked for too long.
+            InvalidRequest: a name or value that MLflow does not take, for instance a metric's.
             RegistryUnavailable: anything else that went wrong behind MLflow's door.
         """
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._attempts),
+            stop=tenacity.stop_after_delay(self._busy_timeout_s),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
             retry=tenacity.retry_if_exception_type(RegistryBusy),
             reraise=True,
@@ -107,10 +109,12 @@ class Mlflow:
         text = " ".join(str(error).split())
         if code in NOT_FOUND:
             return NotFound(text)
+        if code == "INVALID_PARAMETER_VALUE":
+            return InvalidRequest(f"MLflow refused a value: {text[:300]}; change it and try again")
         if "database is locked" in text or "database table is locked" in text:
             return RegistryBusy(
                 f"the registry's database {self.uri} is locked by another process "
-                f"(asked {self._attempts} times); try again, or end what holds it"
+                f"for more than {self._busy_timeout_s:g} s; try again, or end what holds it"
             )
         return RegistryUnavailable(
             f"MLflow at {self.uri} could not be used: {text[:300]}; check that it is there and that its disk has room"

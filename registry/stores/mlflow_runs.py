@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,16 @@ class Runs:
             run.run_id,
             metrics=[Metric(k, v, now_ms, 0) for k, v in request.metrics.items()],
             params=[Param(k, v) for k, v in named.items()],
-            tags=[RunTag(STATE, READY), RunTag("mlflow.runName", reference)],
+            tags=[RunTag("mlflow.runName", reference)],
         )
         if request.dataset:
             self._mlflow.ask(self._client.log_inputs, run.run_id, datasets=[_dataset(request.dataset)])
         self._mlflow.ask(self._client.log_text, run.run_id, manifest, "manifest.json")
         self._mlflow.ask(self._client.set_terminated, run.run_id, "FINISHED")
+
+    def settle(self, run_id: str) -> None:
+        """Mark a run as that of a ready version: no sweep touches it any more."""
+        self._mlflow.ask(self._client.set_tag, run_id, STATE, READY)
 
     def metrics(self, run_id: str | None) -> Mapping[str, float]:
         """A run's metrics as they are now: evaluations may be added after registration."""
@@ -103,15 +107,20 @@ class Runs:
         self._mlflow.ask(self._client.set_terminated, run_id, "FAILED")
         self._mlflow.ask(self._client.delete_run, run_id)
 
-    def sweep(self, model: str, older_than_ms: int) -> None:
-        """Discard what registrations of a model that never ended left behind."""
+    def sweep(self, model: str, ready: Collection[str | None], older_than_ms: int) -> None:
+        """Discard what registrations of a model that never ended left behind.
+
+        `ready` are the runs of ready versions: one of them that is still marked as pending lost only its last step.
+        """
         known: Any = self._mlflow.ask(self._client.get_experiment_by_name, EXPERIMENT)
         if known is None or known.lifecycle_stage != "active":
             return
         wanted = f"tags.`{STATE}` = '{PENDING}' and tags.`{MODEL}` = '{model}'"
         runs: Any = self._mlflow.ask(self._client.search_runs, [known.experiment_id], wanted)
         for run in runs:
-            if run.info.start_time <= older_than_ms:
+            if run.info.run_id in ready:
+                self.settle(run.info.run_id)
+            elif run.info.start_time <= older_than_ms:
                 self.discard(run.info.run_id, local_path(run.info.artifact_uri))
 
     def discard_by_id(self, run_id: str) -> None:

@@ -125,7 +125,9 @@ class FakeEngine:
         if not body.get("stream"):
             answer = chat_answer(text, fake.get("finish", "stop"), fake.get("tokens", 5))
             if mode in ("die-mid", "die-after-head"):
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n" + answer)
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n" + answer
+                )
                 await writer.drain()
                 return False
             self._unary(writer, 200, answer)
@@ -309,14 +311,18 @@ async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
         await asyncio.sleep(0.005)
 
 
+def _write_credentials(home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "credentials").write_text(TOKEN)
+
+
 @contextlib.asynccontextmanager
 async def rig(home: Path, *, first: TrafficTable | None = None, **config: Any) -> AsyncIterator[Rig]:
     made = Rig(home)
     await made.stable.start()
     await made.canary.start()
     await made.controller.start()
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "credentials").write_text(TOKEN)
+    _write_credentials(home)
     control = config.pop("control_url", f"http://127.0.0.1:{made.controller.port}")
     settings = GatewayConfig(home=home, port=0, admin_port=0, control_url=control, **config)
     made.source = StaticEndpoints({"stable-app": [made.stable.url], "canary-app": [made.canary.url]})

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import tidegate.supervisor
 from tidegate.launcher import HomeLock
 from tidegate.parts import platform_environment, prepare_home
 from tidegate.settings import load_settings
@@ -58,6 +59,7 @@ SCENARIOS = {
 
 
 def main() -> int:
+    tidegate.supervisor.SWEEP_GRACE_S = 0.2
     settings = load_settings()
     prepare_home(settings)
     lock = HomeLock(settings)

@@ -1,16 +1,19 @@
 """The MLflow adapter where it differs from any other: MLflow's own client, crashes, locks, several processes."""
 
 import multiprocessing
+import shutil
 import sqlite3
-from collections.abc import Iterator
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 
 from registry.errors import (
+    InvalidRequest,
     RegistryBusy,
     RegistryUnavailable,
     UnknownVersion,
@@ -53,10 +56,10 @@ class Home:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     path = tmp_path_factory.mktemp("home")
     uri = f"sqlite:///{path / 'mlflow.db'}"
-    yield Home(path, MlflowStore(uri, path / "artifacts", path / "cache"), MlflowClient(uri, uri))
+    return Home(path, MlflowStore(uri, path / "artifacts", path / "cache"), MlflowClient(uri, uri))
 
 
 def ask(home: Home, model: str, source: Path | str, **values: Any) -> ModelVersion:
@@ -131,23 +134,28 @@ def test_what_cannot_be_served_is_left_out_with_its_reason(home: Home, tmp_path:
         home.store.get("unsafe", "1.0.0")
 
 
-@pytest.mark.parametrize("stage", ["stage", "describe", "_create", "_settle"])
+@pytest.mark.parametrize("stage", ["stage", "describe", "_create", "_settle", "settle"])
 def test_a_registration_that_died_leaves_nothing_in_the_way(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """As after kill -9: nothing is cleaned up on the way out."""
-    model = f"crash-{stage.strip('_')}"
+    model = "crash" + stage.replace("_", "-")
     source = write_model(tmp_path / "m")
 
     def die(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    where: Any = {"stage": adapter, "describe": adapter.Runs}.get(stage, adapter.MlflowStore)
+    where: Any = {"stage": adapter, "describe": adapter.Runs, "settle": adapter.Runs}.get(stage, adapter.MlflowStore)
     with monkeypatch.context() as patched:
         patched.setattr(where, stage, die)
         patched.setattr(adapter.Runs, "discard_by_id", lambda *_args: None)
         with pytest.raises(KeyboardInterrupt):
             ask(home, model, source)
+    if stage == "settle":  # all but the last note was made: the version is there
+        assert home.store.get(model, "1.0.0").version == "1.0.0"
+        assert ask(home, model, source, version="1.0.1").version == "1.0.1"
+        home.store.verify(home.store.get(model, "1.0.0"))
+        return
     assert model not in home.store.list_models()
     if stage == "_settle":
         assert home.store.list_versions(model) == ()
@@ -206,8 +214,11 @@ def test_two_processes_one_number(home: Home, tmp_path: Path) -> None:
     assert [v.version for v in home.store.list_versions("many")] == ["1.0.0"]
 
 
-def test_a_locked_database_is_busy_not_broken(home: Home, tmp_path: Path) -> None:
-    store = home.open(attempts=1)
+def test_a_locked_database_is_busy_not_broken(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = sqlalchemy.text
+    impatient = types.SimpleNamespace(text=lambda t: text(t.replace("busy_timeout = 20000", "busy_timeout = 50")))
+    monkeypatch.setattr("mlflow.store.db.utils.sql", impatient)  # 20 s is written into MLflow
+    store = home.open(busy_timeout_s=1)
     store.register(RegisterRequest(model="locked", source="sim:?seed=1"))
     other = sqlite3.connect(home.path / "mlflow.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -230,7 +241,7 @@ def test_a_held_lock_is_waited_for_within_bounds(home: Home, tmp_path: Path) -> 
 def test_a_database_that_is_none_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
     with pytest.raises(RegistryUnavailable, match=r"could not be used.*file is not a database"):
-        MlflowStore(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "a", tmp_path / "c", attempts=1)
+        MlflowStore(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "a", tmp_path / "c", busy_timeout_s=1)
 
 
 def test_a_changed_tag_is_found(home: Home, tmp_path: Path) -> None:
@@ -240,12 +251,19 @@ def test_a_changed_tag_is_found(home: Home, tmp_path: Path) -> None:
         home.store.materialise(made)
 
 
+def test_a_metric_that_mlflow_does_not_take_is_the_callers_fault(home: Home) -> None:
+    with pytest.raises(InvalidRequest, match="MLflow refused a value"):
+        ask(home, "metric", "sim:?seed=1", metrics={"a$b": 1.0})
+    assert "metric" not in home.store.list_models()
+
+
 def test_names_that_dns_does_not_allow_are_left_alone(home: Home, tmp_path: Path) -> None:
     home.foreign("Their Model", write_model(tmp_path / "m"))
     assert "Their Model" not in home.store.list_models()
     assert ask(home, "ours", "models:/Their Model/1").version == "1.0.0"
 
 
+@pytest.mark.integration
 def test_a_real_transformers_model_logged_by_mlflow_is_imported(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,8 +298,6 @@ def test_a_real_transformers_model_logged_by_mlflow_is_imported(
 
 
 def test_a_version_without_its_artifacts_is_damaged_not_a_traceback(home: Home, tmp_path: Path) -> None:
-    import shutil
-
     made = ask(home, "gone", write_model(tmp_path / "m"))
     shutil.rmtree(made.location)
     with pytest.raises(adapter.RegistryError, match="are gone from"):

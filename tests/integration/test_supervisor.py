@@ -1,6 +1,7 @@
 """The supervisor over stand-in processes: it brings back what dies and leaves nothing behind."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.integration
 STAND_IN = Path(__file__).with_name("stand_in_platform.py")
 
 
-def eventually(what: Callable[[], object], timeout_s: float = 8.0) -> object:
+def eventually(what: Callable[[], object], timeout_s: float = 30.0) -> object:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         found = what()
@@ -70,7 +71,8 @@ class Platform:
 
 
 @pytest.fixture
-def platform(tmp_path: Path) -> Iterator[Platform]:
+def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Platform]:
+    monkeypatch.setattr(launcher, "LEFTOVER_GRACE_S", 0.2)
     found = Platform(tmp_path / "home")
     yield found
     launcher.clear_leftovers(found.settings)
@@ -86,20 +88,22 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_a_part_killed_comes_back_at_once_and_is_counted(platform: Platform) -> None:
+def test_a_part_killed_comes_back_at_once_and_is_counted(platform: Platform, capfd: pytest.CaptureFixture[str]) -> None:
     platform.start("plain")
     eventually(platform.all_ready)
     before = platform.part("gateway")
     os.kill(before.pid or 0, signal.SIGKILL)
-    killed_at = time.monotonic()
     eventually(lambda: platform.part("gateway").restarts == 1 and platform.all_ready())
-    assert time.monotonic() - killed_at < 2.0
+    assert "gateway was killed by SIGKILL" in (said := capfd.readouterr().out)
+    assert "starting again in 0.0 s" in said
     after = platform.part("gateway")
     assert after.pid != before.pid
     assert platform.part("controller").restarts == 0
 
 
-def test_a_part_that_keeps_dying_is_started_ever_more_slowly(platform: Platform) -> None:
+def test_a_part_that_keeps_dying_is_started_ever_more_slowly(
+    platform: Platform, capfd: pytest.CaptureFixture[str]
+) -> None:
     platform.start("plain")
     eventually(platform.all_ready)
     times = []
@@ -108,7 +112,10 @@ def test_a_part_that_keeps_dying_is_started_ever_more_slowly(platform: Platform)
         killed_at = time.monotonic()
         eventually(lambda n=n: platform.part("controller").restarts == n and platform.all_ready())
         times.append(time.monotonic() - killed_at)
-    assert times[0] < 0.5 <= times[1] < 1.0 <= times[2]  # at once, 0.5 s, 1 s
+    assert times[1] >= 0.5
+    assert times[2] >= 1.0
+    pauses = re.findall(r"starting again in (\S+) s", capfd.readouterr().out)
+    assert pauses == ["0.0", "0.5", "1.0"]
 
 
 def test_sigterm_stops_the_gateway_first_and_leaves_nothing(platform: Platform) -> None:
@@ -116,7 +123,7 @@ def test_sigterm_stops_the_gateway_first_and_leaves_nothing(platform: Platform) 
     eventually(platform.all_ready)
     pids = platform.pids()
     process.terminate()
-    assert process.wait(8) == 0
+    assert process.wait(30) == 0
     assert all(gone(pid) for pid in pids)
     assert (platform.folder / "stopped").read_text().split() == ["gateway", "controller", "ray"]
     state = read_state(platform.settings)
@@ -128,7 +135,7 @@ def test_a_grandchild_in_its_own_session_does_not_outlive_the_platform(platform:
     process = platform.start("grandchild")
     eventually(platform.all_ready)
     process.terminate()
-    process.wait(8)
+    process.wait(30)
     assert platform.grandchildren()
     assert all(gone(pid) for pid in platform.grandchildren())
 
@@ -148,13 +155,13 @@ def test_a_part_deaf_to_sigterm_is_killed_after_its_grace(platform: Platform) ->
     eventually(platform.all_ready)
     (pid,) = platform.pids()
     process.terminate()
-    process.wait(8)
+    process.wait(30)
     assert gone(pid)
 
 
 def test_a_part_that_never_comes_up_ends_the_start_with_its_last_words(platform: Platform) -> None:
     process = platform.start("broken")
-    assert process.wait(10) == 1
+    assert process.wait(30) == 1
     reason = launcher.ended_badly(platform.settings, process.pid)
     assert "Ray ended 3 times" in reason
     assert "no GPU here, and no hope" in reason
@@ -184,7 +191,7 @@ def test_a_second_supervisor_is_refused(platform: Platform) -> None:
     eventually(platform.all_ready)
     assert launcher.is_locked(platform.settings)
     second = Platform(platform.settings.home)
-    assert second.start("plain").wait(8) == 3
+    assert second.start("plain").wait(30) == 3
     assert platform.all_ready()
 
 

@@ -41,27 +41,30 @@ def available(*ready: str, known: tuple[str, ...] = (), lease: bool = True) -> A
 BOTH = ("stable", "canary")
 
 
-class TestChoose:
-    # (weight, ready, known, lease, version) -> role and evidence, or the reason of a rejection
-    TABLE = {
-        "no canary": (None, BOTH, (), True, None, (Role.STABLE, False)),
-        "weight 0 is forced": (0, BOTH, (), True, None, (Role.STABLE, False)),
-        "weight 100 is forced": (100, BOTH, (), True, None, (Role.CANARY, False)),
-        "canary not ready": (50, ("stable",), (), True, None, (Role.STABLE, False)),
-        "stable not ready": (50, ("canary",), (), True, None, (Role.CANARY, False)),
-        "a canary at 0 never stands in": (0, ("canary",), (), True, None, Reason.MODEL_NOT_READY),
-        "lease expired": (100, BOTH, (), False, None, (Role.STABLE, False)),
-        "lease expired, stable away": (50, ("canary",), (), False, None, (Role.CANARY, False)),
-        "canary away at 100": (100, ("stable",), (), True, None, (Role.STABLE, False)),
-        "nothing ready, stable ejected": (50, (), ("stable",), True, None, (Role.STABLE, False)),
-        "nothing at all": (50, (), (), True, None, Reason.MODEL_NOT_READY),
-        "pinned": (0, BOTH, (), True, "1.1.0", (Role.CANARY, False)),
-        "pinned, without lease": (50, BOTH, (), False, "1.1.0", (Role.CANARY, False)),
-        "pinned, not there": (50, ("stable",), (), True, "1.1.0", Reason.MODEL_NOT_READY),
-        "pinned, unknown": (50, BOTH, (), True, "7.0.0", Reason.MODEL_NOT_FOUND),
-    }  # fmt: skip
+# (weight, ready, known, lease, version) -> role and evidence, or the reason of a rejection
+CHOICES = {
+    "no canary": (None, BOTH, (), True, None, (Role.STABLE, False)),
+    "weight 0 is forced": (0, BOTH, (), True, None, (Role.STABLE, False)),
+    "weight 100 is forced": (100, BOTH, (), True, None, (Role.CANARY, False)),
+    "canary not ready": (50, ("stable",), (), True, None, (Role.STABLE, False)),
+    "stable not ready": (50, ("canary",), (), True, None, (Role.CANARY, False)),
+    "a canary at 0 never stands in": (0, ("canary",), (), True, None, Reason.MODEL_NOT_READY),
+    "lease expired": (100, BOTH, (), False, None, (Role.STABLE, False)),
+    "lease expired, stable away": (50, ("canary",), (), False, None, (Role.CANARY, False)),
+    "canary away at 100": (100, ("stable",), (), True, None, (Role.STABLE, False)),
+    "nothing ready, stable ejected": (50, (), ("stable",), True, None, (Role.STABLE, False)),
+    "nothing at all": (50, (), (), True, None, Reason.MODEL_NOT_READY),
+    "pinned": (0, BOTH, (), True, "1.1.0", (Role.CANARY, False)),
+    "pinned, without lease": (50, BOTH, (), False, "1.1.0", (Role.CANARY, False)),
+    "pinned, not there": (50, ("stable",), (), True, "1.1.0", Reason.MODEL_NOT_READY),
+    "pinned, unknown": (50, BOTH, (), True, "7.0.0", Reason.MODEL_NOT_FOUND),
+}  # fmt: skip
 
-    @pytest.mark.parametrize(("weight", "ready", "known", "lease", "version", "expected"), TABLE.values(), ids=TABLE)
+
+class TestChoose:
+    @pytest.mark.parametrize(
+        ("weight", "ready", "known", "lease", "version", "expected"), CHOICES.values(), ids=CHOICES
+    )
     def test_table(self, weight, ready, known, lease, version, expected) -> None:
         result = choose(route(weight), version, "unit", available(*ready, known=known, lease=lease))
         if isinstance(expected, Reason):
@@ -217,7 +220,8 @@ class TestStreaming:
             {"type": "response.output_text.delta", "delta": "he", "output_index": 0},
             {"type": "response.output_text.delta", "delta": "y", "output_index": 0},
             {"type": "response.incomplete", "response": {
-                "usage": {"input_tokens": 1, "output_tokens": 2}, "incomplete_details": {"reason": "max_output_tokens"}}},
+                "usage": {"input_tokens": 1, "output_tokens": 2},
+                "incomplete_details": {"reason": "max_output_tokens"}}},
         ]  # fmt: skip
         data = b"".join(b"event: %b\ndata: %b\n\n" % (e["type"].encode(), json.dumps(e).encode()) for e in events)  # type: ignore[attr-defined]
         answer = read_stream(Operation.RESPONSES, data)
@@ -234,7 +238,9 @@ class TestStreaming:
         assert not is_error_event(b'data: {"id": 1}\n\n')
         assert not says_done(Operation.CHAT, data)
 
-    @pytest.mark.parametrize("data", [b"", b"data:", b"\n\n\n", b"data: 1\n\ndata: null\n\n", b"\xff\xfe", b"data: [1]"])
+    @pytest.mark.parametrize(
+        "data", [b"", b"data:", b"\n\n\n", b"data: 1\n\ndata: null\n\n", b"\xff\xfe", b"data: [1]"]
+    )
     def test_garbage_is_tolerated(self, data: bytes) -> None:
         for operation in Operation:
             read_stream(operation, data)

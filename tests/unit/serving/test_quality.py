@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - texts as models write them
 """Degenerate texts are caught; prose, code, lists, tables and Chinese are not."""
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ DEGENERATE = {
     "code loop": "def add(a, b):\n    return a + b\n\n" * 10,
     "chinese sentence": "我是一个人工智能助手。" * 10,
     "chinese character": "的" * 60,
-    "chinese phrase after prose": "北京是中国的首都，也是全国的政治和文化中心，有三千多年的历史。" + "非常好非常好" * 20,
+    "chinese phrase after prose": "北京是中国的首都，也是全国的政治和文化中心，有三千多年的历史。"
+    + "非常好非常好" * 20,
     "token soup loop": "xq zt " * 50,
     "no spaces": "abcabcabc" * 20,
     "digits": "0" * 300,

@@ -50,8 +50,16 @@ STATUS: dict[str, Any] = {
     "rollout": "r1",
     "a_field_of_the_future": {"x": 1},
 }
-HEALTHY = {**STATUS, "phase": "Healthy", "stable": "1.0.1", "canary": None, "weight": 0, "reason": "promoted chat@1.0.1"}
-DEGRADED = {**STATUS, "phase": "Degraded", "canary": None, "weight": 0, "reason": "error: canary 7 of 142"}
+HEALTHY = {
+    **STATUS,
+    "phase": "Healthy",
+    "stable": "1.0.1",
+    "canary": None,
+    "weight": 0,
+    "reason": "promoted chat@1.0.1",
+}
+DONE = {**STATUS, "canary": None, "weight": 0}
+DEGRADED = {**DONE, "phase": "Degraded", "reason": "error: canary 7 of 142"}
 DECISION = {"cause": "command", "reason": "done by alice", "actions": [{"type": "withdraw"}]}
 
 
@@ -130,7 +138,21 @@ COMMANDS = [
     *(["model", c] for c in ("register", "list", "show", "alias", "verify")),
     *(
         ["rollout", c]
-        for c in "get status list promote pause resume abort retry undo ack history explain replay".split()
+        for c in [
+            "get",
+            "status",
+            "list",
+            "promote",
+            "pause",
+            "resume",
+            "abort",
+            "retry",
+            "undo",
+            "ack",
+            "history",
+            "explain",
+            "replay",
+        ]
     ),
 ]
 

@@ -65,7 +65,15 @@ def test_exits_in_words() -> None:
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (0, 0.25, 9.96, 30, 1800, 7300, 2e5)] == ["0s", "0.2s", "10s", "30s", "30m", "2h", "2d"]
+    assert [duration(s) for s in (0, 0.25, 9.96, 30, 1800, 7300, 2e5)] == [
+        "0s",
+        "0.2s",
+        "10s",
+        "30s",
+        "30m",
+        "2h",
+        "2d",
+    ]
     assert age(None) == "-"
 
 
@@ -95,7 +103,11 @@ def test_a_fit_machine_may_start() -> None:
 @pytest.mark.parametrize(
     ("change", "wish", "said"),
     [
-        ({"ports": (Port("the gateway", 8000, "--gateway-port", "nc (process 7)"),)}, Wish(bare=True), "nc (process 7)"),
+        (
+            {"ports": (Port("the gateway", 8000, "--gateway-port", "nc (process 7)"),)},
+            Wish(bare=True),
+            "nc (process 7)",
+        ),
         ({"ports": (Port("the gateway", 8000, "--gateway-port", "?"),)}, Wish(), "another user"),
         ({"memory_available": 2**30}, Wish(), "memory: 1.0 of 24.0 GiB"),
         ({"home_problem": "not writable"}, Wish(bare=True), "TIDEGATE_HOME"),
