@@ -164,8 +164,9 @@ def _choices_chunk(chunk: dict[str, Any], part: str, answer: Answer, choices: _C
         message = choice.get(part)
         if isinstance(message, dict):
             text = message.get("content")
-            if message.get("tool_calls") or message.get("refusal") or _reasoning(message):
-                choices.other_content = True
+            # Most deltas hold nothing but text: only the others are looked at more closely.
+            if len(message) > 1 or not text:
+                choices.other_content |= _other_content(message)
         else:
             text = choice.get("text")
         if isinstance(text, str):
@@ -175,8 +176,8 @@ def _choices_chunk(chunk: dict[str, Any], part: str, answer: Answer, choices: _C
             choices.reasons[index] = reason
 
 
-def _reasoning(message: dict[str, Any]) -> bool:
-    return bool(message.get("reasoning_content") or message.get("reasoning"))
+def _other_content(message: dict[str, Any]) -> bool:
+    return any(message.get(name) for name in ("tool_calls", "refusal", "reasoning_content", "reasoning"))
 
 
 def _responses_event(event: dict[str, Any], answer: Answer, choices: _Choices) -> None:

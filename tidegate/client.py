@@ -350,6 +350,13 @@ class ControlClient:
                 code="unauthorized",
                 status=status,
             )
+        if status == httpx.codes.UNPROCESSABLE_ENTITY:
+            return ControlError(
+                f"the control plane at {self._url} does not take this request: {_complaint(response)}; "
+                "if it was started by another version of Tidegate, `tidegate down` and `tidegate up`",
+                code="protocol",
+                status=status,
+            )
         try:
             told = response.json()["error"]
             return ControlError(str(told["message"]), code=str(told.get("code", "")), status=status)
@@ -359,6 +366,15 @@ class ControlClient:
                 code="protocol",
                 status=status,
             )
+
+
+def _complaint(response: httpx.Response) -> str:
+    """FastAPI's first complaint about a request that does not fit its schema."""
+    try:
+        first = response.json()["detail"][0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    except (ValueError, KeyError, TypeError, IndexError):
+        return "no reason was given"
 
 
 def user_name() -> str:

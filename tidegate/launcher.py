@@ -27,6 +27,8 @@ from tidegate.startup import Wish
 
 LOCK_WAIT_S = 3.0
 """How long a supervisor that holds the lock may take to write who it is."""
+LEFTOVER_GRACE_S = 3.0
+"""How long what a killed supervisor left may take to end by itself."""
 STOP_TIMEOUT_S = 75.0
 """Gateway, controller and Ray end one after the other; a gateway lets streams go on for 30 s."""
 
@@ -96,6 +98,7 @@ def launch(settings: Settings, wish: Wish, *, detach: bool) -> subprocess.Popen[
         AlreadyRunning: one runs with other ports.
         StartFailed: a port is taken, or the machine can't run it.
     """
+    settings = settings.model_copy(update={"home": settings.home.absolute()})
     try:
         prepare_home(settings)
     except OSError as error:
@@ -151,7 +154,7 @@ def clear_leftovers(settings: Settings) -> int:
     for part in state.parts:
         if part.identity is not None:
             found |= {p.pid: p for p in processes.family(part.identity)}
-    processes.end(list(found.values()), grace_s=3.0)
+    processes.end(list(found.values()), grace_s=LEFTOVER_GRACE_S)
     return len(found)
 
 

@@ -45,7 +45,7 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         drain_s=GATEWAY_DRAIN_S,
     )
     return (
-        Part("ray", "Ray", (python, "-m", "tidegate.ray_head"), ray_ready, stop_s=20.0),
+        Part("ray", "Ray", (python, "-m", "tidegate.ray_process"), ray_ready, stop_s=20.0),
         Part("controller", "controller", (python, "-m", "tidegate.control_plane"), controller_ready),
         Part(
             "gateway",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tidegate.client import ControlClient, RolloutStatus
 
 POLL_S = 0.25
+SEED_ARGV = (sys.executable, "-m", "tidegate.bundled")
 FIRST_ANSWER_TIMEOUT_S = 120.0
 """One token of a small model takes a second; a queue behind a warming engine may take longer."""
 
@@ -159,7 +160,7 @@ class Startup:
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with log.open("ab") as errors:
             child = subprocess.Popen(
-                [sys.executable, "-m", "tidegate.bundled"],
+                SEED_ARGV,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -188,24 +189,38 @@ class Startup:
 
         model, _, version = reference.partition("@")
         with connect(self._settings) as client:
-            status = self._status(client, model)
-            wanted = reference in self._wish.models
-            known = {status.stable, status.canary} - {None} if status is not None else set()
-            if not known or (wanted and version not in known):
+            while not self._is_served(client, model, version, exactly=reference in self._wish.models):
                 self._say(task, f"asking for {reference}")
-                self._deploy(client, model, version)
+                if self._deploy(client, model, version):
+                    break
+                self._pause()
             self._wait_for_answer(task, client, model)
 
-    def _deploy(self, client: ControlClient, model: str, version: str) -> None:
-        while True:
-            try:
-                client.deploy({"model": model, "version": version}, reason="asked for by `tidegate up`")
-            except ControlError as error:
-                if not (error.retryable or error.status == http.HTTPStatus.SERVICE_UNAVAILABLE):
-                    raise
-                self._pause()
-            else:
-                return
+    def _is_served(self, client: ControlClient, model: str, version: str, *, exactly: bool) -> bool:
+        """Whether the model has a version already, or with `exactly` this one."""
+        # Before it leads, a controller has not read its log and knows of no model: asked then, a start would
+        # deploy the bundled version over whatever serves.
+        while not self._leads(client):
+            self._pause()
+        status = self._status(client, model)
+        known = {status.stable, status.canary} - {None} if status is not None else set()
+        return version in known if exactly else bool(known)
+
+    def _leads(self, client: ControlClient) -> bool:
+        try:
+            return bool(client.platform().controller.get("leads", True))
+        except ControlUnavailable:
+            return False
+
+    def _deploy(self, client: ControlClient, model: str, version: str) -> bool:
+        """Ask for a rollout; False when the control plane can't be asked just now."""
+        try:
+            client.deploy({"model": model, "version": version}, reason="asked for by `tidegate up`")
+        except ControlError as error:
+            if not (error.retryable or error.status == http.HTTPStatus.SERVICE_UNAVAILABLE):
+                raise
+            return False
+        return True
 
     def _status(self, client: ControlClient, model: str) -> RolloutStatus | None:
         while True:

@@ -28,7 +28,9 @@ POLL_S = 0.1
 HEALTH_TIMEOUT_S = 5.0
 LOG_TAIL_BYTES = 64 * 1024
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-NOT_FOR_ENGINES = ("RAY_", "PYTHONSTARTUP", "OMP_NUM_THREADS", "MALLOC_")
+ABSENT = PROJECT_ROOT / "serving" / "ray_app" / "absent"
+"""Stand-ins for packages that Ray's processes do without; engines must find the real ones."""
+NOT_FOR_ENGINES = ("RAY_", "PYTHONSTARTUP", "OMP_NUM_THREADS")
 """Variables that a Ray worker has and an engine must not inherit: Ray sets OMP_NUM_THREADS to its own idea."""
 
 
@@ -84,7 +86,8 @@ class EngineCommand:
 def engine_environment(inherited: Mapping[str, str], command: EngineCommand, parent_pid: int) -> dict[str, str]:
     """The environment of an engine: what is inherited without Ray's own, then the command's."""
     env = {k: v for k, v in inherited.items() if not k.startswith(NOT_FOR_ENGINES)}
-    roots = [str(PROJECT_ROOT), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    inherited_roots = [root for root in env.get("PYTHONPATH", "").split(os.pathsep) if root and root != str(ABSENT)]
+    roots = [str(PROJECT_ROOT), *inherited_roots]
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(roots))
     env[PARENT_PID_VARIABLE] = str(parent_pid)
     return {**env, **command.env}

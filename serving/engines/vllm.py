@@ -20,8 +20,11 @@ KVCACHE_GIB = "1"
 """Room for the KV cache on a CPU, in GiB, unless the version sets VLLM_CPU_KVCACHE_SPACE."""
 CPU_FLAGS: Mapping[str, str] = {"enforce_eager": "", "max_num_seqs": "64", "distributed_executor_backend": "uni"}
 """Eager: compiling takes minutes on two cores. 64 sequences: more only adds latency. `uni`: see vllm_server."""
-FLAGS: Mapping[str, str] = {"load_format": "safetensors", "disable_uvicorn_access_log": ""}
-"""For every device: never a pickle, and no line per request in the log."""
+FLAGS: Mapping[str, str] = {"load_format": "safetensors", "disable_uvicorn_access_log": "", "shutdown_timeout": "3600"}
+"""For every device: never a pickle, no line per request in the log, and SIGTERM lets requests finish.
+
+Whoever sends SIGTERM decides when to kill, so vLLM's own limit (in seconds) is out of the way.
+"""
 ENVIRONMENT: Mapping[str, str] = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",

@@ -25,14 +25,10 @@ from serving.engines.lifeline import PARENT_PID_VARIABLE, die_with_parent, forke
 if TYPE_CHECKING:
     from argparse import Namespace
 
-UNUSED_PACKAGES = ("ray", "sklearn", "pandas", "scipy")
-"""Imported by transformers and vLLM merely because they are installed: 4 s of CPU for nothing.
-
-ray: vLLM asks whether it runs in an actor (it does not: it is an actor's child). sklearn, with pandas and scipy:
-transformers' assisted generation, which vLLM has no part in.
-"""
-DRAIN_S = 3600
-"""How long vLLM itself lets requests finish after SIGTERM; whoever sends it decides when to kill."""
+UNUSED_BY_IMPORTS = ("sklearn", "pandas", "scipy")
+"""transformers imports them merely because they are installed, for assisted generation: 3 s of CPU for nothing."""
+UNUSED_BY_ENGINE = ("ray",)
+"""vLLM imports it only to ask whether this is a Ray actor. It is not: it is an actor's child."""
 
 
 @contextmanager
@@ -120,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         forked_children_die_with_this_process()
         # A child that kept the listening socket would let clients hang for the moment that it outlives its parent.
         os.register_at_fork(after_in_child=sock.close)
-    with without_garbage_collection(), without_packages(UNUSED_PACKAGES if ours.fork_engine_core else ()):
+    with without_garbage_collection(), without_packages(UNUSED_BY_IMPORTS):
         import uvloop
         from vllm.entrypoints.launchers import cli_args
         from vllm.entrypoints.launchers.api_server import entry  # noqa: F401 - imports what serving will need
@@ -129,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
 
         args = cli_args.make_arg_parser(FlexibleArgumentParser()).parse_args(ours.vllm)
         cli_args.validate_parsed_serve_args(args)
+    with without_packages(UNUSED_BY_ENGINE if ours.fork_engine_core else ()):
         uvloop.run(run(args, sock, ours.fork_engine_core))
 
 

@@ -170,7 +170,7 @@ class Gateway:
         server = _Server(
             uvicorn.Config(
                 app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
-                server_header=False, timeout_keep_alive=KEEP_ALIVE_S,
+                server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, round(self.config.drain_s)),
             )
         )  # fmt: skip

@@ -26,7 +26,10 @@ HIGH_WATER_BYTES = 64 * 1024
 STALE_WITHIN_S = 1.0
 MAX_IDLE_PER_ENDPOINT = 256
 TICK_S = 0.25
-"""How often idle time-outs are looked at: one timer for all connections instead of one for each chunk."""
+"""How often time-outs are looked at: one timer for all connections instead of one for each chunk."""
+
+EXACT_BELOW_S = 10.0
+"""A shorter deadline gets a timer of its own."""
 
 JOIN_BELOW_BYTES = 32 * 1024
 
@@ -64,6 +67,7 @@ class Connection(asyncio.Protocol):
         "_deadline",
         "_error",
         "_framed",
+        "_keep_alive",
         "_loop",
         "_on_closed",
         "_parser",
@@ -73,6 +77,7 @@ class Connection(asyncio.Protocol):
         "bodies",
         "busy",
         "complete",
+        "deadline",
         "first_body_at",
         "headers",
         "idle_since",
@@ -98,6 +103,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.last_activity = 0.0
         self.busy = False
+        self.deadline = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -105,6 +111,7 @@ class Connection(asyncio.Protocol):
         self._buffered = 0
         self._error: ServingError | None = None
         self._framed = False
+        self._keep_alive = False
         self.started = False
         self.status = 0
         self.headers: list[Header] = []
@@ -123,7 +130,9 @@ class Connection(asyncio.Protocol):
             raise ConnectionLost("the engine closed the connection before the request was sent")
         self.busy = True
         self.last_activity = time.monotonic()
-        self._deadline = self._loop.call_later(timeout_s, self._out_of_time)
+        self.deadline = self.last_activity + timeout_s
+        if timeout_s < EXACT_BELOW_S:
+            self._deadline = self._loop.call_later(timeout_s, self.out_of_time)
         if len(body) < JOIN_BELOW_BYTES:
             self._transport.write(head + body)
         else:
@@ -184,7 +193,8 @@ class Connection(asyncio.Protocol):
         self.close()
         self._wake()
 
-    def _out_of_time(self) -> None:
+    def out_of_time(self) -> None:
+        """The deadline has passed."""
         self.fail(UpstreamTimeout("the engine's answer was not complete within the request's time limit"))
 
     def end(self) -> bool:
@@ -193,7 +203,7 @@ class Connection(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
         self.busy = False
-        reusable = self.complete and not self._closed and self._error is None and bool(self._parser.should_keep_alive())
+        reusable = self.complete and not self._closed and self._error is None and self._keep_alive
         if not reusable:
             self.close()
         return reusable
@@ -286,6 +296,7 @@ class Connection(asyncio.Protocol):
             self._framed = False
         else:
             self.status = status
+            self._keep_alive = self._parser.should_keep_alive()  # once the answer is complete, the parser forgot
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -412,6 +423,9 @@ class UpstreamClient:
     def _tick(self) -> None:
         now = time.monotonic()
         for connection in list(self._all):
+            if connection.busy and not connection.complete and now > connection.deadline:
+                connection.out_of_time()
+                continue
             silent = connection.silent_since
             if silent is not None and now - silent > self._idle_timeout_s:
                 limit = self._idle_timeout_s

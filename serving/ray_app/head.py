@@ -1,40 +1,39 @@
 """Run a private Ray head with only the processes that serving needs: `python -m serving.ray_app.head`.
 
-`ray start --head` starts about twenty processes (dashboard modules for jobs, logs, metrics, training, ...; an
-autoscaler; a client server). On two cores they take seconds to start and a share of every token afterwards. This
-starts the control store, the raylet with its agents, and a dashboard with the one module `ServeHead`, the REST API
-that deploys applications.
+`ray start --head` starts a dashboard with ten modules in processes of their own (jobs, logs, metrics, training, ...),
+an autoscaler, a client server and a log monitor. On two cores they take seconds to start and a share of every token
+afterwards. This starts the control store, the raylet with its two agents, and a dashboard with the one module
+`ServeHead`: the REST API that deploys applications.
 
-It is Ray's own `Node`, with one method overridden; the release of Ray is pinned in pyproject.toml. The process
-stays in the foreground, exits with 1 when one of Ray's processes ends, and the kernel ends those when this one dies.
+It is Ray's own `Node` with one method overridden; the release of Ray is pinned in pyproject.toml for that. The process
+stays in the foreground, ends with 1 as soon as one of Ray's processes ends, and the kernel ends those when it dies.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
 import os
-import signal
 import sys
-import threading
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
 from ray._private import ray_constants, services
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.utils import write_ray_address
 
+from serving.engines.lifeline import PARENT_PID_VARIABLE, die_with_parent
+
 DASHBOARD_MODULES = "ServeHead"
-PR_SET_PDEATHSIG = 1
 
 
-class LeanNode(Node):
+class LeanNode(Node):  # type: ignore[misc]  # ray has no types
     """A head node whose dashboard loads `DASHBOARD_MODULES` only."""
 
     def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
-        """Start the dashboard with one module; as `ray._private.services.start_api_server`, which can't be told to."""
+        """Start the dashboard as `ray._private.services.start_api_server` does, which can't be told which modules.
+
+        It is not waited for: the caller polls its port, and the raylet starts meanwhile.
+        """
         del include_dashboard, raise_on_failure
         params = self._ray_params
         out, err = self.get_log_file_names("dashboard", unique=True, create_out=True, create_err=True)
@@ -57,34 +56,67 @@ class LeanNode(Node):
             f"--stderr-filepath={err}",
             f"--modules-to-load={DASHBOARD_MODULES}",
         ]
-        info = services.start_ray_process(
-            command, ray_constants.PROCESS_TYPE_DASHBOARD, fate_share=self.kernel_fate_share
-        )
+        kind = ray_constants.PROCESS_TYPE_DASHBOARD
+        self.all_processes[kind] = [services.start_ray_process(command, kind, fate_share=self.kernel_fate_share)]
         self._webui_url = f"{params.dashboard_host}:{params.dashboard_port}"
-        self.all_processes[ray_constants.PROCESS_TYPE_DASHBOARD] = [info]
 
 
-def main() -> None:
-    t0=time.time()
-    p = argparse.ArgumentParser()
-    p.add_argument("--temp-dir"); p.add_argument("--gcs-port", type=int); p.add_argument("--dashboard-port", type=int)
-    p.add_argument("--worker-ports")
-    a = p.parse_args()
+def start(args: argparse.Namespace) -> Node:
+    """Start the head's processes; returns when the raylet has registered."""
     params = RayParams(
-        node_ip_address="127.0.0.1", gcs_server_port=a.gcs_port, num_cpus=2, num_gpus=0, object_store_memory=100*1024*1024,
-        temp_dir=a.temp_dir, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=a.dashboard_port,
-        dashboard_agent_listen_port=0, metrics_agent_port=0, metrics_export_port=0, no_monitor=True, include_log_monitor=False, node_name="tidegate",
+        node_ip_address="127.0.0.1",
+        gcs_server_port=args.gcs_port,
+        num_cpus=args.cpus,
+        num_gpus=None,
+        object_store_memory=args.object_store_bytes,
+        temp_dir=args.temp_dir,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=args.dashboard_port,
+        dashboard_agent_listen_port=0,
+        metrics_agent_port=0,
+        metrics_export_port=0,
+        no_monitor=True,
+        include_log_monitor=False,
     )
     node = LeanNode(params, head=True, shutdown_at_exit=True, spawn_reaper=True)
-    write_ray_address(params.gcs_address or node.address, a.temp_dir)
-    print("started", time.time()-t0, node.kernel_fate_share, {k:[i.process.pid for i in v] for k,v in node.all_processes.items()}, flush=True)
+    write_ray_address(node.address, args.temp_dir)
+    return node
+
+
+def wait_for_a_death(node: Node) -> str:
+    """Block until one of Ray's processes ends; return its kind. Costs nothing while they live."""
+    kinds = {info.process.pid: kind for kind, infos in node.all_processes.items() for info in infos}
     while True:
-        time.sleep(0.5)
-        dead = node.dead_processes()
-        if dead:
-            print("dead", dead, flush=True)
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
-            os._exit(1)
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        if ended is None:
+            continue
+        if ended.si_pid in kinds:
+            return str(kinds[ended.si_pid])
+        os.waitpid(ended.si_pid, 0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start the head and stay until it fails."""
+    parser = argparse.ArgumentParser(prog="python -m serving.ray_app.head", description="a private, lean Ray head")
+    parser.add_argument("--temp-dir", required=True, help="short path: Ray's sockets below it have at most 107 bytes")
+    parser.add_argument("--gcs-port", type=int, required=True, help="port of Ray's control store")
+    parser.add_argument("--dashboard-port", type=int, required=True, help="port of the REST API")
+    parser.add_argument("--cpus", type=int, default=2, help="cores that Ray counts with; also workers started ahead")
+    parser.add_argument("--object-store-bytes", type=int, default=100 * 1024 * 1024, help="shared memory of the object store")
+    args = parser.parse_args(argv)
+    if os.environ.get(PARENT_PID_VARIABLE):
+        die_with_parent()
+        # Not for what it starts: the agents and workers have other parents.
+        del os.environ[PARENT_PID_VARIABLE]
+    node = start(args)
+    sys.stdout.write("ray started\n")
+    sys.stdout.flush()
+    kind = wait_for_a_death(node)
+    sys.stderr.write(f"RayDied: Ray's {kind} has ended, so the head ends\n")
+    sys.stderr.flush()
+    node.kill_all_processes(check_alive=False, allow_graceful=False)
+    os._exit(1)
 
 
 if __name__ == "__main__":

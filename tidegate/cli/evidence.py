@@ -34,6 +34,8 @@ def rate(events: int, n: int) -> str:
 
 def signal_line(signal: SignalStatus) -> str:
     """One signal in one line."""
+    if not (signal.canary.n or signal.canary.events or signal.stable.n or signal.stable.events):
+        return f"{signal.name}  no requests yet"
     rates = f"canary {rate(signal.canary.events, signal.canary.n)} against stable " + rate(
         signal.stable.events, signal.stable.n
     )

@@ -51,6 +51,8 @@ def exit_code_of(error: Exception) -> int | None:
     """The exit code of an error of ours; None when it is not one, and therefore a defect that needs its trace."""
     if isinstance(error, TidegateError):
         return error.exit_code
+    if isinstance(error, OSError):  # no room, no permission: the message names the file
+        return 1
     # By name, since importing the packages that define them costs a third of a second.
     family = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     if family & {"registry.errors.InvalidRequest", "rollout.errors.InvalidSpec"}:

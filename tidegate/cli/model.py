@@ -13,6 +13,7 @@ from tidegate.cli.output import (
     JsonOption,
     OutputOption,
     age,
+    busy,
     chosen,
     plain,
     print_data,
@@ -173,7 +174,9 @@ def verify(
 def _open_registry() -> RegistryStore:
     from tidegate.composition import build_registry
 
-    return build_registry(session.settings())
+    settings = session.settings()
+    with busy("opening the registry"):  # importing MLflow takes seconds
+        return build_registry(settings)
 
 
 def _find(store: RegistryStore, reference: str) -> ModelVersion:

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -152,7 +152,16 @@ def plain(data: Any) -> Any:  # noqa: ANN401 - any JSON
     return data
 
 
-T = TypeVar("T")
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Tell a person at a terminal what is going on meanwhile."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from tidegate.errors import StartFailed, TidegateError, WrongUse
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
 
     from tidegate.cli.progress import StartView
     from tidegate.runfile import PlatformState
@@ -66,18 +67,18 @@ def up(
     for reference in models or ():
         session.parse_reference(reference)
     settings = session.settings(gateway_port=gateway_port, admin_port=admin_port, control_port=control_port)
+    from tidegate.cli.progress import StartView
     from tidegate.launcher import launch
     from tidegate.startup import Wish
 
     process = launch(settings, Wish(bare=bare, models=tuple(models or ())), detach=detach)
-    if process is None:
-        _already_up(settings, models or [])
-        return
-    from tidegate.cli.progress import StartView
-
+    deadline = time.monotonic() + timeout
     view = StartView()
+    if process is None:
+        _already_up(settings, models or [], view, deadline)
+        return
     try:
-        state = _watch_start(settings, process, view, time.monotonic() + timeout)
+        state = _watch_start(settings, process.pid, lambda: process.poll() is None, view, deadline)
     except KeyboardInterrupt:
         view.close()
         if detach:
@@ -95,22 +96,22 @@ def up(
 
 
 def _watch_start(
-    settings: Settings, process: subprocess.Popen[bytes], view: StartView, deadline: float
+    settings: Settings, pid: int, alive: Callable[[], bool], view: StartView, deadline: float
 ) -> PlatformState:
     """Show the start until everything that was asked for is there, or can't be."""
     from tidegate.launcher import ended_badly
     from tidegate.runfile import Stage, read_state
 
     while True:
-        ended = process.poll() is not None
+        ended = not alive()
         state = read_state(settings)
-        if state is not None and state.pid == process.pid:
+        if state is not None and state.pid == pid:
             view.show(state)
             up_once = all(p.took_s is not None or p.restarts for p in state.parts)
             if state.stage is Stage.RUNNING and state.tasks_done and up_once:
                 return state
         if ended:
-            raise StartFailed(ended_badly(settings, process.pid))
+            raise StartFailed(ended_badly(settings, pid))
         if time.monotonic() >= deadline:
             raise StartFailed(
                 "no first answer within the time given by --timeout; it goes on starting: `tidegate status`, "
@@ -119,15 +120,24 @@ def _watch_start(
         time.sleep(POLL_S)
 
 
-def _already_up(settings: Settings, models: list[str]) -> None:
+def _already_up(settings: Settings, models: list[str], view: StartView, deadline: float) -> None:
+    """Somebody else started it: wait until it is up, and say so."""
     from tidegate.launcher import running_state
 
     state = running_state(settings)
-    pid = f", process {state.pid}" if state is not None else ""
-    note(f"Tidegate runs already for {settings.home}{pid}")
+    if state is None:
+        raise StartFailed(f"the platform in {settings.home} has just ended; try again")
+    note(f"Tidegate runs already for {settings.home}, process {state.pid}")
+    owner = state.identity
+    try:
+        state = _watch_start(settings, owner.pid, lambda: owner.alive, view, deadline)
+    finally:
+        view.close()
     if models:
         note(f"`tidegate deploy {models[0]}` rolls another version out")
     _addresses(settings)
+    if state.error and not _serves_something(settings):
+        raise StartFailed(state.error)
 
 
 def _announce(settings: Settings, state: PlatformState) -> None:

@@ -95,7 +95,7 @@ class StopView:
 
     def show(self, state: PlatformState) -> None:
         """Tell which parts have ended since the last call."""
-        for part in state.parts:
+        for part in reversed(state.parts):
             if part.state is State.STOPPED and part.name not in self._said:
                 self._said.add(part.name)
                 print(f"{part.title} has stopped", file=sys.stderr, flush=True)

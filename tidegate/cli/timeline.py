@@ -89,8 +89,8 @@ def _moment(entry: HistoryEntry) -> Moment:
     did = ", ".join(_action(a) for a in entry.actions)
     cause = f"[{entry.cause}] " if entry.cause and entry.kind == "decision" else ""
     said = entry.payload.get("command") or {}
-    who = f"{entry.actor}: " if entry.kind == "command" else ""
     why = entry.reason or str(said.get("reason") or "")
+    who = f"{entry.actor}: " if entry.kind == "command" and f"by {entry.actor}" not in why else ""
     return Moment(entry.at, entry.kind, f"{who}{cause}{why} -> {did or 'nothing'}", _seen(entry), entry.id)
 
 
@@ -122,6 +122,8 @@ def _seen(entry: HistoryEntry) -> tuple[str, ...]:
     lines = []
     for signal in seen.get("signals") or ():
         canary, stable = signal.get("canary") or {}, signal.get("stable") or {}
+        if not any(counts.get(key) for counts in (canary, stable) for key in ("events", "n")):
+            continue  # nothing was known of it yet
         lines.append(
             f"{signal.get('name')}: canary {_counts(canary)} against stable {_counts(stable)}, "
             f"e = {e_value(signal.get('log_e', 0.0))} of {e_value(signal.get('threshold', 0.0))}, "

@@ -150,7 +150,8 @@ def test_a_bare_start_does_nothing(begin: Any) -> None:
 
 
 def test_a_control_plane_that_restarts_is_waited_for(begin: Any) -> None:
-    control = Control(ControlUnavailable("away"), ControlError("not leading", "not_leading", 503), None, None, None, STARTING)
+    busy = ControlError("not leading", "not_leading", 503)
+    control = Control(ControlUnavailable("away"), busy, None, None, None, STARTING)
     control.refuse = [ControlError("not leading", "not_leading", 503), ControlUnavailable("away")]
     reporter = begin(control, Wish())
     assert len(control.deployed) == 1

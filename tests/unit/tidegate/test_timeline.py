@@ -101,7 +101,7 @@ def test_the_story_is_in_order_and_complete() -> None:
     story = tell(LOG, "r1")
     texts = [m.text for m in story.moments]
     wanted = [
-        "alice: deploy chat@1.2.0",
+        "deploy chat@1.2.0 by alice -> start 1.2.0",
         "step 1 at 5 %",
         "first canary request",
         "first error on the canary (1 in all, 1 on stable)",
