@@ -4,8 +4,6 @@ Everything but `/healthz` wants a bearer key. Errors have one shape, `{"error": 
 message gives the value, the limit and the way out.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import json

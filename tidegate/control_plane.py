@@ -81,7 +81,9 @@ async def serve(settings: Settings) -> int:
     versions = Versions(build_registry(settings))
     controller = Controller(
         event_log=SqlEventLog(settings.event_log_url),
-        workloads=RayServeWorkloads(settings.ray_file, serve_port=settings.serve_port, host=settings.host),
+        workloads=RayServeWorkloads(
+            settings.ray_file, log_dir=settings.log_dir, host=settings.host, serve_port=settings.serve_port
+        ),
         router=router,
         holder=f"{socket.gethostname()}:{settings.home}",
         clock=time.time,

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,7 @@ class RayHead:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        _write_private(self._sessions_file, " ".join(map(str, {*self._sessions(), self._process.pid})))
         url = f"http://127.0.0.1:{dashboard_port}"
         address = RayAddress(url, f"127.0.0.1:{gcs_port}", token, self._process.pid, self.marker)
         try:
@@ -171,22 +172,44 @@ class RayHead:
         await asyncio.to_thread(self.sweep)
 
     def sweep(self) -> list[int]:
-        """Kill what is left of any Ray of this home, by the marker in its environment; return the pids killed."""
-        killed: dict[int, psutil.Process] = {}
-        if self._process is not None and self._process.poll() is None:
-            # The head first: by fate sharing the kernel takes Ray's own processes with it.
-            self._process.kill()
-            self._process.wait(10)
+        """Kill what is left of any Ray of this home; return the pids killed.
+
+        Found by the marker in their environment, or, since some of Ray's processes overwrite theirs with a title, by
+        the session that a head of this home has led (its id is not given out again while a member lives).
+        """
+        sessions = self._sessions()
+        if self._process is not None:
+            sessions.add(self._process.pid)
+            if self._process.poll() is None:
+                # The head first: by fate sharing the kernel takes Ray's own processes with it.
+                self._process.kill()
+                self._process.wait(10)
+        killed: set[int] = set()
         for _ in range(5):
-            found = [p for p in processes_of(self.marker) if p.pid not in killed or p.is_running()]
+            found = processes_of(self.marker, sessions)
             if not found:
                 break
             for process in found:
                 with contextlib.suppress(psutil.Error):
                     process.send_signal(signal.SIGKILL)
-                killed[process.pid] = process
+                killed.add(process.pid)
             psutil.wait_procs(found, timeout=3)
+        else:
+            return sorted(killed)
+        with contextlib.suppress(OSError):
+            self._sessions_file.unlink()
         return sorted(killed)
+
+    @property
+    def _sessions_file(self) -> Path:
+        return self._settings.run_dir / "ray.sessions"
+
+    def _sessions(self) -> set[int]:
+        """Session ids of heads that may not have been cleaned up after."""
+        try:
+            return {int(word) for word in self._sessions_file.read_text().split()}
+        except (OSError, ValueError):
+            return set()
 
     def _environment(self) -> dict[str, str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TIDEGATE_RAY"))}
@@ -284,14 +307,17 @@ class RayHead:
         return f"Ray ended with code {code}: {telling.strip() or 'no output'}; its log is {self.log_file}"
 
 
-def processes_of(marker: str) -> list[psutil.Process]:
-    """All processes of this user whose environment carries the marker, the calling one apart."""
+def processes_of(marker: str, sessions: Collection[int] = ()) -> list[psutil.Process]:
+    """All processes, the calling one apart, with the marker in their environment, and Ray's own in these sessions."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARKER) == marker:
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            value = process.environ().get(MARKER)
+            rays = not value and os.getsid(process.pid) in sessions and "".join(process.cmdline()[:1]).startswith("ray")
+            if value == marker or rays:
+                found.append(process)
     return found
 
 

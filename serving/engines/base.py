@@ -243,7 +243,19 @@ class EngineProcess:
 
     async def ended_by_itself(self) -> str:
         """Wait until the process ends without having been stopped; return one line on how. Never returns otherwise."""
-        while self.alive() or self._stopping:
+        assert self._process is not None
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        fd = os.pidfd_open(self._process.pid)  # readable when the process ends: waiting costs nothing
+        loop.add_reader(fd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+        while self._stopping:
+            await asyncio.sleep(3600)
+        while self.alive():  # not reaped yet
             await asyncio.sleep(POLL_S)
         return self._post_mortem()
 
