@@ -46,7 +46,7 @@ class RayServeWorkloads:
         log_dir: Path,
         host: str = "127.0.0.1",
         serve_port: int = 8100,
-        threads: int = 1,
+        threads: int = 0,
         load_timeout_s: float = 900.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -57,7 +57,7 @@ class RayServeWorkloads:
             log_dir: Where engines write their logs.
             host: Where replicas and engines listen; 0.0.0.0 on a cluster's pod network.
             serve_port: Ray Serve's own proxy, which nothing of ours uses but which must run for replicas to open ports.
-            threads: Cores an engine may use on a CPU.
+            threads: Cores an engine may use on a CPU; 0: those that its replica may use.
             load_timeout_s: The longest an engine may take to become ready.
             transport: Replaces the network in tests.
         """

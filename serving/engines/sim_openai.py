@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import binascii
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,8 @@ class Ask:
     stops: tuple[str, ...]
     stream: bool
     include_usage: bool
+    base64: bool = False
+    """Whether embeddings are wanted as base64, which the SDK asks for by itself."""
 
     @property
     def mark(self) -> str:
@@ -92,6 +96,7 @@ def read_ask(route: str, body: bytes, served_model: str) -> Ask:
         stops=(stop,) if isinstance(stop, str) else tuple(map(str, stop)),
         stream=bool(data.get("stream")),
         include_usage=bool(options.get("include_usage")) if isinstance(options, dict) else False,
+        base64=data.get("encoding_format") == "base64",
     )
 
 
@@ -252,6 +257,13 @@ def _response_events(ask: Ask, choice: Choice, request_id: str, model: str, now_
         event("response.output_item.done", output_index=0, item=item),
         event(f"response.{whole['status']}", response=whole),
     ]
+
+
+def encode_embedding(vector: Sequence[float], base64: bool) -> list[float] | str:
+    """A vector as OpenAI sends it: a list, or little-endian 32-bit floats in base64."""
+    if not base64:
+        return list(vector)
+    return binascii.b2a_base64(struct.pack(f"<{len(vector)}f", *vector), newline=False).decode()
 
 
 def error_body(message: str, kind: str, status: int, param: str | None = None) -> Json:

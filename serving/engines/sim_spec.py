@@ -71,8 +71,6 @@ def parse_sim_uri(uri: str) -> SimSpec:
         if key in given:
             raise InvalidSimUri(f"{uri!r}: {key!r} is given twice; keep one")
         given[key] = value
-    if parts.query and len(given) != len([p for p in parts.query.split("&") if p]):
-        raise InvalidSimUri(f"{uri!r}: every parameter needs a value, as in error_rate=0.1")
     try:
         return SimSpec.model_validate(given)
     except ValidationError as error:

@@ -30,6 +30,7 @@ from serving.engines.sim_openai import (
     BadRequest,
     Choice,
     answer,
+    encode_embedding,
     error_body,
     read_ask,
     stream_events,
@@ -179,7 +180,8 @@ class Engine:
         await asyncio.sleep(self.spec.ttft_ms / 1000)
         self.prompt_tokens += ask.prompt_tokens
         tokens = sum(map(count_tokens, ask.prompts))
-        data = [{"object": "embedding", "index": i, "embedding": embedding(p)} for i, p in enumerate(ask.prompts)]
+        vectors = [encode_embedding(embedding(p), ask.base64) for p in ask.prompts]
+        data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
         counted = {"prompt_tokens": tokens, "total_tokens": tokens}
         body = json.dumps({"object": "list", "model": self.model, "data": data, "usage": counted}).encode()
         connection.reply(200, body, "application/json", only=len(body) // 2 if truncate else None)

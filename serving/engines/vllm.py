@@ -32,6 +32,12 @@ ENVIRONMENT: Mapping[str, str] = {
     "VLLM_LOG_STATS_INTERVAL": "60",
     "PYTHONUNBUFFERED": "1",
 }
+"""What does not depend on the version.
+
+On a CPU OMP_WAIT_POLICY=PASSIVE is added: OpenMP threads that spin while they wait for each other lose everything as
+soon as anything else wants a core, which on a platform is always. Measured with two threads on two busy cores: 7.0
+instead of 0.8 tokens/s alone and 50 instead of 6 at 16 requests.
+"""
 
 KVCACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 OURS = frozenset(
@@ -99,7 +105,7 @@ def command(spec: RevisionSpec, listener: Listener, model_limit: int | None, thr
     if spec.accelerator == "cpu":
         limit = min(model_limit or CONTEXT_LIMIT_TOKENS, CONTEXT_LIMIT_TOKENS)
         flags |= CPU_FLAGS | {"max_model_len": str(limit)}
-        env |= {KVCACHE_VARIABLE: kvcache, "OMP_NUM_THREADS": str(threads)}
+        env |= {KVCACHE_VARIABLE: kvcache, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         ours.append("--fork-engine-core")
     flags |= given
     argv = [sys.executable, "-m", "serving.engines.vllm_server", "--listen-fd", str(listener.fd), *ours, "--"]

@@ -54,8 +54,8 @@ class ApplicationArgs(Frozen):
     log_dir: Path = Path("logs")
     load_timeout_s: float = Field(default=900.0, gt=0)
     """From start until ready. Generous: large weights on a slow disk take minutes."""
-    threads: int = Field(default=1, ge=1)
-    """Cores that an engine may use on a CPU."""
+    threads: int = Field(default=0, ge=0)
+    """Cores that an engine may use on a CPU; 0: those that the replica may use."""
 
 
 class Tuning(Frozen):
@@ -186,7 +186,8 @@ def command_for(args: ApplicationArgs) -> Callable[[Listener], EngineCommand]:
             return lambda listener: simulated.command(spec, listener)
         case EngineKind.VLLM:
             limit = vllm.context_limit(Path(spec.source))
-            return lambda listener: vllm.command(spec, listener, limit, args.threads)
+            threads = args.threads or len(os.sched_getaffinity(0))
+            return lambda listener: vllm.command(spec, listener, limit, threads)
 
 
 def verify(spec: RevisionSpec) -> None:

@@ -262,7 +262,7 @@ def test_a_pid_that_was_used_again_is_left_alone(tmp_path: Path) -> None:
 def test_an_identity_is_a_pid_and_a_start_time() -> None:
     own = Identity.of(os.getpid())
     assert own.alive
-    assert not Identity(own.pid, own.started_at + 1).alive
+    assert not Identity(own.pid, own.started_at + 5).alive
 
 
 def test_a_process_that_is_started_carries_no_foreign_descriptors(tmp_path: Path) -> None:
