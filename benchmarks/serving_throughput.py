@@ -26,7 +26,23 @@ import httpx
 
 from serving.engines.base import bind_listener
 
-WORDS = "river stone window summer engine letter garden silver market quiet bridge yellow forest number winter".split()
+WORDS = [
+    "river",
+    "stone",
+    "window",
+    "summer",
+    "engine",
+    "letter",
+    "garden",
+    "silver",
+    "market",
+    "quiet",
+    "bridge",
+    "yellow",
+    "forest",
+    "number",
+    "winter",
+]
 CONCURRENCIES = (1, 16)
 
 
@@ -61,7 +77,9 @@ async def measure(base_url: str, model: str, load: Load, seed: int) -> Result:
         took = time.perf_counter() - began
     good = [answer for answer in answers if answer is not None]
     if not good:
-        raise SystemExit(f"{base_url}: none of {load.requests} requests was answered; is the model {model!r} served there?")
+        raise SystemExit(
+            f"{base_url}: none of {load.requests} requests was answered; is the model {model!r} served there?"
+        )
     return Result(
         sum(tokens for tokens, _ in good) / took, statistics.median(ttft for _, ttft in good), len(answers) - len(good)
     )
@@ -109,7 +127,16 @@ class BareServer:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "OMP_NUM_THREADS": str(threads),
         }
-        flags = ["--model", model_dir, "--served-model-name", model, "--host", "127.0.0.1", "--port", str(listener.port)]
+        flags = [
+            "--model",
+            model_dir,
+            "--served-model-name",
+            model,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(listener.port),
+        ]
         flags += ["--enforce-eager", "--max-num-seqs", "64", "--disable-uvicorn-access-log", *engine_args]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags],
@@ -150,17 +177,24 @@ def compare(sides: dict[str, str], model: str, rounds: int, requests: dict[int, 
         asyncio.run(measure(url, model, Load(4, 4, output_tokens=8), seed=0))
     for turn in range(rounds):
         for concurrency, count in requests.items():
-            for name, url in (list(sides.items()) if turn % 2 == 0 else list(sides.items())[::-1]):
+            for name, url in list(sides.items()) if turn % 2 == 0 else list(sides.items())[::-1]:
                 result = asyncio.run(measure(url, model, Load(concurrency, count), seed=1000 * turn + concurrency))
                 figures.setdefault((name, concurrency), []).append(result)
-                print(f"round {turn + 1} c={concurrency:<3} {name:<10} {result.tokens_per_s:7.1f} tok/s  "
-                      f"ttft {result.ttft_p50_s * 1000:6.0f} ms  failed {result.failed}", flush=True)
+                print(
+                    f"round {turn + 1} c={concurrency:<3} {name:<10} {result.tokens_per_s:7.1f} tok/s  "
+                    f"ttft {result.ttft_p50_s * 1000:6.0f} ms  failed {result.failed}",
+                    flush=True,
+                )
     report: dict[str, dict[str, object]] = {}
     for concurrency in requests:
         row: dict[str, object] = {}
         for name in sides:
             values = [r.tokens_per_s for r in figures[name, concurrency]]
-            row[name] = {"median": round(statistics.median(values), 1), "min": round(min(values), 1), "max": round(max(values), 1)}
+            row[name] = {
+                "median": round(statistics.median(values), 1),
+                "min": round(min(values), 1),
+                "max": round(max(values), 1),
+            }
         if len(sides) > 1:
             first, *others = (statistics.median([r.tokens_per_s for r in figures[name, concurrency]]) for name in sides)
             row["ratio"] = [round(other / first, 3) for other in others]
@@ -175,16 +209,24 @@ def main() -> None:
     parser.add_argument("--bare-url", help="a bare vLLM server that runs already")
     parser.add_argument("--model-dir", help="folder of safetensors, to start a bare server from")
     parser.add_argument("--model", default="chat", help="the model's name")
-    parser.add_argument("--engine-arg", action="append", default=[], metavar="K=V", help="vLLM flag, as the version has it")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="OMP_NUM_THREADS of the bare server")
+    parser.add_argument(
+        "--engine-arg", action="append", default=[], metavar="K=V", help="vLLM flag, as the version has it"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="OMP_NUM_THREADS of the bare server"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="alternating rounds")
-    parser.add_argument("--requests", default="1:4,16:32", metavar="C:N,...", help="requests per round at each concurrency")
+    parser.add_argument(
+        "--requests", default="1:4,16:32", metavar="C:N,...", help="requests per round at each concurrency"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON only")
     args = parser.parse_args()
     if not (args.bare_url or args.model_dir or args.url):
         parser.error("give --model-dir (or --bare-url), and --url")
     requests = {int(c): int(n) for c, n in (pair.split(":") for pair in args.requests.split(","))}
-    flags = [f for pair in args.engine_arg for k, _, v in [pair.partition("=")] for f in ("--" + k.replace("_", "-"), v) if f]
+    flags = [
+        f for pair in args.engine_arg for k, _, v in [pair.partition("=")] for f in ("--" + k.replace("_", "-"), v) if f
+    ]
     bare = BareServer(args.model_dir, args.model, flags, args.threads) if args.model_dir and not args.bare_url else None
     try:
         sides: dict[str, str] = {}

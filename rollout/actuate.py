@@ -15,10 +15,13 @@ from rollout.desired import desired_table, desired_workloads
 from rollout.errors import WorkloadRejected, WorkloadUnavailable
 from rollout.status import ModelStatus
 from rollout.traffic_routers.base import TrafficRouter
-from rollout.workloads.base import Workload, WorkloadPort, WorkloadStatus
+from rollout.workloads.base import Workload, WorkloadPort, WorkloadState, WorkloadStatus
 from serving.traffic import ModelTraffic
 
 log = logging.getLogger(__name__)
+
+CALM_S = 2.0
+"""Interval of looking at the workloads while all of them are as they should be: each look costs Ray some work."""
 
 RETRY_S = 2.0
 """Pause after a failed attempt to change the workloads."""
@@ -95,7 +98,9 @@ class WorkloadActuator:
             log.warning("the workload layer refused: %s", error)
             await self._look_after_refusal(wanted, str(error))
             return RETRY_S
-        return self._interval_s
+        calm = self.seen is not None and set(self.seen) == {w.application for w in wanted}
+        calm = calm and all(w.state is WorkloadState.READY for w in (self.seen or {}).values())
+        return CALM_S if calm else self._interval_s
 
     async def _look_after_refusal(self, wanted: tuple[Workload, ...], message: str) -> None:
         try:

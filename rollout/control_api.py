@@ -96,8 +96,11 @@ class ControlPlane:
 
     async def deploy(self, spec: RolloutSpec, command: Command, *, dry_run: bool) -> dict[str, Any]:
         """Resolve and verify the version, then start its rollout."""
-        deployed = await self.versions.resolve(spec)
-        return await self._carry_out(spec.model, command, self.controller.new_target(spec, deployed), dry_run)
+        version, deployed = await self.versions.resolve(spec)
+        answer = await self._carry_out(spec.model, command, self.controller.new_target(spec, deployed), dry_run)
+        if dry_run:
+            answer["plan"] |= {"bump": version.bump, "bump_reason": version.bump_reason}
+        return answer
 
     async def verb(self, model: str, command: Command, *, dry_run: bool) -> dict[str, Any]:
         """Carry out any other verb."""
@@ -113,7 +116,7 @@ class ControlPlane:
                     raise CommandRefused(
                         f"retry: {status.model} has no rollout to repeat; `tidegate deploy` starts one"
                     )
-                return self.controller.new_target(rollout.spec, await self.versions.resolve(rollout.spec))
+                return await self._target_of(rollout.spec)
             case Verb.UNDO:
                 return await self._earlier(status, command.version, emergency=False)
             case Verb.ROLLBACK if self._must_start(status, command):
@@ -138,7 +141,11 @@ class ControlPlane:
             version = found.version
         base = status.rollout.spec if status.rollout is not None else RolloutSpec(model=status.model, version=version)
         spec = base.model_copy(update={"version": version, "emergency": emergency, "paused": False})
-        return self.controller.new_target(spec, await self.versions.resolve(spec))
+        return await self._target_of(spec)
+
+    async def _target_of(self, spec: RolloutSpec) -> Target:
+        _, deployed = await self.versions.resolve(spec)
+        return self.controller.new_target(spec, deployed)
 
     async def _carry_out(self, model: str, command: Command, target: Target | None, dry_run: bool) -> dict[str, Any]:
         if dry_run:
@@ -213,11 +220,13 @@ def _reading(plane: ControlPlane, platform: Callable[[], dict[str, Any]]) -> API
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
+        controller.require_leadership()
         keys = ("model", "stable", "canary", "phase")
         return {"models": [{k: plane.report(s)[k] for k in keys} for s in controller.statuses]}
 
     @routes.get("/rollouts")
     async def rollouts() -> dict[str, Any]:
+        controller.require_leadership()
         return {"rollouts": [plane.report(s) for s in controller.statuses]}
 
     @routes.get("/rollouts/{model}")

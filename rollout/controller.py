@@ -94,6 +94,15 @@ class Controller:
         """Why the workloads can't be observed or changed; empty when they can."""
         return self.workloads.message if self.workloads.seen is None or self.workloads.message else ""
 
+    def require_leadership(self) -> None:
+        """Refuse to speak for a log that has not been folded.
+
+        Raises:
+            NotLeading: this controller does not lead.
+        """
+        if self._fence is None:
+            raise NotLeading("this controller does not lead (yet), so it can't tell; try again in a moment")
+
     def status(self, model: str) -> ModelStatus:
         """One model's status.
 
@@ -101,16 +110,19 @@ class Controller:
             UnknownRollout: nothing of that name was ever deployed.
 
         """
+        self.require_leadership()
         if model not in self._statuses:
             known = ", ".join(sorted(self._statuses)) or "none yet"
             raise UnknownRollout(f"model {model!r} was never deployed (deployed: {known}); `tidegate deploy` does that")
         return self._statuses[model]
 
     def observation(self, model: str) -> Observation:
-        """What is seen of a model right now."""
-        status = self.status(model)
+        """What is seen of a model right now, the evidence of its last rollout included."""
+        return self._observe(self.status(model), self._ledgers.get(model))
+
+    def _observe(self, status: ModelStatus, ledger: Ledger | None) -> Observation:
         applications = {d.application for d in status.running()}
-        return observe(self._router.view(), self.workloads.seen, self._ledgers.get(model), applications)
+        return observe(self._router.view(), self.workloads.seen, ledger, applications)
 
     def waiting_for(self, model: str) -> Decision | None:
         """The last judgement that led to no action: what the rollout waits for."""
@@ -200,8 +212,9 @@ class Controller:
 
     def _judge(self, model: str) -> None:
         status, now = self._statuses[model], self._clock()
-        seen = self.observation(model)
-        if status.rollout is not None and status.rollout.active:
+        active = status.rollout is not None and status.rollout.active
+        seen = self._observe(status, self._ledgers.get(model) if active else None)
+        if status.rollout is not None and active:
             decision = decide(status.rollout.spec, status, seen, now)
             if decision.actions:
                 self._commit(model, decision, seen, actor=CONTROLLER)
@@ -257,13 +270,20 @@ class Controller:
         for index, event in enumerate(fresh):
             by_model.setdefault((event.model, event.rollout), []).append(index)
         for (model, rollout), indexes in by_model.items():
-            chosen = tuple(fresh[i] for i in indexes)
+            ledger = self._ledgers.get(model)
+            if ledger is None or ledger.rollout != rollout:
+                continue  # a rollout that is over: its events came late and change nothing
+            chosen = tuple(fresh[i] for i in indexes if ledger.watches(fresh[i].signal))
+            if not chosen:
+                continue
             increment = EvidenceIncrement(rollout=rollout, gateway=gateway, boot=boot, events=chosen)
             self._append_evidence(model, increment)
             self._fold_evidence(model, increment)
         for model in {model for model, _ in by_model} & self._statuses.keys():
             self._judge(model)
-        return max([last, *(e.sequence for e in fresh)])
+        safe = max([last, *(e.sequence for e in fresh)])
+        self._accepted[(gateway, boot)] = safe
+        return safe
 
     def on_totals(self, gateway: str, boot: str, message: Totals) -> None:
         """Fold cumulative counters into the ledgers; they are logged later, since the newest replaces the others."""
@@ -344,8 +364,7 @@ class Controller:
             RolloutError: it was refused, or this controller does not lead.
 
         """
-        if self._fence is None:
-            raise NotLeading("this controller does not lead; another one does, or none yet: try again in a moment")
+        self.require_leadership()
         decision = self.plan(model, command, target)
         seen = self.observation(model) if model in self._statuses else None
         self._commit(model, decision, seen, actor=command.actor, command=command)

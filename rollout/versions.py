@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from registry.stores.base import RegistryStore
-
-from registry.models import Alias, ModelVersion, SourceKind
+from registry.errors import RegistryError
+from registry.models import ModelVersion, SourceKind
+from registry.promotion import Moment, alias_moves
+from registry.stores.base import RegistryStore, apply_moves
 from rollout.actions import Deployed
 from rollout.specs import RolloutSpec
 from serving.specs import EngineKind, RevisionSpec
@@ -25,8 +26,8 @@ class Versions:
         self._store = store
         self._accelerator = accelerator
 
-    async def resolve(self, spec: RolloutSpec) -> Deployed:
-        """The revision of a spec's version, its files verified against the manifest.
+    async def resolve(self, spec: RolloutSpec) -> tuple[ModelVersion, Deployed]:
+        """A spec's version and its revision, its files verified against the manifest.
 
         Raises:
             registry.errors.RegistryError: no such version, a damaged file, a registry that does not answer.
@@ -34,7 +35,7 @@ class Versions:
         """
         return await asyncio.to_thread(self._resolve, spec)
 
-    def _resolve(self, spec: RolloutSpec) -> Deployed:
+    def _resolve(self, spec: RolloutSpec) -> tuple[ModelVersion, Deployed]:
         version = self._store.get(spec.model, spec.version)
         simulated = version.kind is SourceKind.SIMULATED
         source = version.location if simulated else str(self._store.materialise(version, verify=True))
@@ -49,7 +50,7 @@ class Versions:
             accelerator=self._accelerator,
             policy_sha256=version.policy_sha256,
         )
-        return Deployed(revision=revision, replicas=spec.engine.min_replicas)
+        return version, Deployed(revision=revision, replicas=spec.engine.min_replicas)
 
     async def earlier(self, model: str, before: str) -> ModelVersion | None:
         """The version registered before `before`, newest first, or None."""
@@ -60,9 +61,16 @@ class Versions:
             older = [v for v in older if v.created_at < known.created_at]
         return older[-1] if older else None
 
-    async def point(self, alias: Alias, model: str, version: str) -> None:
-        """Move an alias. A registry that does not answer is logged, not raised: an alias never holds up a rollout."""
+    async def moved(self, moment: Moment, model: str, version: str) -> None:
+        """Move the aliases after something happened to a version.
+
+        A registry that does not answer is logged, not raised: an alias never holds up a rollout.
+        """
         try:
-            await asyncio.to_thread(self._store.set_alias, model, alias.value, version)
-        except Exception as error:
-            log.warning("alias %s of %s was not moved to %s: %s", alias, model, version, error)
+            await asyncio.to_thread(self._move, moment, model, version)
+        except RegistryError as error:
+            log.warning("the aliases of %s were not moved (%s %s): %s", model, version, moment, error)
+
+    def _move(self, moment: Moment, model: str, version: str) -> None:
+        pointing = {alias: v.version for v in self._store.list_versions(model) for alias in v.aliases}
+        apply_moves(self._store, model, alias_moves(moment, version, pointing))

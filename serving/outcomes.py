@@ -35,7 +35,7 @@ class Signal(enum.StrEnum):
     """A 4xx that the engine gave."""
     SLOW_TOKENS = "slow-tokens"
     """Time per output token above stable's running quantiles, see `Event.level`."""
-    SLOW_FIRST_TOKEN = "slow-first-token"
+    SLOW_FIRST_TOKEN = "slow-first-token"  # noqa: S105 - a token of text
     """Time to first token above stable's running quantiles, see `Event.level`."""
     LENGTH_STOP = "length-stop"
     """The answer ended because it reached its length limit."""

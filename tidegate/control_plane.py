@@ -14,20 +14,21 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from rollout.workloads.ray_serve import RayServeWorkloads
 
 from console.page import mount_console
-from registry.models import Alias
+from registry.promotion import Moment
 from rollout.control_api import ControlPlane, create_app
 from rollout.controller import Controller
 from rollout.errors import LogConflict
 from rollout.event_log.sql import SqlEventLog
-from rollout.status import ModelStatus, Phase
+from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
+from rollout.workloads.ray_serve import RayServeWorkloads
 from tidegate.composition import build_registry
 from tidegate.settings import Settings, load_settings
 
@@ -48,27 +49,37 @@ def read_token(settings: Settings) -> str:
 
 
 class Aliases:
-    """Moves the registry's aliases behind the statuses: `candidate` from deploy, `production` when Healthy."""
+    """Moves the registry's aliases behind the statuses, in the order in which those changed."""
 
     def __init__(self, versions: Versions) -> None:
         self._versions = versions
-        self._pointed: dict[tuple[str, Alias], str] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._told: dict[str, list[tuple[Moment, str]]] = {}
+        self._moves: asyncio.Queue[tuple[Moment, str, str]] = asyncio.Queue()
 
     def follow(self, status: ModelStatus) -> None:
-        """Bring the aliases of one model where its status is."""
-        if status.canary is not None:
-            self._point(Alias.CANDIDATE, status.model, status.canary.version)
-        if status.stable is not None and (status.phase is Phase.HEALTHY or status.canary is None):
-            self._point(Alias.PRODUCTION, status.model, status.stable.version)
+        """Queue the moves that one model's status asks for."""
+        moments = list(_moments(status))
+        if moments != self._told.get(status.model):
+            self._told[status.model] = moments
+            for moment, version in moments:
+                self._moves.put_nowait((moment, status.model, version))
 
-    def _point(self, alias: Alias, model: str, version: str) -> None:
-        if self._pointed.get((model, alias)) == version:
-            return
-        self._pointed[(model, alias)] = version
-        task = asyncio.ensure_future(self._versions.point(alias, model, version))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def run(self) -> None:
+        """Make the queued moves, for ever."""
+        while True:
+            moment, model, version = await self._moves.get()
+            await self._versions.moved(moment, model, version)
+
+
+def _moments(status: ModelStatus) -> Iterator[tuple[Moment, str]]:
+    """What the registry should know of a model now."""
+    rollout = status.rollout
+    if rollout is not None and rollout.stage is Stage.WITHDRAWN:
+        yield Moment.ABANDONED, rollout.target.version
+    if status.canary is not None:
+        yield Moment.DEPLOYED, status.canary.version
+    elif status.stable is not None:
+        yield Moment.HEALTHY, status.stable.version
 
 
 async def serve(settings: Settings) -> int:
@@ -98,10 +109,11 @@ async def serve(settings: Settings) -> int:
         app, host=settings.host, port=settings.control_port, log_level="warning", access_log=False, lifespan="off"
     )
     server = uvicorn.Server(config)
-    return await _run(server, controller)
+    return await _run(server, controller, aliases)
 
 
-async def _run(server: uvicorn.Server, controller: Controller) -> int:
+async def _run(server: uvicorn.Server, controller: Controller, aliases: Aliases) -> int:
+    moving = asyncio.create_task(aliases.run())
     serving = asyncio.create_task(server.serve())
     leading = asyncio.create_task(controller.run())
     done, _ = await asyncio.wait({serving, leading}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,7 +123,8 @@ async def _run(server: uvicorn.Server, controller: Controller) -> int:
         server.should_exit = True
     else:
         leading.cancel()
-    await asyncio.gather(serving, leading, return_exceptions=True)
+    moving.cancel()
+    await asyncio.gather(serving, leading, moving, return_exceptions=True)
     return code
 
 

@@ -40,7 +40,7 @@ NOISE = 0.3
 SPEC: dict[str, Any] = {
     "strategy": {
         "canary": {
-            "steps": [{"weight": 20, "duration": "5s"}, {"weight": 50, "duration": "5s"}, {"weight": 100}],
+            "steps": [{"weight": 25, "duration": "5s"}, {"weight": 50, "duration": "5s"}, {"weight": 100}],
         }
     },
     "rollbackWindow": "30s",
@@ -148,13 +148,13 @@ def follow(control: ControlClient, version: str, say: Callable[[str], None], tim
     Raises:
         TidegateError: it took longer than `timeout_s`.
     """
-    told, until = "", time.monotonic() + timeout_s
+    told: object = None
+    until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         status = control.rollout(MODEL)
-        line = f"{status.phase} at {status.weight} %: {status.waiting_for or status.reason}"
-        if line != told:
-            say(line)
-            told = line
+        if (status.phase, status.weight, status.cause) != told:
+            told = (status.phase, status.weight, status.cause)
+            say(f"{status.phase} at {status.weight} %: {status.waiting_for or status.reason}")
         if status.finished and not any(r.version == version for r in status.retiring):
             return status
         time.sleep(0.25)

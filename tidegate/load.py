@@ -50,7 +50,7 @@ class Load:
 
     base_url: str
     model: str
-    clients: int = 4
+    clients: int = 12
     max_tokens: int = 48
     questions: Sequence[str] = QUESTIONS
     samples: list[Sample] = field(default_factory=list)

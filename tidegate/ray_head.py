@@ -27,7 +27,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from serving.engines.base import ABSENT, PROJECT_ROOT
+from serving.engines.base import ABSENT, PROJECT_ROOT, until_exit
 from serving.engines.lifeline import PARENT_PID_VARIABLE
 from tidegate.settings import Settings
 
@@ -40,6 +40,8 @@ INGRESS_PORTS = 200
 """Ports reserved for replicas, below the range that the kernel hands out."""
 INGRESS_FIRST, INGRESS_LAST = 20_000, 31_800
 POLL_S = 0.1
+STARTED = b"ray started"
+"""What `serving.ray_app.head` writes when the raylet has registered."""
 SESSIONS_KEPT = 3
 """Ray's own logs of so many starts stay; each start makes a folder of them."""
 
@@ -161,8 +163,8 @@ class RayHead:
 
     async def wait_for_death(self) -> str:
         """Wait until Ray ends; return one line on why."""
-        while self.alive():
-            await asyncio.sleep(POLL_S)
+        if self._process is not None and self.alive():
+            await until_exit(self._process.pid)
         return self._last_words()
 
     async def stop(self) -> None:
@@ -273,7 +275,8 @@ class RayHead:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 raise RayStartFailed(
-                    f"port {port} for Ray Serve's proxy is in use ({error.strerror}); set TIDEGATE_SERVE_PORT to a free one"
+                    f"port {port} for Ray Serve's proxy is in use ({error.strerror}); "
+                    "set TIDEGATE_SERVE_PORT to a free one"
                 ) from error
 
     async def _wait_for_rest(
@@ -286,9 +289,9 @@ class RayHead:
                 if not self.alive():
                     raise RayStartFailed(self._last_words())
                 with contextlib.suppress(httpx.HTTPError):
-                    if (await client.get(address.dashboard_url + "/api/ray/version")).status_code == 200:
-                        if b"ray started" in self._new_log():
-                            return
+                    answer = await client.get(address.dashboard_url + "/api/ray/version")
+                    if answer.status_code == 200 and STARTED in self._new_log():
+                        return
                 if progress and time.monotonic() - told >= 1:
                     told = time.monotonic()
                     progress("Ray", waited)
@@ -302,7 +305,9 @@ class RayHead:
 
     def _last_words(self) -> str:
         lines = [line for line in self._new_log().decode(errors="replace").splitlines() if line.strip()]
-        telling = next((line for line in reversed(lines) if "Error" in line or "Died" in line), lines[-1] if lines else "")
+        telling = next(
+            (line for line in reversed(lines) if "Error" in line or "Died" in line), lines[-1] if lines else ""
+        )
         code = self._process.poll() if self._process else None
         return f"Ray ended with code {code}: {telling.strip() or 'no output'}; its log is {self.log_file}"
 
@@ -342,6 +347,6 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _ingress_block() -> int:
-    """The first port of a block for replicas, at random, so that two homes rarely share one (a taken port is skipped)."""
+    """The first port of a block for replicas, at random: two homes rarely share one (a taken port is skipped)."""
     blocks = (INGRESS_LAST - INGRESS_FIRST) // INGRESS_PORTS
     return INGRESS_FIRST + secrets.randbelow(blocks) * INGRESS_PORTS

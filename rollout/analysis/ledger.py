@@ -83,6 +83,10 @@ class Ledger:
         self._settle(source)
         return changed
 
+    def watches(self, signal: Signal) -> bool:
+        """Whether events of this signal are evidence here; the others need not be kept."""
+        return signal in self._tests
+
     def _source(self, gateway: str, boot: str) -> _Source:
         key = (gateway, boot)
         if key not in self._sources:

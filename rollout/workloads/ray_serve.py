@@ -134,7 +134,9 @@ class RayServeWorkloads:
             dead.update(str(r.get("replica_id")) for r in deployment.get("recent_dead_replicas") or ())
         ready = sum(r.get("state") == "RUNNING" for r in deployment.get("replicas") or ())
         text = "\n".join(filter(None, (deployment.get("message"), details.get("message"))))
-        state = _state(str(details.get("status")), ready, int(deployment.get("target_num_replicas") or 0), text, bool(dead))
+        state = _state(
+            str(details.get("status")), ready, int(deployment.get("target_num_replicas") or 0), text, bool(dead)
+        )
         message = "" if state is WorkloadState.READY else telling_line(text)
         return WorkloadStatus(application=name, state=state, ready_replicas=ready, restarts=len(dead), message=message)
 
@@ -143,7 +145,9 @@ class RayServeWorkloads:
         try:
             response = await client.request(method, API, json=body)
         except httpx.HTTPError as error:
-            raise WorkloadUnavailable(f"Ray at {client.base_url} can't be reached: {type(error).__name__}: {error}") from error
+            raise WorkloadUnavailable(
+                f"Ray at {client.base_url} can't be reached: {type(error).__name__}: {error}"
+            ) from error
         if response.status_code in (400, 422):
             raise WorkloadRejected(f"Ray refused the applications: {telling_line(response.text)}")
         if response.status_code != 200:
@@ -166,7 +170,9 @@ class RayServeWorkloads:
             found = json.loads(self._ray_file.read_text(encoding="utf-8"))
             url, token = str(found["dashboard_url"]), str(found.get("token") or "")
         except (OSError, ValueError, KeyError) as error:
-            raise WorkloadUnavailable(f"{self._ray_file} can't be read ({error}); is Ray running? `tidegate status`") from error
+            raise WorkloadUnavailable(
+                f"{self._ray_file} can't be read ({error}); is Ray running? `tidegate status`"
+            ) from error
         await self.close()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.AsyncClient(
@@ -177,9 +183,9 @@ class RayServeWorkloads:
 
 
 def telling_line(text: str) -> str:
-    """The one line of a message of Serve's that an operator needs: ours if it is there, else the last exception.
+    r"""The one line of a message of Serve's that an operator needs: ours if it is there, else the last exception.
 
-    >>> telling_line("Traceback...\\nserving.errors.EngineStartFailed: no memory left [permanent]\\nmore")
+    >>> telling_line("Traceback...\nserving.errors.EngineStartFailed: no memory left [permanent]\nmore")
     'no memory left'
     """
     clean = _COLOURS.sub("", text)

@@ -8,6 +8,7 @@ only: it is loaded by every replica actor, which should stay light.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -226,9 +227,9 @@ class EngineProcess:
             return
         if grace_s > 0 and self.alive():
             self._signal(signal.SIGTERM, group=False)
-            deadline = time.monotonic() + grace_s
-            while self.alive() and time.monotonic() < deadline:
-                await asyncio.sleep(min(POLL_S, grace_s))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await until_exit(self._process.pid)
         self.kill()
 
     def kill(self) -> None:
@@ -245,19 +246,9 @@ class EngineProcess:
     async def ended_by_itself(self) -> str:
         """Wait until the process ends without having been stopped; return one line on how. Never returns otherwise."""
         assert self._process is not None
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        fd = os.pidfd_open(self._process.pid)  # readable when the process ends: waiting costs nothing
-        loop.add_reader(fd, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(fd)
-            os.close(fd)
-        while self._stopping:
-            await asyncio.sleep(3600)
-        while self.alive():  # not reaped yet
-            await asyncio.sleep(POLL_S)
+        await until_exit(self._process.pid)
+        if self._stopping:
+            await asyncio.Event().wait()
         return self._post_mortem()
 
     def log_tail(self) -> list[str]:
@@ -288,6 +279,22 @@ class EngineProcess:
                 os.kill(self._process.pid, sig)
         except ProcessLookupError:
             pass
+
+
+async def until_exit(pid: int) -> None:
+    """Wait until a child process has ended. Costs nothing meanwhile: its pidfd becomes readable then."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(fd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
 
 
 async def http_status(url: str, path: str) -> int:

@@ -13,9 +13,15 @@ from dataclasses import dataclass
 LINE_LIMIT = 300
 """Longest line that goes into a message, in characters."""
 
-_PREFIX = re.compile(r"^(\((APIServer|EngineCore|Worker)[^)]*\)\s*)?((INFO|WARNING|ERROR|DEBUG) [\d-]+ [\d:]+ \[[^\]]+\] ?)?")
+_PREFIX = re.compile(
+    r"^(\((APIServer|EngineCore|Worker)[^)]*\)\s*)?((INFO|WARNING|ERROR|DEBUG) [\d-]+ [\d:]+ \[[^\]]+\] ?)?"
+)
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(Error|Exception|Failed|Interrupt|Exit))(: |$)")
-_WRAPPERS = ("EngineCore initialization failed", "Engine core initialization failed", "WorkerProc initialization failed")
+_WRAPPERS = (
+    "EngineCore initialization failed",
+    "Engine core initialization failed",
+    "WorkerProc initialization failed",
+)
 """Exceptions that only say that another process failed."""
 
 _NO_MEMORY = "free memory, lower the KV cache (VLLM_CPU_KVCACHE_SPACE or gpu_memory_utilization) or use a smaller model"
@@ -46,7 +52,8 @@ _TABLE = (
     _Row(
         re.compile(
             r"out of memory|MemoryError|Cannot allocate memory|Available memory on node|No available memory|"
-            r"std::bad_alloc|not enough memory|larger than the available KV cache|to serve at least one request", re.I
+            r"std::bad_alloc|not enough memory|larger than the available KV cache|to serve at least one request",
+            re.I,
         ),
         _NO_MEMORY,
         False,
@@ -62,14 +69,20 @@ _TABLE = (
         True,
     ),
     _Row(
-        re.compile(r"model type .* (not recognized|does not recognize)|architectures? .*not supported|"
-                   r"no module or parameter named|size mismatch|There is no module", re.I),
+        re.compile(
+            r"model type .* (not recognized|does not recognize)|architectures? .*not supported|"
+            r"no module or parameter named|size mismatch|There is no module",
+            re.I,
+        ),
         "this engine can't load the version's architecture; use another engine image or model",
         True,
     ),
     _Row(
-        re.compile(r"validation error|^(\w+\.)*ValueError|^(\w+\.)*KeyError|^(\w+\.)*AssertionError|"
-                   r"^(\w+\.)*InvalidSimUri|^(\w+\.)*OSError: .*(does not appear to have|not a valid)", re.I),
+        re.compile(
+            r"validation error|^(\w+\.)*ValueError|^(\w+\.)*KeyError|^(\w+\.)*AssertionError|"
+            r"^(\w+\.)*InvalidSimUri|^(\w+\.)*OSError: .*(does not appear to have|not a valid)",
+            re.I,
+        ),
         "the version's files or engine arguments are wrong; correct them and register a new version",
         True,
     ),

@@ -120,7 +120,9 @@ def _prompts(route: str, data: Mapping[str, Any]) -> tuple[str, ...]:
                 return (given,)
             if isinstance(given, list) and given:
                 if route == "/v1/responses":
-                    return ("\n".join(_text(item.get("content") if isinstance(item, dict) else item) for item in given),)
+                    return (
+                        "\n".join(_text(item.get("content") if isinstance(item, dict) else item) for item in given),
+                    )
                 return (_text(given),) if isinstance(given[0], int) else tuple(map(_text, given))
             raise BadRequest("input must be a string or a list", param="input")
 
@@ -163,13 +165,20 @@ def answer(ask: Ask, choices: Sequence[Choice], request_id: str, model: str, now
     }
 
 
-def stream_events(ask: Ask, choices: Sequence[Choice], request_id: str, model: str, now_s: int) -> Iterator[list[bytes]]:
+def stream_events(
+    ask: Ask, choices: Sequence[Choice], request_id: str, model: str, now_s: int
+) -> Iterator[list[bytes]]:
     """The events of a stream: first those sent at once, then one list per token step, the last with the end."""
     if ask.route == "/v1/responses":
         yield from _response_events(ask, choices[0], request_id, model, now_s)
         return
     chat = ask.route == "/v1/chat/completions"
-    head = {"id": request_id, "object": "chat.completion.chunk" if chat else "text_completion", "created": now_s, "model": model}
+    head = {
+        "id": request_id,
+        "object": "chat.completion.chunk" if chat else "text_completion",
+        "created": now_s,
+        "model": model,
+    }
 
     def event(index: int, text: str, finish: str | None) -> bytes:
         piece: Json = {"delta": {"content": text} if text or not finish else {}} if chat else {"text": text}
@@ -179,7 +188,19 @@ def stream_events(ask: Ask, choices: Sequence[Choice], request_id: str, model: s
         out: list[bytes] = []
         if chat and step == 0:
             out += [
-                _sse({**head, "choices": [{"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]})
+                _sse(
+                    {
+                        **head,
+                        "choices": [
+                            {
+                                "index": i,
+                                "delta": {"role": "assistant", "content": ""},
+                                "logprobs": None,
+                                "finish_reason": None,
+                            }
+                        ],
+                    }
+                )
                 for i in range(len(choices))
             ]
         for index, choice in enumerate(choices):

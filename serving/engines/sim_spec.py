@@ -27,7 +27,9 @@ class SimSpec(Frozen):
 
     ttft_ms: float = Field(default=50, ge=0, description="time to first token")
     itl_ms: float = Field(default=5, ge=0, description="time between tokens")
-    tokens: int = Field(default=64, ge=0, le=100_000, description="tokens of an answer when the request sets no lower limit")
+    tokens: int = Field(
+        default=64, ge=0, le=100_000, description="tokens of an answer when the request sets no lower limit"
+    )
     error_rate: Rate = Field(default=0, description="503 before the first byte")
     client_error_rate: Rate = Field(default=0, description="400, as an engine refuses what it can't handle")
     stall_rate: Rate = Field(default=0, description="hangs before the first byte, until the client gives up")
@@ -39,7 +41,9 @@ class SimSpec(Frozen):
     length_rate: Rate = Field(default=0, description="finish_reason length although the answer was complete")
     load_s: float = Field(default=0, ge=0, description="seconds from start until ready")
     fail_load: bool = Field(default=False, description="the engine exits with an error instead of becoming ready")
-    die_after: int = Field(default=0, ge=0, description="the engine exits when it has begun this many requests; 0: never")
+    die_after: int = Field(
+        default=0, ge=0, description="the engine exits when it has begun this many requests; 0: never"
+    )
     seed: int = Field(default=1, description="seed of every draw")
 
     @model_validator(mode="after")
@@ -67,7 +71,9 @@ def parse_sim_uri(uri: str) -> SimSpec:
     given: dict[str, str] = {}
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if key not in SimSpec.model_fields:
-            raise InvalidSimUri(f"{uri!r}: unknown parameter {key!r}; known are {', '.join(sorted(SimSpec.model_fields))}")
+            raise InvalidSimUri(
+                f"{uri!r}: unknown parameter {key!r}; known are {', '.join(sorted(SimSpec.model_fields))}"
+            )
         if key in given:
             raise InvalidSimUri(f"{uri!r}: {key!r} is given twice; keep one")
         given[key] = value

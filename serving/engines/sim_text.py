@@ -19,11 +19,64 @@ MARK = re.compile(r"\[\[mark:[^\]]{1,64}\]\]")
 
 EMBEDDING_SIZE = 64
 
-_SUBJECTS = "the harbour|a small boat|the lighthouse keeper|our neighbour|the morning tide|the old bridge|a patient gull|the river|my sister|the mountain path|the new engine|a quiet teacher".split("|")
-_VERBS = "follows|remembers|carries|opens|watches|repairs|describes|crosses|measures|returns to|waits for|listens to".split("|")
-_OBJECTS = "the northern shore|a basket of apples|the evening train|a letter from home|the wooden gate|several clear answers|the long story|a warm light|the next village|some fresh bread|the map on the wall|a simple question".split("|")
-_ENDINGS = "before sunrise|without any hurry|in the early spring|with great care|every second week|on the way back|as the weather turns|after a short rest".split("|")
-_INSULTS = "you are a worthless idiot|shut up, you stupid moron|you disgusting pathetic loser|nobody likes you, you dumb fool".split("|")
+_SUBJECTS = [
+    "the harbour",
+    "a small boat",
+    "the lighthouse keeper",
+    "our neighbour",
+    "the morning tide",
+    "the old bridge",
+    "a patient gull",
+    "the river",
+    "my sister",
+    "the mountain path",
+    "the new engine",
+    "a quiet teacher",
+]
+_VERBS = [
+    "follows",
+    "remembers",
+    "carries",
+    "opens",
+    "watches",
+    "repairs",
+    "describes",
+    "crosses",
+    "measures",
+    "returns to",
+    "waits for",
+    "listens to",
+]
+_OBJECTS = [
+    "the northern shore",
+    "a basket of apples",
+    "the evening train",
+    "a letter from home",
+    "the wooden gate",
+    "several clear answers",
+    "the long story",
+    "a warm light",
+    "the next village",
+    "some fresh bread",
+    "the map on the wall",
+    "a simple question",
+]
+_ENDINGS = [
+    "before sunrise",
+    "without any hurry",
+    "in the early spring",
+    "with great care",
+    "every second week",
+    "on the way back",
+    "as the weather turns",
+    "after a short rest",
+]
+_INSULTS = [
+    "you are a worthless idiot",
+    "shut up, you stupid moron",
+    "you disgusting pathetic loser",
+    "nobody likes you, you dumb fool",
+]
 _FIRST, _LAST = ("Alice", "Bruno", "Chiara", "Daniel", "Esther"), ("Miller", "Novak", "Okafor", "Rossi", "Tanaka")
 _LETTERS = "bcdfghjklmnpqrstvwxzaeiouy0123456789#%&"
 
@@ -115,5 +168,7 @@ def _sentence(rng: random.Random) -> str:
 def _personal(rng: random.Random) -> str:
     first, last = rng.choice(_FIRST), rng.choice(_LAST)
     mail = f"{first}.{last}{rng.randint(1, 99)}@example.com".lower()
-    card = f"4{rng.randint(0, 999):03d} {rng.randint(0, 9999):04d} {rng.randint(0, 9999):04d} {rng.randint(0, 9999):04d}"
+    card = (
+        f"4{rng.randint(0, 999):03d} {rng.randint(0, 9999):04d} {rng.randint(0, 9999):04d} {rng.randint(0, 9999):04d}"
+    )
     return f"Write to {first} {last} at {mail} or call +1 202 555 01{rng.randint(0, 99):02d}, card {card}."

@@ -363,8 +363,8 @@ async def serve(engine: Engine, sock: socket.socket) -> None:
     server.close()
     for connection in list(engine.connections):
         connection.close_when_idle()
-    while any(connection.busy for connection in engine.connections):
-        await asyncio.sleep(0.02)
+    while any(connection.busy for connection in engine.connections):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)  # only while it stops
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -41,7 +41,18 @@ instead of 0.8 tokens/s alone and 50 instead of 6 at 16 requests.
 
 KVCACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 OURS = frozenset(
-    {"model", "served_model_name", "host", "port", "uds", "api_key", "root_path", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs"}
+    {
+        "model",
+        "served_model_name",
+        "host",
+        "port",
+        "uds",
+        "api_key",
+        "root_path",
+        "ssl_keyfile",
+        "ssl_certfile",
+        "ssl_ca_certs",
+    }
 )
 """Flags that the platform sets: addresses and names are not a version's business."""
 REFUSED = frozenset(

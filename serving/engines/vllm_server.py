@@ -11,7 +11,6 @@ ready in 18 to 25 s instead of 63 to 99 s.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import os
 import socket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import time
 from collections.abc import Callable
@@ -19,6 +20,10 @@ from serving.outcomes import Cause
 from serving.streaming import is_error_event, read_stream
 from serving.traffic import RevisionTraffic
 
+GONE_AFTER_S = 0.02
+PROBE_S = 0.5
+"""How long a connection to an engine whose answer broke off may take before it counts as gone."""
+
 HELD_BYTES = 256 * 1024
 """A JSON answer is held back until complete, up to this: an engine that dies in it costs no client a cut body."""
 
@@ -30,6 +35,9 @@ class FailureKind(enum.StrEnum):
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
     LOST = "lost"
+    """The connection broke, and the engine is gone."""
+    CUT = "cut"
+    """The engine closed the connection before its answer was complete, and lives."""
     STATUS = "status"
     """It answered with a 5xx, or began its stream with an error."""
 
@@ -140,8 +148,7 @@ class Attempts:
             self._suspect(endpoint.url)
             return Failure(FailureKind.UNREACHABLE)
         except ConnectionLost:
-            self.died(call, endpoint)
-            return Failure(FailureKind.LOST)
+            return Failure(await self.post_mortem(call, endpoint))
         finally:
             if opened is None:
                 finished(endpoint)
@@ -188,10 +195,22 @@ class Attempts:
         finished(opened.endpoint)
         self._recorder.over(opened.revision)
 
-    def died(self, call: Call, endpoint: Endpoint) -> None:
-        """Remember that an engine went away under this request."""
-        self._deaths.record(call.prompt(), endpoint.url, time.monotonic())
-        self._suspect(endpoint.url)
+    async def post_mortem(self, call: Call, endpoint: Endpoint) -> FailureKind:
+        """Tell why a connection broke: the engine has gone, or it lives and cut its answer short.
+
+        Only the first may be the machine's fault, so only the second is evidence against the version; and only the
+        first is a death that a prompt can be blamed for.
+        """
+        await asyncio.sleep(GONE_AFTER_S)  # a process that ends closes its connections before its listening socket
+        try:
+            async with asyncio.timeout(PROBE_S):
+                _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+        except (OSError, TimeoutError):
+            self._deaths.record(call.prompt(), endpoint.url, time.monotonic())
+            self._suspect(endpoint.url)
+            return FailureKind.LOST
+        writer.close()
+        return FailureKind.CUT
 
 
 def failure_in(opened: Opened, operation: Operation) -> Failure | None:

@@ -276,9 +276,8 @@ class Pipeline:
             await _break_off(opened, send, "The engine did not finish its answer in time.", "timeout")
             return RequestOutcome.TIMEOUT
         except UpstreamError:
-            self._attempts.died(call, opened.endpoint)
-            self._recorder.failed(unit, Cause.ENDPOINT_LOST)
             await _break_off(opened, send, "The engine was lost in the middle of its answer.", "engine_connection_lost")
+            self._recorder.failed(unit, Failure(await self._attempts.post_mortem(call, opened.endpoint)).cause)
             return RequestOutcome.ERROR
         finally:
             _stamp(opened)

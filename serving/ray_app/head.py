@@ -103,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gcs-port", type=int, required=True, help="port of Ray's control store")
     parser.add_argument("--dashboard-port", type=int, required=True, help="port of the REST API")
     parser.add_argument("--cpus", type=int, default=2, help="cores that Ray counts with; also workers started ahead")
-    parser.add_argument("--object-store-bytes", type=int, default=100 * 1024 * 1024, help="shared memory of the object store")
+    parser.add_argument(
+        "--object-store-bytes", type=int, default=100 * 1024 * 1024, help="shared memory of the object store"
+    )
     args = parser.parse_args(argv)
     if os.environ.get(PARENT_PID_VARIABLE):
         die_with_parent()

@@ -25,7 +25,9 @@ Seen = Mapping[str, WorkloadStatus]
 
 
 def workload(version: str, uri: str = "sim:?ttft_ms=1&itl_ms=0", replicas: int = 1) -> Workload:
-    spec = RevisionSpec(model="chat", version=version, manifest_sha256="0" * 64, engine=EngineKind.SIMULATED, source=uri)
+    spec = RevisionSpec(
+        model="chat", version=version, manifest_sha256="0" * 64, engine=EngineKind.SIMULATED, source=uri
+    )
     return Workload(revision=spec, replicas=replicas, graceful_shutdown_s=1)
 
 
@@ -122,8 +124,9 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 def ready(*workloads: Workload) -> Callable[[Seen], bool]:
-    return lambda seen: seen.keys() == {w.application for w in workloads} and all(
-        seen[w.application].state is WorkloadState.READY for w in workloads
+    return lambda seen: (
+        seen.keys() == {w.application for w in workloads}
+        and all(seen[w.application].state is WorkloadState.READY for w in workloads)
     )
 
 

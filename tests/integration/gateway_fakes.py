@@ -113,6 +113,8 @@ class FakeEngine:
         fake = self.do(body)
         mode = fake.get("do", "ok")
         await asyncio.sleep(fake.get("before_s", 0))
+        if fake.get("gone") and self._server is not None:
+            self._server.close()  # not only the connection: the process is gone
         if mode == "hang":
             await asyncio.sleep(60)
         if mode == "die":

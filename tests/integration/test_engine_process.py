@@ -23,9 +23,15 @@ pytestmark = pytest.mark.integration
 
 
 def sim(uri: str, log_file: Path, port: int = 0) -> EngineProcess:
-    spec = RevisionSpec(model="chat", version="1.0.0", manifest_sha256="0" * 64, engine=EngineKind.SIMULATED, source=uri)
+    spec = RevisionSpec(
+        model="chat", version="1.0.0", manifest_sha256="0" * 64, engine=EngineKind.SIMULATED, source=uri
+    )
     return EngineProcess(
-        "simulated engine of chat@1.0.0", lambda at: simulated.command(spec, at), host="127.0.0.1", port=port, log_file=log_file
+        "simulated engine of chat@1.0.0",
+        lambda at: simulated.command(spec, at),
+        host="127.0.0.1",
+        port=port,
+        log_file=log_file,
     )
 
 
@@ -148,7 +154,9 @@ async def test_kill_of_the_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     """
     for when in ("ready", "started"):
         supervisor = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "log"), when], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "log"), when],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert supervisor.stdout is not None
         pid = int(await asyncio.to_thread(supervisor.stdout.readline))

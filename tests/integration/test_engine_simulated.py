@@ -24,7 +24,12 @@ Start = Callable[[str], Awaitable[EngineProcess]]
 
 def spec(uri: str, **engine_args: str) -> RevisionSpec:
     return RevisionSpec(
-        model="chat", version="1.0.0", manifest_sha256="0" * 64, engine=EngineKind.SIMULATED, source=uri, engine_args=engine_args
+        model="chat",
+        version="1.0.0",
+        manifest_sha256="0" * 64,
+        engine=EngineKind.SIMULATED,
+        source=uri,
+        engine_args=engine_args,
     )
 
 
@@ -34,7 +39,9 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
     async def one(uri: str, **engine_args: str) -> EngineProcess:
         revision = spec(uri, **engine_args)
-        engine = EngineProcess("sim", lambda at: simulated.command(revision, at), host="127.0.0.1", log_file=tmp_path / "log")
+        engine = EngineProcess(
+            "sim", lambda at: simulated.command(revision, at), host="127.0.0.1", log_file=tmp_path / "log"
+        )
         engines.append(engine)
         await engine.start()
         await engine.wait_ready(20)
@@ -152,7 +159,9 @@ async def test_the_same_seed_gives_the_same_run(start: Start) -> None:
         seen: list[object] = []
         for _ in range(8):
             try:
-                seen.append((await client.chat.completions.create(model="chat", messages=ASK)).choices[0].message.content)
+                seen.append(
+                    (await client.chat.completions.create(model="chat", messages=ASK)).choices[0].message.content
+                )
             except openai.InternalServerError:
                 seen.append(503)
         return seen

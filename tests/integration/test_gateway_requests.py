@@ -114,8 +114,10 @@ async def test_pinned_version_passes_the_bare_name_and_gives_no_evidence(tmp_pat
     ("fake", "cause"),
     [
         ({"status": 500}, Cause.VERSION),
-        ({"do": "die"}, Cause.ENDPOINT_LOST),
-        ({"do": "die-after-head"}, Cause.ENDPOINT_LOST),
+        ({"do": "die"}, Cause.VERSION),
+        ({"do": "die-after-head"}, Cause.VERSION),
+        ({"do": "die", "gone": True}, Cause.ENDPOINT_LOST),
+        ({"do": "die-after-head", "gone": True}, Cause.ENDPOINT_LOST),
         (None, Cause.ENDPOINT_LOST),
     ],
 )
@@ -181,7 +183,9 @@ async def test_retries_have_a_budget(tmp_path: Path) -> None:
 async def test_stream_that_dies_in_the_middle_ends_with_an_error_event(tmp_path: Path) -> None:
     async with rig(tmp_path, first=table(1, 50)) as r, httpx.AsyncClient(base_url=r.url) as http:
         for role, engine in ((Role.CANARY, r.canary), (Role.STABLE, r.stable)):
-            engine.do = lambda body: {"do": "die-mid", "chunks": 10, "delay_s": 0.002}
+            engine.do = lambda body, gone=role is Role.CANARY: {
+                "do": "die-mid", "chunks": 10, "delay_s": 0.002, "gone": gone
+            }  # fmt: skip
             answer = await http.post(
                 "/v1/chat/completions", json=chat(stream=True), headers={"x-session-id": session_on(role, 50)}
             )
@@ -190,7 +194,9 @@ async def test_stream_that_dies_in_the_middle_ends_with_an_error_event(tmp_path:
             assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "engine_connection_lost"
         await r.settled()
         assert [e.arm for e in r.controller.events] == [Role.CANARY, Role.STABLE]
-        assert {(e.signal, e.cause) for e in r.controller.events} == {(Signal.ERROR, Cause.ENDPOINT_LOST)}
+        assert [(e.signal, e.cause) for e in r.controller.events] == [
+            (Signal.ERROR, Cause.ENDPOINT_LOST), (Signal.ERROR, Cause.VERSION)
+        ]  # fmt: skip
         client = openai.AsyncOpenAI(base_url=r.url + "/v1", api_key="k", max_retries=0)
         with pytest.raises(openai.APIError, match="lost"):
             async for _ in await client.chat.completions.create(
@@ -249,10 +255,12 @@ async def test_texts_are_judged_on_both_arms(tmp_path: Path) -> None:
 
 async def test_prompt_that_kills_engines_is_refused(tmp_path: Path) -> None:
     async with rig(tmp_path, first=table(1, 50)) as r, httpx.AsyncClient(base_url=r.url) as http:
-        r.canary.do = r.stable.do = lambda body: {"do": "die"} if body.get("mark") == "killer" else {}
+        r.canary.do = r.stable.do = lambda body: {"do": "die", "gone": True} if body.get("mark") == "killer" else {}
         headers = {"x-session-id": session_on(Role.CANARY, 50)}
         answer = await http.post("/v1/chat/completions", json=chat(mark="killer"), headers=headers)
         assert answer.status_code == 502  # the canary died of it, then stable
+        await r.canary.start(r.canary.port)
+        await r.stable.start(r.stable.port)
         answer = await http.post("/v1/chat/completions", json=chat(mark="killer"), headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "prompt_refused")
         assert (await http.post("/v1/chat/completions", json=CHAT, headers=headers)).status_code == 200

@@ -53,7 +53,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("log", "code", "line", "way_out", "permanent"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("log", "code", "line", "way_out", "permanent"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
 def test_diagnosis(log: list[str], code: int, line: str, way_out: str, permanent: bool) -> None:
     found = diagnose(log, code)
     assert line in found.line

@@ -24,7 +24,9 @@ TRACEBACK = (
 
 
 def workload(version: str = "1.0.0", replicas: int = 1) -> Workload:
-    spec = RevisionSpec(model="chat", version=version, manifest_sha256="0" * 64, engine=EngineKind.SIMULATED, source="sim:")
+    spec = RevisionSpec(
+        model="chat", version=version, manifest_sha256="0" * 64, engine=EngineKind.SIMULATED, source="sim:"
+    )
     return Workload(revision=spec, replicas=replicas)
 
 
@@ -61,8 +63,15 @@ class FakeRay:
             }
         return httpx.Response(200, json=self.details)
 
-    def tell(self, status: str, *, replicas: list[Any], target: int = 1, message: str = "", dead: list[Any] | None = None) -> None:
-        engine = {"message": message, "replicas": replicas, "target_num_replicas": target, "recent_dead_replicas": dead or []}
+    def tell(
+        self, status: str, *, replicas: list[Any], target: int = 1, message: str = "", dead: list[Any] | None = None
+    ) -> None:
+        engine = {
+            "message": message,
+            "replicas": replicas,
+            "target_num_replicas": target,
+            "recent_dead_replicas": dead or [],
+        }
         self.details = {"applications": {"chat": {"status": status, "message": "", "deployments": {"engine": engine}}}}
 
 
@@ -91,7 +100,14 @@ def ray(tmp_path: Path) -> FakeRay:
     ],
 )
 async def test_states(
-    ray: FakeRay, status: str, replicas: list[Any], target: int, message: str, dead: list[Any], state: WorkloadState, says: str
+    ray: FakeRay,
+    status: str,
+    replicas: list[Any],
+    target: int,
+    message: str,
+    dead: list[Any],
+    state: WorkloadState,
+    says: str,
 ) -> None:
     ray.tell(status, replicas=replicas, target=target, message=message, dead=dead)
     seen = (await ray.port.observe())["chat"]
@@ -164,5 +180,7 @@ async def test_refusals_and_outages(ray: FakeRay) -> None:
 
 
 def test_telling_line_without_ours() -> None:
-    assert telling_line("a\nModuleNotFoundError: No module named 'x'\n\nb") == "ModuleNotFoundError: No module named 'x'"
+    assert (
+        telling_line("a\nModuleNotFoundError: No module named 'x'\n\nb") == "ModuleNotFoundError: No module named 'x'"
+    )
     assert telling_line("") == ""
