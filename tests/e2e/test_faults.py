@@ -152,6 +152,6 @@ def test_rays_head_can_die(platform, control):
 
 def test_every_decision_of_all_this_can_be_explained_and_replayed(platform, control):
     assert all(d.same for d in control.replay(MODEL)), [d for d in control.replay(MODEL) if not d.same]
-    told = platform.tidegate("rollout", "explain", MODEL).stdout
+    told = platform.tidegate("rollout", "explain", MODEL, "--all").stdout
     for expected in ("1.1.0", "error", "rehearsal"):
         assert expected in told

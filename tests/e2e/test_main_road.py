@@ -57,7 +57,7 @@ def test_a_better_version_is_promoted_and_a_broken_one_taken_back(platform):
     assert moments["drained"] > moments["decision"]
     assert len(replayed) >= 4
     assert all(d.same for d in replayed)
-    told = platform.tidegate("rollout", "explain", bundled.MODEL).stdout
+    told = platform.tidegate("rollout", "explain", bundled.MODEL, "--all").stdout
     assert "1.0.1" in told
     assert "length-stop" in told
     assert store.get_by_alias(bundled.MODEL, "production").version == "1.0.1"
