@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from monitoring.sequential.planning import least_canary_requests, share_alpha
-from rollout.analysis.signal import SignalTest
+from rollout.analysis.signal import LATENCY, SignalTest
 from rollout.observation import Exposure, SignalReading
 from rollout.specs import AnalysisSpec, RolloutSpec, SignalSpec
 from serving.outcomes import Cause, Event, Signal, Total
@@ -60,6 +60,7 @@ class Ledger:
         self._stable = stable
         self._sources: dict[tuple[str, str], _Source] = {}
         self._sessions: set[tuple[Signal, str]] = set()
+        self._slow_until: dict[Signal, float] = {}
         self._tests = {s.name: SignalTest(s, alpha, spec.analysis.beta) for s, alpha in _alphas(spec.analysis)}
 
     def add(self, increment: EvidenceIncrement) -> bool:
@@ -74,7 +75,10 @@ class Ledger:
         changed = bool(fresh)
         for total in increment.totals:
             key = (total.digest, total.weight)
-            if total != source.totals.get(key):
+            known = source.totals.get(key)
+            if known is not None and (total.admitted, total.settled) < (known.admitted, known.settled):
+                continue  # late: cumulative counters only grow
+            if total != known:
                 source.totals[key] = total
                 changed = True
         if increment.settled_through > source.settled_through:
@@ -101,7 +105,7 @@ class Ledger:
     def _book(self, unit: list[Event], source: _Source) -> None:
         first = unit[0]
         test = self._tests.get(first.signal)
-        if test is None or not self._first_of_session(first):
+        if test is None or not self._first_of_session(first) or not self._apart(first):
             return
         on_canary = first.arm is Role.CANARY
         test.count(on_canary=on_canary)
@@ -110,6 +114,20 @@ class Ledger:
         if first.cause is not Cause.ENDPOINT_LOST:
             test.observe(on_canary=on_canary, weight=first.weight / 100.0, levels=[e.level for e in unit])
         source.pending.append(first)
+
+    def _apart(self, event: Event) -> bool:
+        """Whether a slow unit began after the last one that counted had ended.
+
+        One hiccup slows every answer that is under way on a replica. Booked one by one they would be as many
+        independent proofs of one accident, and the next event would be likelier to be the same arm's, which the
+        test's null forbids. Both arms are thinned together: apart, the one with less traffic would be spared.
+        """
+        if event.signal not in LATENCY:
+            return True
+        if event.admitted_at < self._slow_until.get(event.signal, float("-inf")):
+            return False
+        self._slow_until[event.signal] = event.settled_at
+        return True
 
     def _first_of_session(self, event: Event) -> bool:
         """Whether this is a session's first event of this signal; the others of a sticky session count for nobody."""

@@ -151,9 +151,8 @@ class RayServeWorkloads:
         if response.status_code in (400, 422):
             raise WorkloadRejected(f"Ray refused the applications: {telling_line(response.text)}")
         if response.status_code != 200:
-            raise WorkloadUnavailable(
-                f"Ray at {client.base_url} answered {response.status_code} to {method} {API}: {telling_line(response.text)}"
-            )
+            line = telling_line(response.text)
+            raise WorkloadUnavailable(f"Ray at {client.base_url} answered {response.status_code} to {method}: {line}")
         try:
             found = response.json() if method == "GET" else {}
         except ValueError as error:
