@@ -51,7 +51,7 @@ class SimSpec(Frozen):
         total = self.client_error_rate + self.error_rate + self.stall_rate + self.truncate_rate
         if total > 1 + 1e-9:
             raise ValueError(
-                f"client_error_rate + error_rate + stall_rate + truncate_rate is {total:g}, more than 1; lower one of them"
+                f"client_error_rate + error_rate + stall_rate + truncate_rate is {total:g}, over 1; lower one"
             )
         return self
 

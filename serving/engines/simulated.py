@@ -112,7 +112,9 @@ class Engine:
             self._check_length(ask)
             fate -= self.spec.client_error_rate
             if fate < 0:
-                raise BadRequest("simulated: the engine does not support this request")
+                message = "simulated: the engine does not support this request"
+                connection.reply_json(400, error_body(message, "BadRequestError", 400))
+                return
             fate -= self.spec.error_rate
             if fate < 0:
                 connection.reply_json(503, error_body("simulated engine failure", "InternalServerError", 503))

@@ -89,7 +89,7 @@ def context_limit(folder: Path) -> int | None:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise EngineStartFailed(
-            f"{path} can't be read ({error}); a version's folder holds config.json, safetensors and a tokenizer [permanent]"
+            f"{path} can't be read ({error}); a version holds one, with safetensors and a tokenizer [permanent]"
         ) from error
     found = config.get("max_position_embeddings") or (config.get("text_config") or {}).get("max_position_embeddings")
     return found if isinstance(found, int) and found > 0 else None
@@ -115,7 +115,7 @@ def command(spec: RevisionSpec, listener: Listener, model_limit: int | None, thr
     ours: list[str] = []
     if spec.accelerator == "cpu":
         limit = min(model_limit or CONTEXT_LIMIT_TOKENS, CONTEXT_LIMIT_TOKENS)
-        flags |= CPU_FLAGS | {"max_model_len": str(limit)}
+        flags |= {**CPU_FLAGS, "max_model_len": str(limit)}
         env |= {KVCACHE_VARIABLE: kvcache, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         ours.append("--fork-engine-core")
     flags |= given

@@ -1,6 +1,6 @@
 """vLLM's OpenAI server, started in a third of the time on a CPU.
 
-    python -m serving.engines.vllm_server --listen-fd 7 --fork-engine-core -- --model DIR --host 127.0.0.1 --port 9000 ...
+    python -m serving.engines.vllm_server --listen-fd 7 --fork-engine-core -- --model DIR --port 9000 ...
 
 What follows `--` are vLLM's own flags. As it comes, vLLM on a CPU starts three processes one after the other (API
 server, engine core, worker) and each imports torch and vLLM anew: 12 to 19 s of CPU every time. Here the engine core

@@ -118,7 +118,7 @@ class Replica:
             raise RuntimeError("the engine does not answer /health")
 
     def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        """The application that Serve runs on the replica's own port; a function, since uvicorn takes methods for ASGI 2."""
+        """The application that Serve runs on the replica's port; a function, since uvicorn takes methods for ASGI 2."""
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":

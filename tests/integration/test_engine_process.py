@@ -89,7 +89,7 @@ async def test_too_slow(tmp_path: Path) -> None:
     engine = sim("sim:?load_s=60", tmp_path / "log")
     await engine.start()
     heard: list[float] = []
-    with pytest.raises(EngineStartFailed, match="not ready within 1.5 s"):
+    with pytest.raises(EngineStartFailed, match=r"not ready within 1\.5 s"):
         await engine.wait_ready(1.5, progress=heard.append)
     assert heard
     assert await gone(engine.pid)
@@ -127,7 +127,7 @@ async def test_stop_kills_what_ignores_sigterm_and_its_children(tmp_path: Path) 
         tmp_path / "log",
     )
     await engine.start()
-    while not engine.log_tail():
+    while not engine.log_tail():  # noqa: ASYNC110 - a file
         await asyncio.sleep(0.05)
     child = int(engine.log_tail()[0].split()[1])
     await engine.stop(0.3)
@@ -153,7 +153,7 @@ async def test_kill_of_the_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
         asyncio.run(main())
     """
     for when in ("ready", "started"):
-        supervisor = subprocess.Popen(
+        supervisor = subprocess.Popen(  # noqa: ASYNC220 - it is killed with -9 below
             [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "log"), when],
             stdout=subprocess.PIPE,
             text=True,

@@ -127,8 +127,8 @@ async def test_faults_before_the_first_byte(start: Start) -> None:
     assert caught.value.status_code == 503
     with pytest.raises(openai.BadRequestError):
         await sdk(await start("sim:?client_error_rate=1")).chat.completions.create(model="chat", messages=ASK)
+    slow = sdk(await start("sim:?stall_rate=1")).with_options(timeout=0.3)
     with pytest.raises(openai.APITimeoutError):
-        slow = sdk(await start("sim:?stall_rate=1")).with_options(timeout=0.3)
         await slow.chat.completions.create(model="chat", messages=ASK)
 
 
@@ -136,7 +136,7 @@ async def test_cut_streams_and_answers(start: Start) -> None:
     engine = await start("sim:?truncate_rate=1&ttft_ms=0&itl_ms=0&tokens=10")
     async with httpx.AsyncClient(base_url=engine.url) as client:
         got = b""
-        with pytest.raises(httpx.RemoteProtocolError):
+        with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012
             async with client.stream("POST", "/v1/chat/completions", json={"messages": ASK, "stream": True}) as answer:
                 async for piece in answer.aiter_bytes():
                     got += piece

@@ -11,7 +11,7 @@ CASES = [
         "no memory for the cache",
         [
             "(EngineCore pid=7) ERROR 11-22 05:06:06 [core.py:1] EngineCore failed to start.",
-            "(EngineCore pid=7) ValueError: Available memory on node 0 (1.0/23.0 GiB) on kv cache allocation is less than",
+            "(EngineCore pid=7) ValueError: Available memory on node 0 (1.0/23.0 GiB) on kv cache allocation is less",
             "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
         ],
         1,

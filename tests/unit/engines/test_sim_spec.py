@@ -34,7 +34,7 @@ def test_the_promised_defaults(uri: str) -> None:
         ("sim:?tokens=1.5", "tokens='1.5'"),
         ("sim:?tokens=1&tokens=2", "'tokens' is given twice"),
         ("sim:?tokens", "tokens=''"),
-        ("sim:?error_rate=0.7&stall_rate=0.7", "more than 1"),
+        ("sim:?error_rate=0.7&stall_rate=0.7", "over 1"),
     ],
 )
 def test_what_is_wrong_is_said(uri: str, says: str) -> None:

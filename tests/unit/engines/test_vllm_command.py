@@ -131,7 +131,7 @@ def test_context_limit_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_configuration(tmp_path: Path) -> None:
-    with pytest.raises(EngineStartFailed, match="config.json"):
+    with pytest.raises(EngineStartFailed, match=r"config\.json"):
         vllm.context_limit(tmp_path)
 
 

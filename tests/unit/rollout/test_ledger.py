@@ -83,7 +83,7 @@ def test_what_has_not_settled_lets_nothing_go_forward():
     ledger = make()
     ledger.add(increment(totals=(total(admitted=500, settled=10),), settled_through=10))
     assert read(ledger).verdict is Verdict.RUNNING
-    ledger.add(increment(totals=(total(settled=64),), settled_through=64))
+    ledger.add(increment(totals=(total(admitted=500, settled=64),), settled_through=64))
     assert read(ledger).verdict is Verdict.SUCCESSFUL
 
 

@@ -1,0 +1,56 @@
+"""`make bench`: every benchmark, one after the other, never two at once. `python -m benchmarks NAME...` runs some.
+
+The last one starts the platform with the bundled model on a home of its own, unless one answers already.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tidegate import bundled
+from tidegate.settings import load_settings
+
+NAMES = ("rollout_exposure", "gateway_overhead", "serving_throughput")
+
+
+def run(name: str, *arguments: str) -> int:
+    """Run one benchmark in a process of its own."""
+    sys.stdout.write(f"\n== {name}\n")
+    sys.stdout.flush()
+    return subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], check=False).returncode
+
+
+def through_the_platform() -> int:
+    """Measure the whole platform beside the bare engine."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as home:
+        os.environ.setdefault("TIDEGATE_HOME", home)
+        command = [sys.executable, "-m", "tidegate.cli.main"]
+        started = subprocess.run([*command, "up", "--detach"], check=False).returncode
+        if started != 0:
+            return started
+        try:
+            settings = load_settings()
+            folder = str(bundled.folder(settings))
+            flags = [part for k, v in bundled.ENGINE_ARGS.items() for part in ("--engine-arg", f"{k}={v}")]
+            return run("serving_throughput", "--model-dir", folder, "--url", settings.gateway_url, *flags)
+        finally:
+            if Path(os.environ["TIDEGATE_HOME"]) == Path(home):
+                subprocess.run([*command, "down"], check=False)
+
+
+def main() -> int:
+    """Run what is asked for, else everything; the worst exit code."""
+    wanted = sys.argv[1:] or list(NAMES)
+    unknown = sorted(set(wanted) - set(NAMES))
+    if unknown:
+        sys.stderr.write(f"no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}\n")
+        return 2
+    return max(through_the_platform() if name == "serving_throughput" else run(name) for name in wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
