@@ -105,7 +105,7 @@ def _refuse_incomplete(files: Sequence[SourceFile]) -> None:
     if not any("/" not in n and n.endswith(".safetensors") for n in names):
         missing.append("weights (*.safetensors)")
     if not any(n in TOKENIZER_FILES or ("/" not in n and n.endswith(".tiktoken")) for n in names):
-        missing.append("a tokenizer (tokenizer.json, tokenizer.model, vocab.txt, ...)")
+        missing.append("tokenizer (tokenizer.json, tokenizer.model, vocab.txt, ...)")
     if missing:
         raise IncompleteSource(
             f"the source has no {' and no '.join(missing)}; it needs what model.save_pretrained and "
