@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -117,7 +117,9 @@ async def _one(
 class BareServer:
     """The bare vLLM server as a child process."""
 
-    def __init__(self, model_dir: str, model: str, engine_args: Sequence[str], threads: int) -> None:
+    def __init__(
+        self, model_dir: str, model: str, engine_args: Sequence[str], threads: int, environment: Mapping[str, str]
+    ) -> None:
         listener = bind_listener("127.0.0.1")
         listener.sock.close()
         self.url = listener.url
@@ -126,6 +128,7 @@ class BareServer:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "OMP_NUM_THREADS": str(threads),
+            **environment,
         }
         flags = [
             "--model",
@@ -215,6 +218,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="OMP_NUM_THREADS of the bare server"
     )
+    parser.add_argument("--bare-env", action="append", default=[], metavar="K=V", help="environment of the bare server")
     parser.add_argument("--rounds", type=int, default=3, help="alternating rounds")
     parser.add_argument(
         "--requests", default="1:4,16:32", metavar="C:N,...", help="requests per round at each concurrency"
@@ -227,7 +231,11 @@ def main() -> None:
     flags = [
         f for pair in args.engine_arg for k, _, v in [pair.partition("=")] for f in ("--" + k.replace("_", "-"), v) if f
     ]
-    bare = BareServer(args.model_dir, args.model, flags, args.threads) if args.model_dir and not args.bare_url else None
+    bare = (
+        BareServer(args.model_dir, args.model, flags, args.threads, dict(p.split("=", 1) for p in args.bare_env))
+        if args.model_dir and not args.bare_url
+        else None
+    )
     try:
         sides: dict[str, str] = {}
         if bare:

@@ -31,7 +31,7 @@ LOG_TAIL_BYTES = 64 * 1024
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 ABSENT = PROJECT_ROOT / "serving" / "ray_app" / "absent"
 """Stand-ins for packages that Ray's processes do without; engines must find the real ones."""
-NOT_FOR_ENGINES = ("RAY_", "PYTHONSTARTUP", "OMP_NUM_THREADS")
+NOT_FOR_ENGINES = ("RAY_", "PYTHONSTARTUP", "OMP_", "GOMP_")
 """Variables that a Ray worker has and an engine must not inherit: Ray sets OMP_NUM_THREADS to its own idea."""
 
 
