@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from rollout.workloads.base import Workload, WorkloadPort, WorkloadState, Worklo
 from rollout.workloads.memory import MemoryWorkloads
 from rollout.workloads.ray_serve import RayServeWorkloads
 from serving.specs import EngineKind, RevisionSpec
+from tests.ports import free_ports
 from tidegate.ray_head import RayHead
 from tidegate.settings import Settings
 
@@ -104,9 +104,7 @@ class RayWorld(World):
 @pytest.fixture(scope="module")
 def ray_settings() -> Iterator[Settings]:
     """A Ray of this module's own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     home = Path(tempfile.mkdtemp(prefix="tg"))
     settings = Settings(home=home, serve_port=port)
     head = RayHead(settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,17 +12,9 @@ from pathlib import Path
 
 import psutil
 
+from tests.ports import free_ports
 from tidegate.client import ControlClient, connect
 from tidegate.settings import Settings
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody holds now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Platform:

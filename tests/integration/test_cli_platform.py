@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.ports import free_ports
 from tidegate.launcher import clear_leftovers
 from tidegate.settings import Settings
 
@@ -39,7 +39,7 @@ class Shell:
         (folder / "site").mkdir()
         (folder / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)
         self.home = folder / "home"
-        self.ports = _free_ports(4)
+        self.ports = free_ports(4)
         names = ("GATEWAY", "ADMIN", "CONTROL", "SERVE")
         ports = {f"TIDEGATE_{n}_PORT": str(p) for n, p in zip(names, self.ports, strict=True)}
         self.env = {**os.environ, **ports, "TIDEGATE_HOME": str(self.home), "PYTHONPATH": str(folder / "site")}
@@ -79,16 +79,6 @@ class Shell:
                 return self.pids()
             time.sleep(0.05)
         raise AssertionError("not up")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def all_gone(pids: list[int], timeout_s: float = 30.0) -> bool:

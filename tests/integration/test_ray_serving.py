@@ -22,6 +22,7 @@ import pytest
 from rollout.workloads.base import Workload, WorkloadState, WorkloadStatus
 from rollout.workloads.ray_serve import RayServeWorkloads
 from serving.specs import EngineKind, RevisionSpec
+from tests.ports import free_ports
 from tidegate.ray_head import RayHead, RayStartFailed, processes_of
 from tidegate.settings import Settings
 
@@ -30,9 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 @pytest.fixture
 def settings() -> Iterator[Settings]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     home = Path(tempfile.mkdtemp(prefix="tg"))
     yield Settings(home=home, serve_port=port)
     RayHead(Settings(home=home, serve_port=port)).sweep()
