@@ -192,7 +192,9 @@ def roll_out(control: ControlClient, version: str, load: Load, console: Console)
     console.rule(f"[bold]{MODEL}@{version}")
     before = len(load.samples)
     control.deploy(SPEC | {"model": MODEL, "version": version}, reason="demo")
-    status = follow(control, version, lambda line: console.print(f"  [dim]{line}[/dim]"))
+    follow(control, version, lambda line: console.print(f"  [dim]{line}[/dim]"))
+    time.sleep(1.0)  # the gateway's last counts arrive after the decision
+    status = control.rollout(MODEL)
     _print_timeline(console, timeline(control, status))
     samples = load.samples[before:]
     faults = [s for s in samples if s.error]

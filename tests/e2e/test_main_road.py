@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import openai
@@ -49,6 +50,8 @@ def test_a_better_version_is_promoted_and_a_broken_one_taken_back(platform):
         taken_back = demo.follow(control, "1.1.0", print)
         assert (taken_back.phase, taken_back.stable) == ("Degraded", "1.0.1"), taken_back.reason
         assert "length-stop" in taken_back.reason
+        time.sleep(1)  # the gateway's last totals arrive after the decision
+        taken_back = control.rollout(bundled.MODEL)
         moments = {m.what: m.at for m in demo.timeline(control, taken_back)}
         replayed = control.replay(bundled.MODEL)
     print(f"canary requests {taken_back.exposure.canary_requests}, lower bound {taken_back.exposure.lower_bound}")
