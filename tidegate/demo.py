@@ -113,15 +113,18 @@ def timeline(control: ControlClient, status: RolloutStatus) -> list[Moment]:
     """The moments of the last rollout of a model, from the event log."""
     entries = [e for e in control.history(status.model, evidence=True) if e.at >= (status.started_at or 0) - 0.001]
     decided = _entry_with(entries, {"withdraw", "promote"})
+    taken_back = decided is not None and any(a.get("type") == "withdraw" for a in decided.actions)
     exposure = status.exposure
-    return [
+    moments = [
         Moment("deployed", status.started_at),
         Moment("first canary request", exposure.first_admitted_at),
         Moment("first evidence against it", _first_evidence(entries)),
-        Moment("decision", decided.at if decided else None),
-        Moment("last canary request", exposure.last_admitted_at),
-        Moment("drained", _drained(entries, decided)),
+        Moment("taken back" if taken_back else "promoted", decided.at if decided else None),
     ]
+    if taken_back:
+        moments.append(Moment("last canary request", exposure.last_admitted_at))
+        moments.append(Moment("drained", _drained(entries, decided)))
+    return moments
 
 
 def _entry_with(entries: list[HistoryEntry], kinds: set[str]) -> HistoryEntry | None:
@@ -129,7 +132,7 @@ def _entry_with(entries: list[HistoryEntry], kinds: set[str]) -> HistoryEntry | 
 
 
 def _drained(entries: list[HistoryEntry], decided: HistoryEntry | None) -> float | None:
-    if decided is None or not any(a.get("type") == "withdraw" for a in decided.actions):
+    if decided is None:
         return None
     later = [e for e in entries if e.id > decided.id]
     found = _entry_with(later, {"remove"})
