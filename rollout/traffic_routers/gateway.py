@@ -86,6 +86,14 @@ class GatewayRouter:
         now = self._monotonic()
         had = Generation(hello.fence, hello.sequence)
         connection = Connection(hello=hello, send=send, connected_at=now, applied=had, applied_at=now)
+        if self._table is not None and had > self._table.generation:
+            log.error(
+                "gateway %s follows table %s, newer than ours %s, and refuses ours: the event log was replaced by an "
+                "older one; restore it, or remove the gateway's table.json and restart it",
+                hello.gateway,
+                tuple(had),
+                tuple(self._table.generation),
+            )
         self._connections[hello.gateway] = connection
         if self._table is not None:
             await self._send(connection, TablePush(table=self._table))
