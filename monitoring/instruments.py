@@ -85,6 +85,7 @@ class GatewayInstruments:
             registry=self.registry,
         )  # fmt: skip
         self._children: dict[tuple[str, str, str], _Children] = {}
+        self._dropped = 0
         self._retired: set[tuple[str, str]] = set()
         self._revisions: set[tuple[str, str]] = set()
 
@@ -133,6 +134,11 @@ class GatewayInstruments:
     def rejected(self, model: str, reason: str) -> None:
         """Count a rejection; `model` must be "" unless the traffic table names it."""
         self.rejections.labels(model, reason).inc()
+
+    def set_events_dropped(self, total: int) -> None:
+        """Bring the counter of lost evidence to `total`, which only grows."""
+        self.events_dropped.inc(total - self._dropped)
+        self._dropped = total
 
     def set_in_flight(self, counts: Iterable[tuple[str, str, int]]) -> None:
         """Set the answers under way by (model, version)."""

@@ -71,6 +71,9 @@ class CanaryStep(Spec):
         return self
 
 
+GATEWAY_SLOWDOWN = 1.25
+"""How much slower than stable a canary's latency may be before it is an event, as every gateway measures it."""
+
 DEFAULT_STEPS = tuple(CanaryStep(weight=w) for w in (5, 25, 50))
 
 
@@ -118,8 +121,17 @@ class SignalSpec(Spec):
     share: Annotated[float, Field(gt=0)] | None = None
     max_rate: Annotated[Ratio, Field(gt=0, lt=1)] = 0.05
     max_ratio: Annotated[Ratio, Field(gt=1)] | None = None
-    max_slowdown: Annotated[Ratio, Field(ge=1)] = 1.25
+    max_slowdown: Annotated[Ratio, Field(ge=1)] = GATEWAY_SLOWDOWN
     gating: bool = True
+
+    @model_validator(mode="after")
+    def _as_measured(self) -> Self:
+        if self.max_slowdown != GATEWAY_SLOWDOWN:
+            raise ValueError(
+                f"maxSlowdown {self.max_slowdown} can't be had yet: gateways measure latency against "
+                f"{GATEWAY_SLOWDOWN}; leave it out"
+            )
+        return self
 
 
 DEFAULT_SIGNALS = (

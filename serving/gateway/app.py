@@ -109,6 +109,7 @@ class AdminApp:
 
     def _metrics(self, scope: Scope) -> Reply:
         self._instruments.set_in_flight(self._recorder.in_flight_by_version())
+        self._instruments.set_events_dropped(self._recorder.outbox.dropped)
         accept = (header(scope["headers"], b"accept") or b"").decode("latin-1")
         body, content_type = self._instruments.render(accept)
         headers = ((b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body)))

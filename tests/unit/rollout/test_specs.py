@@ -53,6 +53,7 @@ def test_a_custom_resource_is_read_with_strings_for_numbers():
         ({"analysis": {"signals": [{"name": "vibes"}]}}, "analysis.signals.0.name"),
         ({"analysis": {"signals": [{"name": "error"}, {"name": "error"}]}}, "named twice"),
         ({"analysis": {"signals": []}}, "signals is empty"),
+        ({"analysis": {"signals": [{"name": "slow-tokens", "maxSlowdown": "2"}]}}, "maxSlowdown 2.0 can't be had yet"),
         ({"model": "Chat Bot"}, "model"),
     ],
 )  # fmt: skip
