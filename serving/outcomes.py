@@ -2,8 +2,8 @@
 
 Over one WebSocket that the gateway dials, JSON messages, each with a `type`:
 
-    gateway -> controller    hello, ack, events, totals
-    controller -> gateway    table, accepted, heartbeat, refused
+    gateway -> controller    hello, ack, events, totals, usage
+    controller -> gateway    table, keys, accepted, usage-accepted, heartbeat, refused
 
 Events are rare (a bad outcome, or a score), travel one by one at once and in order, and are numbered by
 (gateway, boot, sequence); the gateway keeps them until `accepted` names their number, and sends them again after
@@ -20,14 +20,19 @@ from __future__ import annotations
 import enum
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, StringConstraints, TypeAdapter
 
+from serving.accounting import UsageRow
+from serving.keys import KeyRecord
 from serving.specs import Digest, Frozen
 from serving.traffic import Role, TrafficTable
 
+SignalName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}(/[a-z0-9-]{1,40})?$")]
+"""One of `Signal`, or a name with a family: `guardrail/toxicity`, `score/nll`, `prometheus/...`."""
+
 
 class Signal(enum.StrEnum):
-    """What can go wrong with an answer. A closed set: every gateway measures all of them on both arms."""
+    """What can go wrong with an answer, as every gateway measures it on both arms without being told to."""
 
     ERROR = "error"
     """5xx, engine failure, time-out, or a stream cut before its end."""
@@ -65,20 +70,29 @@ class Cause(enum.StrEnum):
 class Event(Frozen):
     """One event of one unit: intention to treat, so the arm is the *assigned* one and the attempt the first.
 
-    Times are wall-clock seconds of the gateway. `weight` is the canary's in percent, as in force at admission;
-    0 or 100 (a forced request) never makes an event. `session` is a keyed hash, or None when the unit is a
-    single request. `level` is the quantile for latency signals, "" for the others.
+    Times are wall-clock seconds of the gateway. `weight` is the canary's in percent, as in force at admission. 100
+    marks an event of a request that had no choice of arm, told because the table asks to *watch* (`ModelTraffic`):
+    evidence for an absolute objective, never for a comparison. `session` is a keyed hash, or None when the unit is
+    a single request. `level` is the quantile for latency signals, "" for the others.
+
+    A mirrored pair is a unit at weight 50: it makes an event of a signal only when exactly one of its two answers
+    shows it, and `arm` says which one (`paired`). A scored signal tells one event per scored answer with its
+    badness as `score` (higher is worse, any unit) and the rates at which each arm's answers are scored.
     """
 
     sequence: Annotated[int, Field(ge=1)]
     model: str
     rollout: str
-    signal: Signal
+    signal: SignalName
     level: str = ""
     cause: Cause = Cause.VERSION
     arm: Role
     digest: Digest
-    weight: Annotated[int, Field(gt=0, lt=100)]
+    weight: Annotated[int, Field(gt=0, le=100)]
+    paired: bool = False
+    score: float | None = None
+    canary_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stable_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     session: str | None = None
     request_index: Annotated[int, Field(ge=1)] = 1
     admission: Annotated[int, Field(ge=1)]
@@ -91,7 +105,10 @@ class Total(Frozen):
 
     `admitted` counts units that carry evidence, `forced` those that do not (no choice of arm was possible, or
     the version was pinned). `settled` counts evidence units with an outcome and all of whose predecessors have
-    one too, `settled_events` those of them that had an event, by `signal` or `signal:level`.
+    one too, `settled_events` those of them that had an event, by `signal` or `signal:level`. `first_sights` counts
+    units whose session was seen for the first time (a request without a session is its own): what the sample-ratio
+    check looks at. Mirrored pairs are counted on both revisions at weight 50; `similarity_*` sums, over pairs, how
+    alike canary's answer is to stable's, `baseline_*` how alike a second answer of stable's is to its first.
     """
 
     model: str
@@ -101,10 +118,15 @@ class Total(Frozen):
     weight: int
     admitted: int = 0
     forced: int = 0
+    first_sights: int = 0
     settled: int = 0
     settled_events: dict[str, int] = Field(default_factory=dict)
     retried_on_stable: int = 0
     in_flight: int = 0
+    similarity_n: int = 0
+    similarity_sum: float = 0.0
+    baseline_n: int = 0
+    baseline_sum: float = 0.0
     first_admitted_at: float | None = None
     last_admitted_at: float | None = None
 
@@ -150,11 +172,33 @@ class Totals(Frozen):
     """By application: endpoints that this gateway could use now."""
 
 
+class UsageReport(Frozen):
+    """Tokens and requests by key, cumulative: see serving/accounting.py. Sent again until its number is accepted."""
+
+    type: Literal["usage"] = "usage"
+    number: Annotated[int, Field(ge=1)]
+    rows: tuple[UsageRow, ...]
+
+
 class TablePush(Frozen):
     """The table to obey from now on."""
 
     type: Literal["table"] = "table"
     table: TrafficTable
+
+
+class KeysPush(Frozen):
+    """All keys of the data plane, hashed. Replaces what the gateway had; a key that is not listed is no key."""
+
+    type: Literal["keys"] = "keys"
+    keys: tuple[KeyRecord, ...]
+
+
+class UsageAccepted(Frozen):
+    """The usage report of this number is in the store."""
+
+    type: Literal["usage-accepted"] = "usage-accepted"
+    number: int
 
 
 class Accepted(Frozen):
@@ -178,8 +222,10 @@ class Refused(Frozen):
     reason: str
 
 
-FromGateway = Annotated[Hello | Ack | Events | Totals, Field(discriminator="type")]
-FromController = Annotated[TablePush | Accepted | Heartbeat | Refused, Field(discriminator="type")]
+FromGateway = Annotated[Hello | Ack | Events | Totals | UsageReport, Field(discriminator="type")]
+FromController = Annotated[
+    TablePush | KeysPush | Accepted | UsageAccepted | Heartbeat | Refused, Field(discriminator="type")
+]
 
 FROM_GATEWAY: TypeAdapter[FromGateway] = TypeAdapter(FromGateway)
 FROM_CONTROLLER: TypeAdapter[FromController] = TypeAdapter(FromController)

@@ -15,7 +15,7 @@ import enum
 import hashlib
 from typing import Annotated, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from serving.errors import InvalidTable
 from serving.specs import Digest, Frozen, ModelName
@@ -45,12 +45,34 @@ class RevisionTraffic(Frozen):
     application: str
 
 
+class Tester(Frozen):
+    """Whose requests go to the canary whatever its weight, while it is ready: a header with a value, or a key's id.
+
+    Such requests had no choice of arm, so they carry no evidence.
+    """
+
+    header: Annotated[str, StringConstraints(to_lower=True, pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    value: Annotated[str, StringConstraints(max_length=256)] | None = None
+    key: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.header is None) == (self.key is None) or (self.header is None) != (self.value is None):
+            raise InvalidTable("a tester is a header with its value, or the id of a key; give one of the two")
+        return self
+
+
 class ModelTraffic(Frozen):
     """How one model's requests are divided: one stable revision, and at most one canary.
 
     `drains` lists applications that get no new requests but may still be answering; gateways keep their
     endpoints until the controller drops them from the table. `rollout` identifies the rollout whose evidence is
     being gathered; None means that nothing is being judged.
+
+    `mirror_percent` of stable's requests are copied to the canary (a shadow; its answer never reaches a client).
+    With `watch`, requests that could only go to stable are told as evidence too, at weight 100: for objectives of
+    one revision, before and after a switch. `max_slowdown` is the factor by which a canary's latency may exceed
+    stable's before it is an event.
     """
 
     model: ModelName
@@ -58,6 +80,10 @@ class ModelTraffic(Frozen):
     rollout: str | None = None
     revisions: tuple[RevisionTraffic, ...]
     drains: tuple[RevisionTraffic, ...] = ()
+    mirror_percent: Annotated[int, Field(ge=0, le=100)] = 0
+    watch: bool = False
+    max_slowdown: Annotated[float, Field(ge=1)] = 1.25
+    testers: tuple[Tester, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -17,7 +17,7 @@ from monitoring.sequential.planning import least_canary_requests, share_alpha
 from rollout.analysis.signal import LATENCY, SignalTest
 from rollout.observation import Exposure, SignalReading
 from rollout.specs import AnalysisSpec, RolloutSpec, SignalSpec
-from serving.outcomes import Cause, Event, Signal, Total
+from serving.outcomes import Cause, Event, SignalName, Total
 from serving.specs import Frozen
 from serving.traffic import Role
 
@@ -59,9 +59,11 @@ class Ledger:
         self._canary = canary
         self._stable = stable
         self._sources: dict[tuple[str, str], _Source] = {}
-        self._sessions: set[tuple[Signal, str]] = set()
-        self._slow_until: dict[Signal, float] = {}
-        self._tests = {s.name: SignalTest(s, alpha, spec.analysis.beta) for s, alpha in _alphas(spec.analysis)}
+        self._sessions: set[tuple[SignalName, str]] = set()
+        self._slow_until: dict[SignalName, float] = {}
+        self._tests: dict[SignalName, SignalTest] = {
+            s.name: SignalTest(s, alpha, spec.analysis.beta) for s, alpha in _alphas(spec.analysis)
+        }
 
     def add(self, increment: EvidenceIncrement) -> bool:
         """Book an increment; False when it was of another rollout or held nothing new."""
@@ -87,7 +89,7 @@ class Ledger:
         self._settle(source)
         return changed
 
-    def watches(self, signal: Signal) -> bool:
+    def watches(self, signal: SignalName) -> bool:
         """Whether events of this signal are evidence here; the others need not be kept."""
         return signal in self._tests
 
@@ -202,8 +204,8 @@ def _alphas(analysis: AnalysisSpec) -> list[tuple[SignalSpec, float]]:
     return [(s, shares[s.name.value]) for s in analysis.signals]
 
 
-def _settled_events(total: Total, signal: Signal) -> int:
-    return total.settled_events.get(signal.value, 0)
+def _settled_events(total: Total, signal: SignalName) -> int:
+    return total.settled_events.get(signal, 0)
 
 
 def _by_unit(events: list[Event]) -> list[list[Event]]:

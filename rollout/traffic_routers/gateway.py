@@ -22,6 +22,7 @@ from serving.outcomes import (
     Hello,
     TablePush,
     Totals,
+    UsageReport,
 )
 from serving.traffic import Generation, TrafficTable
 
@@ -128,6 +129,8 @@ class GatewayRouter:
                 connection.totals, connection.totals_at = message, self._monotonic()
                 if self.sink is not None:
                     self.sink.on_totals(hello.gateway, hello.boot, message)
+            case UsageReport():
+                pass  # accounting comes with keys
             case Hello():
                 log.warning("gateway %s said hello twice on one connection", hello.gateway)
 

@@ -31,9 +31,11 @@ from serving.outcomes import (
     Events,
     Heartbeat,
     Hello,
+    KeysPush,
     Refused,
     TablePush,
     Totals,
+    UsageAccepted,
 )
 from serving.traffic import TrafficTable
 
@@ -155,6 +157,8 @@ class Channel:
                     self._recorder.outbox.accepted(message.through)
                 case Heartbeat():
                     self._state.heard(time.monotonic(), message.fence)
+                case KeysPush() | UsageAccepted():
+                    pass  # keys and usage come with authentication
                 case Refused():
                     raise _ControllerRefused(message.reason)
                 case _:
