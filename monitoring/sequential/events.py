@@ -159,7 +159,8 @@ def odds(thetas: Iterable[float], rho0: float, w: float) -> Odds:
     return Odds(canary, tuple(scales), w * rho0 / null, (1.0 - w) / null)
 
 
-_odds_on_grid = lru_cache(maxsize=1024)(odds)
+_odds_on_grid = lru_cache(maxsize=2048)(odds)
+"""About 1 kB an entry. Besides the grid itself, scores ask for at most 1,025 others (ranks among the last 512)."""
 
 
 def check_weight(weight: float) -> None:
@@ -215,9 +216,7 @@ class CappedMixture:
             # At the cap every bet is 1: nothing that follows changes the verdict.
             return replace(state, n=n, canary=state.canary + canary)
         rho0 = self.config.rho0
-        f_canary, f_stable, q0, p0 = (
-            _odds_on_grid(self.thetas, rho0, weight) if thetas is None else odds(thetas, rho0, weight)
-        )
+        f_canary, f_stable, q0, p0 = _odds_on_grid(self.thetas if thetas is None else thetas, rho0, weight)
         # gamma_n of section 3 as a part of the cash that is left: 0.2*21/((n+20)(n+21)) of 0.2*21/(n+20).
         moved = state.cash / (n + RESTART_DELAY_EVENTS + 1)
         each = moved / self._points
@@ -308,7 +307,15 @@ class AveragedLevels:
         """Before any event."""
         return AveragedState((self.process.start(),) * self.count)
 
-    def update(self, state: AveragedState, exceeded: Collection[int], canary: bool, weight: float) -> AveragedState:
+    def update(
+        self,
+        state: AveragedState,
+        exceeded: Collection[int],
+        canary: bool,
+        weight: float,
+        *,
+        thetas: Mapping[int, tuple[float, ...]] | None = None,
+    ) -> AveragedState:
         """The state after one slow unit.
 
         Args:
@@ -316,6 +323,7 @@ class AveragedLevels:
             exceeded: indices of all levels that its latency exceeded, 0 for the first.
             canary: whether it was assigned to the canary.
             weight: as in `CappedMixture.update`.
+            thetas: by level, as there; levels that are not named bet on the grid itself.
 
         Raises:
             ValueError: for a level that does not exist, or a weight not between 0 and 1.
@@ -324,7 +332,9 @@ class AveragedLevels:
         if not all(0 <= level < self.count for level in exceeded):
             raise ValueError(f"levels {sorted(exceeded)} exceeded, but there are only 0 to {self.count - 1}")
         levels = tuple(
-            self.process.update(level, canary, weight) if index in exceeded else level
+            self.process.update(level, canary, weight, thetas=thetas.get(index) if thetas else None)
+            if index in exceeded
+            else level
             for index, level in enumerate(state.levels)
         )
         return AveragedState(levels, state.crossed or self._log_mean(levels) >= self.config.log_threshold - 1e-12)

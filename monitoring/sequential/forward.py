@@ -111,6 +111,15 @@ class ForwardState:
 
 _odds_on_grid = lru_cache(maxsize=1024)(odds)
 
+
+@lru_cache(maxsize=1024)
+def _log_odds_on_grid(
+    thetas: tuple[float, ...], rho1: float, weight: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    f_canary, f_stable, _, _ = odds(thetas, rho1, weight)
+    return tuple(map(math.log, f_canary)), tuple(map(math.log, f_stable))
+
+
 _LEAST_SHARE = 1e-300
 
 
@@ -130,6 +139,7 @@ class NonInferiority:
         self.thetas = (1.0, *spread) if has_one else spread
         rest = (1.0 - config.at_one if has_one else 1.0) / config.points
         self._prior = (config.at_one, *(rest,) * config.points) if has_one else (rest,) * config.points
+        self._log_prior = tuple(map(math.log, self._prior))
 
     def start(self) -> ForwardState:
         """Before any event: evidence 1."""
@@ -149,6 +159,24 @@ class NonInferiority:
         # No restarts bring a share back here, so none may reach 0; the floor is far below what a mean could show.
         shares = tuple([max(share / factor, _LEAST_SHARE) for share in moved])
         return ForwardState(state.log_e + math.log(factor), shares, state.n + 1, state.canary + canary)
+
+    def log_e(self, counts: Mapping[float, tuple[int, int]]) -> float:
+        """Natural logarithm of the evidence of many events at once; the same as by `update`, in any order.
+
+        Args:
+            counts: by weight in (0, 1), events of the canary and of stable.
+
+        Raises:
+            ValueError: for a weight that is not between 0 and 1.
+
+        """
+        logs = list(self._log_prior)
+        for weight, (canary, stable) in counts.items():
+            check_weight(weight)
+            f_canary, f_stable = _log_odds_on_grid(self.thetas, self.config.rho1, weight)
+            logs = [log + canary * won + stable * lost for log, won, lost in zip(logs, f_canary, f_stable, strict=True)]
+        highest = max(logs)
+        return highest + math.log(sum([math.exp(log - highest) for log in logs]))
 
     def passed(self, state: ForwardState) -> bool:
         """Whether the present evidence shows that the canary's ratio is below rho1."""
@@ -182,13 +210,27 @@ def objective_log_e(n: int, k: int, p_max: float) -> float:
         raise ValueError(f"p_max is {p_max}; give a rate between 0 and 1, such as 0.05 for 5 %")
     if not 0 <= k <= n:
         raise ValueError(f"{k} events among {n} units; events must be between 0 and the units")
-    terms = [
-        math.log(prior) + (k * math.log(part) if k else 0.0) + (n - k) * math.log((1.0 - part * p_max) / (1.0 - p_max))
-        for part, prior in _OBJECTIVE_PRIOR
-        if part > 0.0 or k == 0
-    ]
+    quiet = n - k
+    logs = _objective_logs(p_max)
+    if k == 0:
+        terms = [prior + quiet * lost for prior, _, lost in logs]
+    else:
+        terms = [prior + k * won + quiet * lost for prior, won, lost in logs if won > -math.inf]
     highest = max(terms)
-    return highest + math.log(math.fsum(math.exp(term - highest) for term in terms))
+    return highest + math.log(sum([math.exp(term - highest) for term in terms]))
+
+
+@lru_cache(maxsize=256)
+def _objective_logs(p_max: float) -> tuple[tuple[float, float, float], ...]:
+    """By rate of the mixture, logarithms of its prior and of its factor with an event and without one."""
+    return tuple(
+        (
+            math.log(prior),
+            math.log(part) if part > 0.0 else -math.inf,
+            math.log((1.0 - part * p_max) / (1.0 - p_max)),
+        )
+        for part, prior in _OBJECTIVE_PRIOR
+    )
 
 
 def objective_units(k: int, p_max: float, b: float = FORWARD_B) -> int:

@@ -4,41 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from rollout.analysis.ledger import EvidenceIncrement, Ledger
+from rollout.analysis.ledger import EvidenceIncrement
+from rollout.analysis.units import Units
 from rollout.observation import Verdict
-from rollout.specs import parse_spec
-from serving.outcomes import Cause, Event, Signal, Total
+from serving.outcomes import Cause, Signal
 from serving.traffic import Role
-
-CANARY, STABLE = "c" * 64, "5" * 64
-
-
-def make() -> Ledger:
-    ledger = Ledger("r", parse_spec({"model": "chat", "version": "1.0.1"}), canary=CANARY, stable=STABLE)
-    ledger.weight = 10
-    return ledger
-
-
-def event(sequence: int, signal=Signal.ERROR, arm=Role.CANARY, **changes) -> Event:
-    base = {"sequence": sequence, "model": "chat", "rollout": "r", "signal": signal, "arm": arm, "weight": 10,
-            "digest": CANARY if arm is Role.CANARY else STABLE, "admission": sequence,
-            "admitted_at": float(sequence), "settled_at": sequence + 0.5}  # fmt: skip
-    return Event(**(base | changes))
-
-
-def increment(*events: Event, boot="b", rollout="r", **changes) -> EvidenceIncrement:
-    return EvidenceIncrement(rollout=rollout, gateway="g", boot=boot, events=events, **changes)
-
-
-def total(digest=CANARY, settled=0, events=None, **changes) -> Total:
-    role = Role.CANARY if digest == CANARY else Role.STABLE
-    base = {"model": "chat", "rollout": "r", "digest": digest, "role": role, "weight": 10,
-            "admitted": settled, "settled": settled, "settled_events": events or {}}  # fmt: skip
-    return Total(**(base | changes))
-
-
-def read(ledger: Ledger, signal=Signal.ERROR):
-    return next(r for r in ledger.readings() if r.name is signal)
+from tests.unit.rollout.evidence import STABLE, event, increment, make, read, total
 
 
 def test_an_event_counts_once_however_often_it_is_sent():
@@ -129,3 +100,79 @@ def test_levels_of_one_unit_move_their_tests_in_one_step():
     ledger.add(increment(*levels))
     assert read(ledger, Signal.SLOW_TOKENS).canary.events == 1
     assert read(ledger, Signal.SLOW_TOKENS).log_e > 1
+
+
+def test_slow_units_of_a_gateway_whose_clock_runs_ahead_do_not_silence_the_others():
+    ledger = make()
+    ahead = event(1, Signal.SLOW_TOKENS, level="p99", admitted_at=90_000.0, settled_at=90_001.0)
+    ledger.add(increment(ahead, gateway="ahead"))
+    slow = [
+        event(i, Signal.SLOW_TOKENS, level="p99", admitted_at=10.0 * i, settled_at=10.0 * i + 1) for i in range(1, 6)
+    ]
+    ledger.add(increment(*slow))
+    assert read(ledger, Signal.SLOW_TOKENS).canary.events == 6
+
+
+def test_a_late_first_event_of_a_session_is_weaker_evidence_than_an_early_one():
+    evidence = {}
+    for index in (1, 40):
+        ledger = make()
+        # Ten events of stable, one in every hundred requests: that rate is what the discount goes by.
+        ledger.add(increment(*(event(i, arm=Role.STABLE, admission=100 * i) for i in range(1, 11))))
+        before = read(ledger).log_e
+        ledger.add(increment(event(11, session="s", request_index=index, admission=1001)))
+        evidence[index] = read(ledger).log_e - before
+    assert 0.0 < evidence[40] < 0.8 * evidence[1]
+
+
+def test_sessions_beyond_what_can_be_remembered_are_an_error_that_holds(monkeypatch):
+    ledger = make()
+    monkeypatch.setattr(ledger, "_units", Units(max_sessions=3))
+    ledger.add(increment(*(event(i, arm=Role.STABLE, session=f"s{i}") for i in range(1, 4))))
+    assert read(ledger).verdict is not Verdict.ERROR
+    ledger.add(increment(event(4, arm=Role.STABLE, session="s4")))
+    assert read(ledger).verdict is Verdict.ERROR
+    assert "3 sessions" in read(ledger).error
+    assert read(ledger).stable.events == 3
+
+
+def test_readings_are_kept_until_something_changes():
+    ledger = make()
+    ledger.add(increment(totals=(total(settled=10),), settled_through=10))
+    first = ledger.readings()
+    ledger.add(increment(totals=(total(settled=10),), settled_through=10))
+    assert ledger.readings() is first
+    ledger.add(increment(totals=(total(settled=11),), settled_through=11))
+    assert ledger.readings() is not first
+
+
+def test_the_margin_follows_the_weight_and_old_evidence_counts_for_the_new_margin():
+    one_by_one, at_once = make(weight=10), make(weight=50)
+    for ledger in (one_by_one, at_once):
+        ledger.add(increment(*(event(i, arm=Role.STABLE) for i in range(1, 40)), settled_through=40))
+    read(one_by_one)
+    one_by_one.weight = 50
+    assert read(one_by_one) == read(at_once)
+
+
+def test_the_objective_is_told_apart_from_the_comparison():
+    ledger = make()
+    ledger.add(increment(totals=(total(settled=80), total(STABLE, settled=720)), settled_through=800))
+    found = read(ledger)
+    assert found.forward_by == "objective"
+    assert found.objective_log_e == found.forward_log_e >= found.forward_threshold
+    assert read(ledger, Signal.SLOW_TOKENS).objective_log_e is None
+
+
+def test_latency_passes_only_after_enough_of_the_canarys_requests():
+    ledger = make()
+    slow = [
+        event(i, Signal.SLOW_TOKENS, Role.STABLE, level="p50", admitted_at=float(i), settled_at=i + 0.5)
+        for i in range(1, 60)
+    ]
+    ledger.add(increment(*slow, totals=(total(settled=29),), settled_through=60))
+    found = read(ledger, Signal.SLOW_TOKENS)
+    assert found.forward_log_e >= found.forward_threshold
+    assert found.verdict is Verdict.RUNNING
+    ledger.add(increment(totals=(total(settled=30),), settled_through=60))
+    assert read(ledger, Signal.SLOW_TOKENS).verdict is Verdict.SUCCESSFUL
