@@ -37,6 +37,7 @@ class Trigger(enum.StrEnum):
     """Why a canary was taken back: the closed set of `tidegate_rollbacks_total{trigger}`."""
 
     SIGNAL = "signal"
+    SMOKE = "smoke"
     OPERATOR = "operator"
     ABORT = "abort"
     NEVER_READY = "never-ready"
@@ -56,46 +57,109 @@ class Start(Frozen):
 
 
 class SetStep(Frozen):
-    """Give the canary this step's weight (percent). A step at 100 - holdback with `soaking` is the soak."""
+    """Give the canary this step's weight (percent). `soaking` marks the soak, `part` which part of it.
+
+    `exposed` is how many requests the canary had had before: what a step's least number of requests counts from.
+    """
 
     type: Literal["set-step"] = "set-step"
     step: int
     weight: Annotated[int, Field(ge=1, le=99)]
     soaking: bool = False
+    part: int = 0
+    exposed: int = 0
+
+
+class Preview(Frozen):
+    """Blue-green: the candidate answers testers and the smoke suite, and nobody else."""
+
+    type: Literal["preview"] = "preview"
+
+
+class Mirror(Frozen):
+    """Shadow: copy this part of stable's requests (percent) to the canary; its answers reach nobody."""
+
+    type: Literal["mirror"] = "mirror"
+    percent: Annotated[int, Field(ge=1, le=100)]
+
+
+class MakeRoom(Frozen):
+    """Without spare capacity: the canary gets this many replicas, and stable as many fewer."""
+
+    type: Literal["make-room"] = "make-room"
+    replicas: Annotated[int, Field(ge=1)]
 
 
 class Promote(Frozen):
-    """Make the canary stable with all traffic; keep the old stable warm for the rollback window."""
+    """Make the canary stable with all traffic; keep the old stable warm for the rollback window.
+
+    With `watch` it goes on being judged through that window: it got all traffic without having been compared.
+    """
 
     type: Literal["promote"] = "promote"
+    watch: bool = False
 
 
 class Withdraw(Frozen):
-    """Take all traffic from the canary at once; `condemn` quarantines its digest until `ack`."""
+    """Take the traffic from the canary at once; `condemn` quarantines its digest until `ack`.
+
+    `keep` is the part (percent) that stable's ready replicas can't take yet: the canary keeps at most that, and
+    `Shift` lowers it.
+    """
 
     type: Literal["withdraw"] = "withdraw"
     trigger: Trigger
     condemn: bool
+    keep: Annotated[int, Field(ge=0, le=100)] = 0
 
 
 class SwitchBack(Frozen):
-    """Give all traffic to the warm previous revision at once, and condemn the one that had it."""
+    """Give the traffic to a revision that still runs at once, and condemn the one that had it.
+
+    `to` names it: the previous one when left out, or one that is being retired and is wanted again. `keep` is what
+    it can't take yet.
+    """
 
     type: Literal["switch-back"] = "switch-back"
     trigger: Trigger
     condemn: bool = True
+    to: Digest | None = None
+    keep: Annotated[int, Field(ge=0, le=100)] = 0
+
+
+class Shift(Frozen):
+    """Lower what a revision that was taken back still carries to `weight` (percent). Never raises it; 0 retires it."""
+
+    type: Literal["shift"] = "shift"
+    weight: Annotated[int, Field(ge=0, le=99)]
+
+
+class Degrade(Frozen):
+    """Something is wrong and there is no way back: tell it, and change nothing."""
+
+    type: Literal["degrade"] = "degrade"
 
 
 class Pause(Frozen):
-    """Stay at the present weight until resumed. Safety goes on working."""
+    """Stay at the present weight until resumed. Safety goes on working.
+
+    `at_end`: all that the strategy asks for is there, and what follows is `promote` or `abort`, said by a person.
+    """
 
     type: Literal["pause"] = "pause"
+    at_end: bool = False
 
 
 class Resume(Frozen):
     """Go on after a pause."""
 
     type: Literal["resume"] = "resume"
+
+
+class EndWatch(Frozen):
+    """The rollback window is over: the new stable is not judged any more."""
+
+    type: Literal["end-watch"] = "end-watch"
 
 
 class RetirePrevious(Frozen):
@@ -120,6 +184,21 @@ class Acknowledge(Frozen):
 
 
 Action = Annotated[
-    Start | SetStep | Promote | Withdraw | SwitchBack | Pause | Resume | RetirePrevious | Remove | Acknowledge,
+    Start
+    | SetStep
+    | Preview
+    | Mirror
+    | MakeRoom
+    | Promote
+    | Withdraw
+    | SwitchBack
+    | Shift
+    | Degrade
+    | Pause
+    | Resume
+    | EndWatch
+    | RetirePrevious
+    | Remove
+    | Acknowledge,
     Field(discriminator="type"),
 ]

@@ -2,64 +2,50 @@
 
 Precedence, safety first:
 
-    1. nothing to do          no active rollout
-    2. safety                 a signal failed; the canary's engine keeps dying; it can't start
+    1. nothing to do          no active rollout, and no promoted one that is still watched
+    2. safety                 a signal or the smoke suite failed; the engine keeps dying; it can't start
     3. waiting                the world could not be seen; gateways have not followed yet; paused
-    4. progress               first step, next step, soak, promotion
+    4. progress               what the strategy says: canary, blue-green, shadow, A/B (strategies/)
 
 An operator's commands do not wait for this function: commands.py turns them into decisions of their own, which
-pre-empt whatever would have been decided here. Draining is decided apart (`housekeeping`), since it must go on
-whatever the rollout does.
+pre-empt whatever would have been decided here. What must go on whatever the rollout does is decided apart
+(`housekeeping`): traffic that a rollback could not move yet, the end of a watch, draining.
 """
 
 from __future__ import annotations
 
-import enum
 from typing import assert_never
 
-from rollout.actions import Action, Deployed, Promote, Remove, RetirePrevious, SetStep, Trigger, Withdraw
-from rollout.actions import Pause as PauseAction
-from rollout.observation import Observation, SignalReading, Verdict
-from rollout.specs import OnInsufficient, RolloutSpec
-from rollout.status import ModelStatus, RolloutState, Stage
+from rollout.actions import (
+    Action,
+    Degrade,
+    EndWatch,
+    Promote,
+    Remove,
+    RetirePrevious,
+    Shift,
+    SwitchBack,
+    Trigger,
+)
+from rollout.capacity import can_take, ready_replicas, short_of, wanted_replicas
+from rollout.decision import Cause as Cause
+from rollout.decision import Decision as Decision
+from rollout.decision import go, hold
+from rollout.observation import Observation
+from rollout.specs import OnShortage, RolloutSpec
+from rollout.status import Leaving, ModelStatus, Phase, RolloutState, Stage
+from rollout.strategies import ab, blue_green, canary, shadow
+from rollout.strategies.evidence import failed_signals, withdrawn
+from rollout.strategy_specs import AbStrategy, BlueGreenStrategy, CanaryStrategy, ShadowStrategy
+from rollout.wording import describe, name_of
 from rollout.workloads.base import WorkloadState
-from serving.specs import Frozen
 
 MAX_ENGINE_RESTARTS = 3
 """A canary whose engine died this often is taken back; the first deaths may be the machine's fault."""
 
 
-class Cause(enum.StrEnum):
-    """Why a decision was taken: which guard spoke."""
-
-    COMMAND = "command"
-    SIGNAL_FAILED = "signal-failed"
-    ENGINE_LOST = "engine-lost"
-    START_FAILED = "start-failed"
-    DEADLINE = "progress-deadline"
-    NOT_OBSERVED = "not-observed"
-    NOT_FOLLOWED = "not-followed"
-    PAUSED = "paused"
-    STARTING = "starting"
-    CANARY_AWAY = "canary-away"
-    STEP_TIME = "step-time"
-    EVIDENCE = "evidence"
-    INSUFFICIENT = "insufficient-evidence"
-    PROGRESS = "progress"
-    DRAINED = "drained"
-    IDLE = "idle"
-
-
-class Decision(Frozen):
-    """What to do now and why. Without actions it is a reason to wait, which is not logged but shown."""
-
-    cause: Cause
-    reason: str
-    actions: tuple[Action, ...] = ()
-
-
 def decide(spec: RolloutSpec, status: ModelStatus, observation: Observation, now: float) -> Decision:
-    """Judge the active rollout of one model.
+    """Judge the active rollout of one model, or the one that was promoted and is still watched.
 
     Args:
         spec: what was asked for.
@@ -72,199 +58,238 @@ def decide(spec: RolloutSpec, status: ModelStatus, observation: Observation, now
 
     """
     rollout = status.rollout
+    if rollout is not None and rollout.watched:
+        return _watch(status, rollout, observation)
     if rollout is None or not rollout.active:
-        return Decision(cause=Cause.IDLE, reason="no rollout is active")
+        return hold(Cause.IDLE, "no rollout is active")
     return (
-        _safety(rollout, observation, now)
+        _safety(status, rollout, observation, now)
         or _waiting(rollout, observation)
         or _progress(spec, status, rollout, observation, now)
     )
 
 
-def _safety(rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
+def _watch(status: ModelStatus, rollout: RolloutState, seen: Observation) -> Decision:
+    """After a switch: go back by itself on evidence, while there is somewhere to go back to."""
+    failed = failed_signals(rollout, seen)
+    name = name_of(rollout.target)
+    if failed:
+        told = describe(failed[0])
+        if status.previous is not None:
+            reason = f"{name} after the switch: {told}; back to {name_of(status.previous)}"
+            return switched_back(status, seen, Cause.SIGNAL_FAILED, Trigger.SIGNAL, reason)
+        reason = f"{name}: {told}; there is no earlier version to go back to: deploy one that works"
+        actions: tuple[Action, ...] = () if status.phase is Phase.DEGRADED else (Degrade(),)
+        return go(Cause.SIGNAL_FAILED, reason, *actions)
+    workload = seen.workload(rollout.target.application)
+    if status.previous is not None and workload is not None and workload.restarts >= MAX_ENGINE_RESTARTS:
+        died = f"the engine of {name} died {workload.restarts} times (limit {MAX_ENGINE_RESTARTS})"
+        reason = f"{died}; back to {name_of(status.previous)}"
+        return switched_back(status, seen, Cause.ENGINE_LOST, Trigger.ENGINE_LOST, reason, condemn=False)
+    return hold(Cause.WATCHING, f"{name} has all traffic and is watched until its rollback window is over")
+
+
+def switched_back(
+    status: ModelStatus,
+    seen: Observation | None,
+    cause: Cause,
+    trigger: Trigger,
+    reason: str,
+    *,
+    to: str | None = None,
+    condemn: bool = True,
+    shed: bool = False,
+) -> Decision:
+    """Go from stable back to a revision that still runs (`to`, or the previous one), as far as it can take traffic."""
+    back = status.previous if to is None else next(d for d in status.running() if d.digest == to)
+    assert back is not None
+    wanted = wanted_replicas(status)[back.digest]
+    rollout = status.rollout
+    shed = shed or (rollout is not None and rollout.spec.engine.on_shortage is OnShortage.SHED)
+    keep = 0 if shed else 100 - can_take(back, wanted, seen)
+    told = reason + (short_of(back, wanted, keep, seen) if keep else "")
+    return go(cause, told, SwitchBack(trigger=trigger, condemn=condemn, to=to, keep=keep))
+
+
+def _safety(status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
     # Evidence against the version comes before everything: it needs neither gateways nor workloads to be seen,
     # and a paused rollout is not safe from it.
-    if rollout.has_traffic:
-        failed = [s for s in seen.signals if s.verdict is Verdict.FAILED]
+    plan = rollout.spec.strategy.chosen
+    if rollout.judged and not (isinstance(plan, AbStrategy) and not plan.safety):
+        failed = failed_signals(rollout, seen)
         if failed:
-            worst = max(failed, key=lambda s: s.log_e - s.threshold)
-            return _take_back(Cause.SIGNAL_FAILED, Trigger.SIGNAL, describe(worst), condemn=True)
+            told = describe(failed[0])
+            return withdrawn(status, rollout, seen, Cause.SIGNAL_FAILED, Trigger.SIGNAL, told, condemn=True)
+    if rollout.stage is Stage.PREVIEWING and (found := blue_green.unsafe(status, rollout, seen)):
+        return found
+    return _cannot_serve(status, rollout, seen) or _too_late(status, rollout, seen, now)
+
+
+def _cannot_serve(status: ModelStatus, rollout: RolloutState, seen: Observation) -> Decision | None:
     workload = seen.workload(rollout.target.application)
-    if workload is not None:
-        # Failing to load is final for this rollout, yet says nothing sure about the version: the node may have
-        # had no room. So it is withdrawn, not condemned.
-        if workload.state is WorkloadState.FAILED:
-            reason = f"{_name(rollout.target)} can't be served: {workload.message or 'no reason was given'}"
-            return _take_back(Cause.START_FAILED, Trigger.NEVER_READY, reason, condemn=False)
-        if rollout.has_traffic and workload.restarts >= MAX_ENGINE_RESTARTS:
-            reason = (
-                f"the engine of {_name(rollout.target)} died {workload.restarts} times since it took traffic "
-                f"(limit {MAX_ENGINE_RESTARTS})"
-            )
-            return _take_back(Cause.ENGINE_LOST, Trigger.ENGINE_LOST, reason, condemn=False)
-    waited_s = now - rollout.started_at
-    if rollout.stage is Stage.STARTING and waited_s > rollout.spec.progress_deadline_seconds:
+    if workload is None:
+        return None
+    name = name_of(rollout.target)
+    # Failing to load is final for this rollout, yet says nothing sure about the version: the node may have
+    # had no room. So it is withdrawn, not condemned.
+    if workload.state is WorkloadState.FAILED:
+        reason = f"{name} can't be served: {workload.message or 'no reason was given'}"
+        return withdrawn(status, rollout, seen, Cause.START_FAILED, Trigger.NEVER_READY, reason, condemn=False)
+    if rollout.judged and workload.restarts >= MAX_ENGINE_RESTARTS:
         reason = (
-            f"{_name(rollout.target)} was not ready after {waited_s:.0f} s "
-            f"(progressDeadlineSeconds {rollout.spec.progress_deadline_seconds})"
+            f"the engine of {name} died {workload.restarts} times since it was started (limit {MAX_ENGINE_RESTARTS})"
         )
-        return _take_back(Cause.DEADLINE, Trigger.NEVER_READY, reason, condemn=False)
+        return withdrawn(status, rollout, seen, Cause.ENGINE_LOST, Trigger.ENGINE_LOST, reason, condemn=False)
     return None
+
+
+def _too_late(status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
+    waited_s = now - rollout.started_at
+    limit_s = rollout.spec.progress_deadline_seconds
+    if rollout.stage is not Stage.STARTING or waited_s <= limit_s or _is_ready(rollout, seen):
+        return None
+    reason = f"{name_of(rollout.target)} was not ready after {waited_s:.0f} s (progressDeadlineSeconds {limit_s})"
+    return withdrawn(status, rollout, seen, Cause.DEADLINE, Trigger.NEVER_READY, reason, condemn=False)
 
 
 def _waiting(rollout: RolloutState, seen: Observation) -> Decision | None:
     # What can't be seen is no reason to go on and none to go back.
     if seen.workloads is None:
-        return Decision(cause=Cause.NOT_OBSERVED, reason="the workloads can't be observed; holding")
+        return hold(Cause.NOT_OBSERVED, "the workloads can't be observed; holding")
     if seen.gateways == 0:
-        return Decision(cause=Cause.NOT_OBSERVED, reason="no gateway is connected; holding")
+        return hold(Cause.NOT_OBSERVED, "no gateway is connected; holding")
     # Evidence gathered under the old table would be booked on the new one.
-    if rollout.has_traffic and not seen.table_applied:
-        return Decision(cause=Cause.NOT_FOLLOWED, reason="not every gateway has the newest table yet")
+    if rollout.judged and not seen.table_applied:
+        return hold(Cause.NOT_FOLLOWED, "not every gateway has the newest table yet")
+    if rollout.at_end:
+        return hold(Cause.PAUSED, "waits for a person: `promote` gives it all traffic, `abort` ends it")
     if rollout.paused:
-        return Decision(cause=Cause.PAUSED, reason=f"paused at weight {rollout.weight}; `resume` goes on")
+        return hold(Cause.PAUSED, f"paused at weight {rollout.weight}; `resume` goes on")
     return None
 
 
 def _progress(spec: RolloutSpec, status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision:
-    match rollout.stage:
-        case Stage.STARTING:
-            return _first_step(spec, status, rollout, seen)
-        case Stage.STEPPING | Stage.SOAKING:
-            return _judge_step(spec, rollout, seen, now)
-        case Stage.PROMOTED | Stage.WITHDRAWN:
-            raise AssertionError("an inactive rollout has no progress")
+    if rollout.stage is Stage.STARTING:
+        return _first_step(spec, status, rollout, seen)
+    plan = spec.strategy.chosen
+    match plan:
+        case CanaryStrategy():
+            return canary.judge(plan, status, rollout, seen, now)
+        case BlueGreenStrategy():
+            return blue_green.judge(plan, status, rollout, seen, now)
+        case ShadowStrategy():
+            return shadow.judge(plan, status, rollout, seen, now)
+        case AbStrategy():
+            return ab.judge(plan, rollout, seen)
         case _:
-            assert_never(rollout.stage)
+            assert_never(plan)
+
+
+def _is_ready(rollout: RolloutState, seen: Observation) -> bool:
+    workload = seen.workload(rollout.target.application)
+    ready = workload is not None and workload.state is WorkloadState.READY
+    return ready and seen.answers(rollout.target.application)
 
 
 def _first_step(spec: RolloutSpec, status: ModelStatus, rollout: RolloutState, seen: Observation) -> Decision:
-    target = rollout.target
-    workload = seen.workload(target.application)
-    if workload is None or workload.state is not WorkloadState.READY or not seen.answers(target.application):
+    name = name_of(rollout.target)
+    if not _is_ready(rollout, seen):
+        workload = seen.workload(rollout.target.application)
         state = WorkloadState.MISSING if workload is None else workload.state
-        return Decision(cause=Cause.STARTING, reason=f"{_name(target)} is {state}; no traffic before it is ready")
+        return hold(Cause.STARTING, f"{name} is {state}; no traffic before it is ready")
     if status.stable is None:
-        reason = f"{_name(target)} is ready; {status.model} has no stable version, so it takes all traffic"
-        return Decision(cause=Cause.PROGRESS, reason=reason, actions=(Promote(),))
+        reason = f"{name} is ready; {status.model} has no stable version, so it takes all traffic"
+        return go(Cause.PROGRESS, reason, Promote(watch=True))
     if spec.emergency:
-        reason = f"{_name(target)} is ready; an emergency deployment skips steps and evidence"
-        return Decision(cause=Cause.PROGRESS, reason=reason, actions=(Promote(),))
-    steps = spec.strategy.canary.shifting_steps
-    if not steps:
-        reason = f"{_name(target)} is ready and the only step is 100"
-        return Decision(cause=Cause.PROGRESS, reason=reason, actions=(Promote(),))
-    reason = f"{_name(target)} is ready; step 1 of {len(steps)}, {steps[0].weight} % of new requests"
-    return Decision(cause=Cause.PROGRESS, reason=reason, actions=(SetStep(step=0, weight=steps[0].weight),))
-
-
-def _judge_step(spec: RolloutSpec, rollout: RolloutState, seen: Observation, now: float) -> Decision:
-    if not seen.answers(rollout.target.application):
-        # Gateways send its share to stable meanwhile; those requests carry no evidence, so the step can't pass.
-        return Decision(cause=Cause.CANARY_AWAY, reason=f"{_name(rollout.target)} has no ready endpoint; holding")
-    steps = spec.strategy.canary.shifting_steps
-    soaking = rollout.stage is Stage.SOAKING
-    least_s = spec.strategy.canary.soak if soaking else steps[rollout.step].duration
-    longest_s = None if soaking else steps[rollout.step].max_duration
-    spent_s = max(0.0, now - rollout.step_started_at)
-    if spent_s < least_s:
-        reason = f"{'soak' if soaking else f'step {rollout.step + 1}'}: {spent_s:.0f} of at least {least_s:.0f} s"
-        return Decision(cause=Cause.STEP_TIME, reason=reason)
-    missing = [s for s in seen.signals if s.gating and s.verdict is not Verdict.SUCCESSFUL]
-    if missing or not seen.signals:
-        return _insufficient(spec, rollout, missing, spent_s, longest_s)
-    return _next_step(spec, rollout)
-
-
-def _insufficient(
-    spec: RolloutSpec, rollout: RolloutState, missing: list[SignalReading], spent_s: float, longest_s: float | None
-) -> Decision:
-    lacking = "; ".join(describe(s) for s in missing) or "no signal has been measured yet"
-    unmeasured = any(s.verdict is Verdict.ERROR for s in missing)
-    # A signal that can't be measured only ever holds: neither time nor policy turns "don't know" into a verdict.
-    if longest_s is None or spent_s < longest_s or unmeasured:
-        return Decision(cause=Cause.EVIDENCE, reason=f"not enough evidence yet: {lacking}")
-    over = f"no verdict after {spent_s:.0f} s (maxDuration {longest_s:.0f} s): {lacking}"
-    match spec.analysis.on_insufficient:
-        case OnInsufficient.PAUSE:
-            return Decision(cause=Cause.INSUFFICIENT, reason=over, actions=(PauseAction(),))
-        case OnInsufficient.PROMOTE:
-            step = _next_step(spec, rollout)
-            return Decision(cause=Cause.INSUFFICIENT, reason=f"{over}; onInsufficient: promote", actions=step.actions)
-        case OnInsufficient.ROLLBACK:
-            return _take_back(Cause.INSUFFICIENT, Trigger.INSUFFICIENT, over, condemn=False)
+        reason = f"{name} is ready; an emergency deployment skips steps and evidence, and is watched afterwards"
+        return go(Cause.PROGRESS, reason, Promote(watch=True))
+    if status.leaving is not None:
+        # Two versions beside stable would need three arms; the one that is leaving goes first.
+        left = status.leaving
+        return hold(Cause.WITHDRAWING, f"{name} is ready; {name_of(left.deployed)} still carries {left.weight} %")
+    plan = spec.strategy.chosen
+    match plan:
+        case CanaryStrategy():
+            return canary.begin(plan, status, rollout, seen)
+        case BlueGreenStrategy():
+            return blue_green.begin(plan, rollout)
+        case ShadowStrategy():
+            return shadow.begin(plan, rollout)
+        case AbStrategy():
+            return ab.begin(plan, status, rollout, seen)
         case _:
-            assert_never(spec.analysis.on_insufficient)
+            assert_never(plan)
 
 
-def _next_step(spec: RolloutSpec, rollout: RolloutState) -> Decision:
-    actions = next_step(spec, rollout)
-    first = actions[0]
-    proof = "every gating signal shows that it is not worse"
-    if isinstance(first, SetStep):
-        what = "soak" if first.soaking else f"step {first.step + 1}"
-        return Decision(cause=Cause.PROGRESS, reason=f"{proof}; {what} at {first.weight} %", actions=actions)
-    return Decision(cause=Cause.PROGRESS, reason=f"{proof}; promoted {_name(rollout.target)}", actions=actions)
+def next_action(rollout: RolloutState) -> Action:
+    """What an operator's `promote` does in this rollout."""
+    plan = rollout.spec.strategy.chosen
+    match plan:
+        case CanaryStrategy():
+            return canary.by_hand(plan, rollout)
+        case BlueGreenStrategy():
+            return blue_green.by_hand()
+        case ShadowStrategy():
+            return shadow.by_hand()
+        case AbStrategy():
+            return ab.by_hand()
+        case _:
+            assert_never(plan)
 
 
-def next_step(spec: RolloutSpec, rollout: RolloutState) -> tuple[Action, ...]:
-    """What follows the present step: the next weight, the soak, or promotion."""
-    canary = spec.strategy.canary
-    steps = canary.shifting_steps
-    if rollout.stage is Stage.SOAKING:
-        return (Promote(),)
-    following = rollout.step + 1
-    if following < len(steps):
-        return (SetStep(step=following, weight=steps[following].weight),)
-    if canary.soak > 0:
-        return (SetStep(step=rollout.step, weight=100 - canary.holdback_percent, soaking=True),)
-    return (Promote(),)
+SETTLE_S = 1.0
+"""A revision that has just lost its traffic is not removed before this: the look that tells "no answer under way" may
+be older than the table that took the traffic away."""
+
+HOUSEKEEPING = frozenset({Cause.DRAINED, Cause.WATCH_OVER, Cause.WITHDRAWING})
+"""Causes of decisions that `housekeeping` takes."""
 
 
 def housekeeping(status: ModelStatus, observation: Observation, now: float) -> Decision | None:
-    """Retire what is no longer needed: a previous revision after its window, a drained revision.
+    """Go on with what must go on whatever the rollout does: finish a rollback, end a watch, drain and remove.
 
     A revision is drained when every gateway follows the newest table and none has an answer of it under way, or
     when its deadline has passed (then the streams that are left are cut, and counted).
     """
+    if status.leaving is not None and (moved := _shift(status, status.leaving, observation)):
+        return moved
+    rollout = status.rollout
+    until = rollout.watch_until if rollout is not None and status.previous is None else None
+    if rollout is not None and until is not None and now >= until:
+        return go(Cause.WATCH_OVER, f"the watch over {name_of(rollout.target)} is over", EndWatch())
+    return _drain(status, observation, now)
+
+
+def _shift(status: ModelStatus, leaving: Leaving, seen: Observation) -> Decision | None:
+    """Move to stable what it has become able to take; what is left only ever falls."""
+    stable = status.stable
+    assert stable is not None
+    wanted = wanted_replicas(status)
+    able = can_take(stable, wanted[stable.digest], seen)
+    dead = ready_replicas(leaving.deployed, wanted[leaving.deployed.digest], seen) == 0
+    left = 0 if dead else min(leaving.weight, 100 - able)
+    if left == leaving.weight:
+        return None
+    name = name_of(leaving.deployed)
+    why = f"{name} does not answer any more" if dead else f"{name_of(stable)} can take {able} % now"
+    done = f"{name} keeps {left} %" if left else f"{name} carries nothing any more"
+    return go(Cause.WITHDRAWING, f"{why}; {done}", Shift(weight=left))
+
+
+def _drain(status: ModelStatus, seen: Observation, now: float) -> Decision | None:
     actions: list[Action] = []
     reasons: list[str] = []
     if status.previous is not None and status.warm_until is not None and now >= status.warm_until:
         actions.append(RetirePrevious())
-        reasons.append(f"the rollback window of {_name(status.previous)} is over")
+        reasons.append(f"the rollback window of {name_of(status.previous)} is over")
     for entry in status.retiring:
-        left = None if observation.in_flight is None else observation.in_flight.get(entry.deployed.digest, 0)
-        if observation.table_applied and left == 0:
+        left = None if seen.in_flight is None else seen.in_flight.get(entry.deployed.digest, 0)
+        if seen.table_applied and left == 0 and now - entry.since >= SETTLE_S:
             actions.append(Remove(digest=entry.deployed.digest))
-            reasons.append(f"{_name(entry.deployed)} drained in {max(0.0, now - entry.since):.1f} s")
+            reasons.append(f"{name_of(entry.deployed)} drained in {max(0.0, now - entry.since):.1f} s")
         elif now >= entry.deadline_at:
             actions.append(Remove(digest=entry.deployed.digest, streams_cut=left or 0))
-            reasons.append(f"{_name(entry.deployed)} reached its drain deadline with {left or 0} streams open")
+            reasons.append(f"{name_of(entry.deployed)} reached its drain deadline with {left or 0} streams open")
     if not actions:
         return None
-    return Decision(cause=Cause.DRAINED, reason="; ".join(reasons), actions=tuple(actions))
-
-
-def describe(signal: SignalReading) -> str:
-    """One signal in one line that a person can read.
-
-    For instance `error: canary 12 of 142 (8.5 %) against stable 3 of 1290 (0.2 %), evidence e^4.8 of e^5.3`.
-    """
-    rates = f"canary {_rate(signal.canary.events, signal.canary.n)} against stable " + _rate(
-        signal.stable.events, signal.stable.n
-    )
-    evidence = f"evidence against it e^{signal.log_e:.1f} of e^{signal.threshold:.1f}"
-    forward = f", for it e^{signal.forward_log_e:.1f} of e^{signal.forward_threshold:.1f}"
-    return f"{signal.name}: {rates}, {evidence}{'' if signal.verdict is Verdict.FAILED else forward}"
-
-
-def _rate(events: int, n: int) -> str:
-    return f"{events} of {n} ({100 * events / n:.1f} %)" if n else f"{events} of 0"
-
-
-def _take_back(cause: Cause, trigger: Trigger, reason: str, *, condemn: bool) -> Decision:
-    return Decision(cause=cause, reason=reason, actions=(Withdraw(trigger=trigger, condemn=condemn),))
-
-
-def _name(deployed: Deployed) -> str:
-    return f"{deployed.revision.model}@{deployed.version}"
+    return go(Cause.DRAINED, "; ".join(reasons), *actions)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rollout.actions import Deployed
-from rollout.status import ModelStatus
+from rollout.capacity import wanted_replicas
+from rollout.status import ModelStatus, RolloutState, Stage
+from rollout.strategy_specs import BlueGreenStrategy, CanaryStrategy
 from rollout.workloads.base import Workload
-from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
+from serving.traffic import ModelTraffic, RevisionTraffic, Role, Tester, TrafficTable
 
 
 def desired_table(statuses: Iterable[ModelStatus], *, fence: int, sequence: int, now: float) -> TrafficTable:
@@ -22,38 +24,60 @@ def desired_table(statuses: Iterable[ModelStatus], *, fence: int, sequence: int,
 
 def desired_workloads(statuses: Iterable[ModelStatus]) -> tuple[Workload, ...]:
     """Every workload that should exist, sorted by application so that an unchanged set compares equal."""
-    wanted = [
-        Workload(revision=d.revision, replicas=d.replicas, graceful_shutdown_s=30.0)
-        for status in statuses
-        for d in status.running()
-    ]
+    wanted: list[Workload] = []
+    for status in statuses:
+        replicas = wanted_replicas(status)
+        wanted += [
+            Workload(revision=d.revision, replicas=replicas[d.digest], graceful_shutdown_s=30.0)
+            for d in status.running()
+        ]
     return tuple(sorted(wanted, key=lambda w: w.application))
 
 
 def _traffic(status: ModelStatus) -> ModelTraffic | None:
-    canary, rollout = status.canary, status.rollout
-    revisions: list[RevisionTraffic] = []
-    weight = rollout.weight if rollout is not None and canary is not None else 0
-    if status.stable is not None:
-        revisions.append(_entry(status.stable, Role.STABLE, 100 - weight))
-        if canary is not None:
-            revisions.append(_entry(canary, Role.CANARY, weight))
-    elif canary is not None:
-        # A first deployment has nobody to share with. Gateways answer 503 until it has an endpoint.
-        revisions.append(_entry(canary, Role.STABLE, 100))
+    revisions = _revisions(status)
     kept = {r.digest for r in revisions}
-    drains = [r.deployed for r in status.retiring]
-    if status.previous is not None:
-        drains.append(status.previous)
-    if not revisions and not drains:
+    if not revisions and not status.running():
         return None
+    rollout = status.rollout
+    if rollout is None:
+        return ModelTraffic(model=status.model, salt="", revisions=revisions)
+    mirroring = rollout.stage is Stage.MIRRORING
     return ModelTraffic(
         model=status.model,
-        salt=rollout.salt if rollout is not None else "",
-        rollout=rollout.id if rollout is not None and rollout.has_traffic else None,
-        revisions=tuple(revisions),
-        drains=tuple(_entry(d, Role.CANARY, 0) for d in drains if d.digest not in kept),
+        salt=rollout.salt,
+        rollout=rollout.id if rollout.judged or rollout.watched else None,
+        revisions=revisions,
+        # Whatever else runs is known to the gateways, so that they see its endpoints and end its answers.
+        drains=tuple(_entry(d, Role.CANARY, 0) for d in status.running() if d.digest not in kept),
+        mirror_percent=rollout.mirror_percent if mirroring else 0,
+        # Before a switch it is stable that is watched, as the baseline; after it, the new stable.
+        watch=rollout.stage is Stage.PREVIEWING or rollout.watched,
+        max_slowdown=rollout.spec.analysis.max_slowdown,
+        testers=_testers(rollout),
     )
+
+
+def _revisions(status: ModelStatus) -> tuple[RevisionTraffic, ...]:
+    """Who gets new requests: stable, and beside it either what is leaving or the canary."""
+    canary, rollout, leaving = status.canary, status.rollout, status.leaving
+    if status.stable is None:
+        # A first deployment has nobody to share with. Gateways answer 503 until it has an endpoint.
+        return (_entry(canary, Role.STABLE, 100),) if canary is not None else ()
+    if leaving is not None:
+        stays = _entry(status.stable, Role.STABLE, 100 - leaving.weight)
+        return (stays, _entry(leaving.deployed, Role.CANARY, leaving.weight))
+    weight = rollout.weight if rollout is not None and canary is not None else 0
+    stable = _entry(status.stable, Role.STABLE, 100 - weight)
+    return (stable, _entry(canary, Role.CANARY, weight)) if canary is not None else (stable,)
+
+
+def _testers(rollout: RolloutState) -> tuple[Tester, ...]:
+    """Whose requests go to the canary now: nobody's before it is ready or after it was taken back."""
+    plan = rollout.spec.strategy.chosen
+    if rollout.judged and isinstance(plan, CanaryStrategy | BlueGreenStrategy):
+        return tuple(t.tester() for t in plan.testers)
+    return ()
 
 
 def _entry(deployed: Deployed, role: Role, weight: int) -> RevisionTraffic:

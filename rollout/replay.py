@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rollout.decide import Decision, decide, housekeeping
+from rollout.decide import HOUSEKEEPING, decide, housekeeping
+from rollout.decision import Decision
 from rollout.event_log.base import Entry, Kind
 from rollout.observation import Observation
 from rollout.status import ModelStatus, apply
@@ -47,8 +48,8 @@ def replay(entries: Iterable[Entry]) -> tuple[Replayed, ...]:
 
 
 def _today(status: ModelStatus, seen: Observation, at: float, recorded: Decision) -> Decision | None:
-    """What would be decided: by `decide` for the rollout, by `housekeeping` for what was drained."""
-    if recorded.cause == "drained":
+    """What would be decided: by `decide` for the rollout, by `housekeeping` for what goes on beside it."""
+    if recorded.cause in HOUSEKEEPING:
         return housekeeping(status, seen, at)
     if status.rollout is None:
         return None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 from monitoring.measurements import RolloutMeasurement
-from rollout.decide import Decision
+from rollout.decision import Decision
 from rollout.event_log.base import Entry
 from rollout.observation import Observation
-from rollout.status import ModelStatus, Phase
+from rollout.status import ModelStatus, Phase, RolloutState, kept_versions
+from rollout.strategy_specs import AbStrategy, AnyStrategy, BlueGreenStrategy, CanaryStrategy, ShadowStrategy
+from rollout.wording import describe, describe_effect
 
 SECRETS = frozenset({"salt"})
 """What is in the log and must not leave the controller: with a rollout's salt a client could aim at the canary."""
@@ -19,31 +21,60 @@ def report(status: ModelStatus, seen: Observation, waiting: Decision | None) -> 
     """The status document of one model."""
     rollout = status.rollout
     active = rollout if rollout is not None and rollout.active else None
-    steps = active.spec.strategy.canary.steps if active is not None else ()
     streams = seen.in_flight or {}
     return {
         "model": status.model,
         "phase": status.phase,
-        "strategy": "canary",
+        "strategy": rollout.spec.strategy.name if rollout is not None else None,
         "stable": status.stable.version if status.stable is not None else None,
         "canary": active.target.version if active is not None else None,
         "weight": active.weight if active is not None else 0,
         "step": active.step + 1 if active is not None else 0,
-        "steps": [{"weight": s.weight, "duration_s": s.duration} for s in steps],
+        "steps": _steps(active.spec.strategy.chosen) if active is not None else [],
         "stage": rollout.stage if rollout is not None else None,
         "reason": status.reason,
         "cause": waiting.cause if waiting is not None else None,
         "waiting_for": waiting.reason if waiting is not None else "",
         "observed_weight": active.weight if active is not None and seen.table_applied else None,
         "streams_in_flight": {d.version: streams.get(d.digest, 0) for d in status.running()},
-        "signals": [s.model_dump(mode="json") for s in seen.signals],
-        "exposure": seen.exposure.model_dump(mode="json"),
         "rollout": rollout.id if rollout is not None else None,
         "target": rollout.target.version if rollout is not None else None,
         "started_at": rollout.started_at if rollout is not None else None,
         "finished_at": rollout.finished_at if rollout is not None else None,
         "updated_at": status.updated_at,
         "actor": status.actor,
+        **_evidence(rollout, seen),
+        **_ways_back(status, seen),
+    }
+
+
+def _evidence(rollout: RolloutState | None, seen: Observation) -> dict[str, Any]:
+    """What is known of the new version, by strategy; None where it does not apply or was not measured yet."""
+    ratio = seen.sample_ratio
+    return {
+        "signals": [{**s.model_dump(mode="json"), "told": describe(s)} for s in seen.signals],
+        "exposure": seen.exposure.model_dump(mode="json"),
+        "sample_ratio": {**ratio.model_dump(mode="json"), "mismatched": ratio.mismatched}
+        if ratio is not None
+        else None,
+        "sessions": seen.sessions,
+        "comparisons": [{**c.model_dump(mode="json"), "told": describe_effect(c)} for c in seen.comparisons],
+        "pairs": seen.pairs,
+        "mirror_percent": rollout.mirror_percent if rollout is not None else 0,
+        "similarity": seen.similarity.model_dump(mode="json") if seen.similarity is not None else None,
+        "smoke": seen.smoke.model_dump(mode="json") if seen.smoke is not None else None,
+        "watch": {"until": rollout.watch_until} if rollout is not None and rollout.watched else None,
+        "awaits": "promote" if rollout is not None and rollout.active and rollout.at_end else None,
+    }
+
+
+def _ways_back(status: ModelStatus, seen: Observation) -> dict[str, Any]:
+    """What is being left, kept, drained and held back."""
+    streams, leaving = seen.in_flight or {}, status.leaving
+    return {
+        "leaving": {"version": leaving.deployed.version, "weight": leaving.weight, "since": leaving.since}
+        if leaving is not None
+        else None,
         "previous": status.previous.version if status.previous is not None else None,
         "warm_until": status.warm_until,
         "retiring": [
@@ -55,23 +86,48 @@ def report(status: ModelStatus, seen: Observation, waiting: Decision | None) -> 
             }
             for r in status.retiring
         ],
+        "kept": list(kept_versions(status)),
         "quarantine": dict(status.quarantine),
+        "quarantined_versions": dict(status.condemned),
         "revisions": {d.version: d.digest for d in status.running()},
     }
 
 
+def _steps(plan: AnyStrategy) -> list[dict[str, Any]]:
+    """The weights that a strategy goes through, in percent, each with its least duration in seconds."""
+    match plan:
+        case CanaryStrategy():
+            steps = [{"weight": s.weight, "duration_s": s.duration} for s in plan.steps]
+            if not plan.soaks:
+                return steps
+            parts, last = plan.holdbacks, [s for s in steps if s["weight"] == 100]
+            soak = [{"weight": 100 - p, "duration_s": plan.soak / len(parts), "soak": True} for p in parts]
+            return [s for s in steps if s["weight"] < 100] + soak + last
+        case BlueGreenStrategy():
+            return [{"weight": 0, "duration_s": plan.preview_duration}, {"weight": 100, "duration_s": 0.0}]
+        case ShadowStrategy():
+            return [{"weight": 0, "duration_s": plan.duration, "mirror_percent": plan.mirror_percent}]
+        case AbStrategy():
+            return [{"weight": plan.weight, "duration_s": 0.0, "sessions": plan.sessions}]
+        case _:
+            assert_never(plan)
+
+
 def measurement(status: ModelStatus, seen: Observation) -> RolloutMeasurement:
-    """A model's rollout as Prometheus is told."""
+    """A model's rollout as Prometheus is told. What a rollback could not move yet is the weight of its version."""
     rollout = status.rollout if status.rollout is not None and status.rollout.active else None
-    weight = rollout.weight / 100.0 if rollout is not None else 0.0
+    carrying = rollout.target if rollout is not None else None
+    percent = rollout.weight if rollout is not None else 0
+    if status.leaving is not None:
+        carrying, percent = status.leaving.deployed, status.leaving.weight
     return RolloutMeasurement(
         model=status.model,
-        version=rollout.target.version if rollout is not None else "",
+        version=carrying.version if carrying is not None else "",
         phase=status.phase.value,
         phases=tuple(p.value for p in Phase),
-        desired_weight_ratio=weight,
-        observed_weight_ratio=weight if seen.table_applied else None,
-        signals=tuple((s.name.value, s.log_e, s.threshold) for s in seen.signals) if rollout is not None else (),
+        desired_weight_ratio=percent / 100.0,
+        observed_weight_ratio=percent / 100.0 if seen.table_applied else None,
+        signals=tuple((s.name, s.log_e, s.threshold) for s in seen.signals) if rollout is not None else (),
     )
 
 

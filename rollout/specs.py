@@ -1,52 +1,44 @@
 """What people ask for: `rollout.yaml`, the command line's flags and the custom resource are one schema.
 
 Closed and frozen: an unknown field is an error that names the fields there are. Durations are written as `30s`,
-`5m`, `1h` or a number of seconds, and kept as seconds.
+`5m`, `1h` or a number of seconds, and kept as seconds. Strategies are in strategy_specs.py; schema.py publishes all
+of it as JSON Schema.
 """
 
 from __future__ import annotations
 
 import enum
-import re
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from rollout.errors import InvalidSpec
-from serving.outcomes import Signal
+from rollout.spec_types import DECIMAL, WHOLE, Duration, Spec, parse_duration_s
+from rollout.strategy_specs import DEFAULT_STEPS, Strategy
+from serving.outcomes import Signal, SignalName
 from serving.specs import ModelName
 
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
-
-
-def parse_duration_s(value: object) -> object:
-    """Read `"90s"`, `"1.5m"`, `90` as seconds; what is not a duration is left for the schema to refuse.
-
-    >>> parse_duration_s("1.5m")
-    90.0
-    """
-    if isinstance(value, str):
-        found = _DURATION.match(value.strip())
-        if not found:
-            raise ValueError(f"{value!r} is not a duration; write it as 500ms, 30s, 5m, 1h or a number of seconds")
-        return float(found[1]) * _UNIT_S[found[2]]
-    return value
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration_s), Field(ge=0)]
-"""Seconds."""
-
-Ratio = Annotated[float, BeforeValidator(lambda v: float(v) if isinstance(v, str) else v)]
-"""A number; a string in the custom resource, which has no floats."""
-
-
-class Spec(BaseModel):
-    """Base: closed, frozen, camelCase outside and snake_case inside."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+__all__ = [
+    "DEFAULT_SIGNALS",
+    "DEFAULT_SLOWDOWN",
+    "DEFAULT_STEPS",
+    "FAMILIES",
+    "LATENCY_SIGNALS",
+    "AnalysisSpec",
+    "Capacity",
+    "EngineSpec",
+    "OnInsufficient",
+    "OnShortage",
+    "PrometheusQuery",
+    "Resources",
+    "RolloutSpec",
+    "SignalSpec",
+    "parse_duration_s",
+    "parse_spec",
+]
 
 
 class OnInsufficient(enum.StrEnum):
@@ -57,80 +49,73 @@ class OnInsufficient(enum.StrEnum):
     ROLLBACK = "rollback"
 
 
-class CanaryStep(Spec):
-    """Hold the canary at `weight` percent for at least `duration`, and until the evidence suffices."""
+DEFAULT_SLOWDOWN = 1.25
+"""How much slower than stable a canary's latency may be before it is an event, unless `maxSlowdown` says otherwise."""
 
-    weight: Annotated[int, Field(ge=1, le=100)]
-    duration: Duration = 30.0
-    max_duration: Duration | None = None
+LATENCY_SIGNALS = frozenset({Signal.SLOW_TOKENS.value, Signal.SLOW_FIRST_TOKEN.value})
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max_duration is not None and self.max_duration < self.duration:
-            raise ValueError(f"maxDuration {self.max_duration} s is shorter than duration {self.duration} s; raise it")
-        return self
+FAMILIES = ("guardrail", "score", "prometheus")
+"""Signals that carry a name of their own: a guardrail's check, a score, a query of Prometheus."""
+
+_SIGNAL_PATTERN = f"^(?:{'|'.join(s.value for s in Signal)}|(?:{'|'.join(FAMILIES)})/[a-z0-9-]{{1,40}})$"
 
 
-GATEWAY_SLOWDOWN = 1.25
-"""How much slower than stable a canary's latency may be before it is an event, as every gateway measures it."""
+class PrometheusQuery(Spec):
+    """Where a `prometheus/...` signal comes from: two ever-growing counters of one version.
 
-DEFAULT_STEPS = tuple(CanaryStep(weight=w) for w in (5, 25, 50))
-
-
-class CanaryStrategy(Spec):
-    """Weights in rising order. `100` as the last step means: promote after the step before it, and the soak.
-
-    During the soak stable keeps `holdbackPercent`, since above half a canary's fault is hard to see by
-    comparison (analysis.md, section 7).
+    In both, `$version` stands for the version and `$model` for the model.
     """
 
-    steps: tuple[CanaryStep, ...] = DEFAULT_STEPS
-    soak: Duration = 0.0
-    holdback_percent: Annotated[int, Field(ge=1, le=50)] = 20
+    events: Annotated[str, StringConstraints(pattern=r"\$version", max_length=2000)]
+    """PromQL of how many requests went wrong, for instance `sum(app_errors_total{version="$version"})`."""
+    total: Annotated[str, StringConstraints(pattern=r"\$version", max_length=2000)]
+    """PromQL of how many requests there were."""
 
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        weights = [s.weight for s in self.steps]
-        if not weights:
-            raise ValueError("steps is empty; give at least one, for instance [{weight: 10, duration: 1m}]")
-        if weights != sorted(set(weights)):
-            raise ValueError(f"step weights {weights} must rise; a lower or equal weight after a higher one is refused")
-        return self
+    def events_of(self, model: str, version: str) -> str:
+        """The query of what went wrong with one version."""
+        return _filled(self.events, model, version)
 
-    @property
-    def shifting_steps(self) -> tuple[CanaryStep, ...]:
-        """The steps that divide traffic, that is all below 100."""
-        return tuple(s for s in self.steps if s.weight < 100)
+    def total_of(self, model: str, version: str) -> str:
+        """The query of all requests of one version."""
+        return _filled(self.total, model, version)
 
 
-class Strategy(Spec):
-    """How the new version takes over. One key."""
-
-    canary: CanaryStrategy = CanaryStrategy()
+def _filled(query: str, model: str, version: str) -> str:
+    return query.replace("$version", version).replace("$model", model)
 
 
 class SignalSpec(Spec):
     """One signal that is watched.
 
-    `share` is its part of alpha relative to the others (error gets half of all unless told otherwise). `maxRate` is
-    the absolute objective of going forward, `maxRatio` the non-inferiority margin rho1 (None: by weight,
-    analysis.md, section 6). With `gating` false it can roll back but need not pass for a step.
+    With `gating` false it can roll back but need not pass for a step.
     """
 
-    name: Signal
-    share: Annotated[float, Field(gt=0)] | None = None
-    max_rate: Annotated[Ratio, Field(gt=0, lt=1)] = 0.05
-    max_ratio: Annotated[Ratio, Field(gt=1)] | None = None
-    max_slowdown: Annotated[Ratio, Field(ge=1)] = GATEWAY_SLOWDOWN
-    gating: bool = True
+    name: Annotated[SignalName, Field(json_schema_extra={"pattern": _SIGNAL_PATTERN})]
+    """One of the gateways' signals, or `guardrail/<check>`, `score/<name>`, `prometheus/<name>`."""
+    share: Annotated[float, Field(gt=0), DECIMAL] | None = None
+    """Its part of alpha relative to the others; error gets half of all unless told otherwise."""
+    max_rate: Annotated[float, Field(gt=0, lt=1), DECIMAL] = 0.05
+    """The objective: the rate of events that is good enough whatever stable's is."""
+    max_ratio: Annotated[float, Field(gt=1), DECIMAL] | None = None
+    """How many times stable's rate still counts as not worse. Left out: by the canary's weight."""
+    max_slowdown: Annotated[float, Field(ge=1, le=10), DECIMAL] | None = None
+    """Of slow-tokens and slow-first-token: the factor by which the canary may be slower. Left out: 1.25."""
+    gating: Annotated[bool, Field(strict=True)] = True
+    prometheus: PrometheusQuery | None = None
 
     @model_validator(mode="after")
-    def _as_measured(self) -> Self:
-        if self.max_slowdown != GATEWAY_SLOWDOWN:
+    def _known(self) -> Self:
+        family, _, rest = self.name.partition("/")
+        if not (self.name in set(Signal) or (family in FAMILIES and rest)):
+            known = ", ".join([*(s.value for s in Signal), *(f"{f}/<name>" for f in FAMILIES)])
+            raise ValueError(f"{self.name!r} is no signal; there are {known}")
+        if (self.prometheus is not None) != (family == "prometheus"):
             raise ValueError(
-                f"maxSlowdown {self.max_slowdown} can't be had yet: gateways measure latency against "
-                f"{GATEWAY_SLOWDOWN}; leave it out"
+                f"signal {self.name}: queries belong to signals named prometheus/<name>, and those need them: "
+                "prometheus: {events: ..., total: ...}"
             )
+        if self.name not in LATENCY_SIGNALS and self.max_slowdown not in (None, DEFAULT_SLOWDOWN):
+            raise ValueError(f"signal {self.name}: maxSlowdown is for {' and '.join(sorted(LATENCY_SIGNALS))} only")
         return self
 
 
@@ -145,47 +130,118 @@ DEFAULT_SIGNALS = (
 
 
 class AnalysisSpec(Spec):
-    """How the evidence is judged.
+    """How the evidence is judged."""
 
-    `alpha` bounds the chance of ever rolling back a healthy canary, `beta` that of a step passing a version that is
-    worse by the margin.
-    """
-
-    alpha: Annotated[Ratio, Field(gt=0, le=0.2)] = 0.01
-    beta: Annotated[Ratio, Field(gt=0, le=0.2)] = 0.05
-    signals: tuple[SignalSpec, ...] = DEFAULT_SIGNALS
+    alpha: Annotated[float, Field(gt=0, le=0.2), DECIMAL] = 0.01
+    """The chance of ever rolling back a healthy canary, over all signals."""
+    beta: Annotated[float, Field(gt=0, le=0.2), DECIMAL] = 0.05
+    """The chance of a step passing a version that is worse by the margin."""
+    signals: Annotated[tuple[SignalSpec, ...], Field(min_length=1)] = DEFAULT_SIGNALS
     on_insufficient: OnInsufficient = OnInsufficient.PAUSE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _something_to_watch(cls, given: object) -> object:
+        if isinstance(given, Mapping) and given.get("signals") in ([], ()):
+            raise ValueError("signals is empty; a rollout that watches nothing can't be judged")
+        return given
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        names = [s.name for s in self.signals]
+        names = [str(s.name) for s in self.signals]
         if len(set(names)) != len(names):
-            raise ValueError(f"a signal is named twice in {[str(n) for n in names]}; name each once")
-        if not names:
-            raise ValueError("signals is empty; a rollout that watches nothing can't be judged")
+            raise ValueError(f"a signal is named twice in {names}; name each once")
+        if len(self._slowdowns()) > 1:
+            raise ValueError(
+                f"maxSlowdown is {' and '.join(f'{v:g}' for v in sorted(self._slowdowns()))} in one rollout; gateways "
+                "measure every latency signal against the same factor, so give one value"
+            )
         return self
+
+    def _slowdowns(self) -> set[float]:
+        return {s.max_slowdown for s in self.signals if s.name in LATENCY_SIGNALS and s.max_slowdown is not None}
+
+    @property
+    def max_slowdown(self) -> float:
+        """The factor that gateways measure latency against."""
+        return next(iter(self._slowdowns()), DEFAULT_SLOWDOWN)
+
+
+class Capacity(enum.StrEnum):
+    """Where the canary's replicas come from."""
+
+    SURGE = "surge"
+    """Beside stable's."""
+    REPLACE = "replace"
+    """No spare accelerator: stable gives its replicas to the canary one by one, and always keeps one."""
+
+
+class OnShortage(enum.StrEnum):
+    """What a rollback does while stable's ready replicas can't take all traffic."""
+
+    STAY = "stay"
+    """The canary keeps what stable can't take, less and less as stable becomes ready."""
+    SHED = "shed"
+    """All traffic leaves the canary at once; the gateways shed what stable can't take."""
+
+
+_QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
+Quantity = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, StringConstraints(pattern=_QUANTITY)]
+
+
+class Resources(Spec):
+    """What one replica needs, in Kubernetes' words: `{limits: {nvidia.com/gpu: 1, memory: 24Gi}}`."""
+
+    limits: Mapping[str, Quantity] = {}
+    requests: Mapping[str, Quantity] = {}
 
 
 class EngineSpec(Spec):
     """Capacity: what the rollout owns, as against what the version owns."""
 
-    image: str = "local"
-    min_replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] = "local"
+    min_replicas: Annotated[int, Field(ge=1, le=64), WHOLE] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=64), WHOLE] | None = None
+    """Left out: as many as minReplicas."""
+    resources: Resources = Resources()
+    capacity: Capacity = Capacity.SURGE
+    on_shortage: OnShortage = OnShortage.STAY
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(f"maxReplicas {self.max_replicas} is below minReplicas {self.min_replicas}; raise it")
+        if self.capacity is Capacity.REPLACE and self.min_replicas < 2:
+            raise ValueError("capacity: replace needs minReplicas of at least 2; with one there is none to give")
+        return self
+
+    @property
+    def most_replicas(self) -> int:
+        """Up to how many replicas it may grow."""
+        return self.max_replicas if self.max_replicas is not None else self.min_replicas
 
 
 class RolloutSpec(Spec):
     """A wish: this version of this model, this way."""
 
+    model_config = ConfigDict(title="Tidegate rollout")
+
     model: ModelName
-    version: str
-    paused: bool = False
-    progress_deadline_seconds: Annotated[int, Field(ge=1)] = 1800
+    version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    paused: Annotated[bool, Field(strict=True)] = False
+    """Start the workload, then wait for `resume` before the first traffic."""
+    progress_deadline_seconds: Annotated[int, Field(ge=1), WHOLE] = 1800
+    """How long the new version may take to become ready."""
+    revision_history_limit: Annotated[int, Field(ge=0, le=100), WHOLE] = 5
+    """How many promoted revisions before the present one `undo` and `rollback --to` may name."""
     engine: EngineSpec = EngineSpec()
     strategy: Strategy = Strategy()
     analysis: AnalysisSpec = AnalysisSpec()
     rollback_window: Duration = 1800.0
+    """How long the old version stays ready after a promotion."""
     drain_deadline: Duration = 600.0
-    emergency: bool = False
+    """How long answers under way may go on after their version has lost its traffic."""
+    emergency: Annotated[bool, Field(strict=True)] = False
     """Skip steps and evidence: all traffic as soon as the version answers."""
 
 
@@ -199,12 +255,30 @@ def parse_spec(document: Mapping[str, Any]) -> RolloutSpec:
     body = document.get("spec", document) if document.get("kind") == "ModelDeployment" else document
     if not isinstance(body, Mapping):
         raise InvalidSpec(f"the spec is a {type(body).__name__}, not a mapping; see examples/rollout.yaml")
+    if empty := [".".join(path) for path in _empty(body, ())]:
+        raise InvalidSpec(
+            "; ".join(f"{path} is empty; give a value ({{}} for the defaults) or leave it out" for path in empty)
+        )
     try:
-        return RolloutSpec.model_validate(body)
+        # By the names that are published only: what is stored is read by pydantic itself, under its own names.
+        return RolloutSpec.model_validate(body, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidSpec(
             "; ".join(_complaint(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors())
         ) from None
+
+
+def _empty(value: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Where a key stands without a value: `blueGreen:` must not be read as if nothing had been asked for."""
+    if value is None:
+        yield path
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            if path[-1:] != ("expect",) or key != "json":
+                yield from _empty(part, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _empty(part, (*path, str(index)))
 
 
 def _complaint(loc: tuple[int | str, ...], kind: str, message: str, found: object) -> str:
@@ -218,14 +292,19 @@ def _complaint(loc: tuple[int | str, ...], kind: str, message: str, found: objec
 def _model_at(loc: tuple[int | str, ...]) -> type[Spec]:
     """The schema class that a path of field names leads to; list indexes are passed over."""
     here: type[Spec] = RolloutSpec
-    children: dict[str, type[Spec]] = {
-        "engine": EngineSpec,
-        "strategy": Strategy,
-        "canary": CanaryStrategy,
-        "steps": CanaryStep,
-        "analysis": AnalysisSpec,
-        "signals": SignalSpec,
-    }
     for part in loc:
-        here = children.get(str(part), here)
+        for name, field in here.model_fields.items():
+            if part in (name, field.alias):
+                here = next(_models_in(field.annotation), here)
+                break
     return here
+
+
+def _models_in(annotation: object) -> Iterator[type[Spec]]:
+    """The schema classes that a field's type is made of."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, Spec):
+            yield annotation
+        return
+    for part in typing.get_args(annotation):
+        yield from _models_in(part)

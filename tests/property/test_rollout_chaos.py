@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.property.chaos import MOVES, Chaos, live
+from tests.simulation.world import STRATEGIES
 
 
 class Rollouts(RuleBasedStateMachine):
@@ -47,6 +48,7 @@ TestRollouts.settings = settings(
 )
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_a_long_random_life(seed):
-    live(seed, moves=250)
+@pytest.mark.parametrize("strategy", [None, *STRATEGIES])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_random_life(seed, strategy):
+    live(seed, moves=200, only=strategy)

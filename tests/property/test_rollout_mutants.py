@@ -7,8 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from rollout import actuate, commands, controller, decide, desired, status
-from rollout.actions import Promote, Withdraw
+from rollout.actions import Promote, SetStep, Withdraw
+from rollout.decision import go
+from rollout.event_log.memory import MemoryEventLog
+from rollout.observation import SmokeResult, Verdict
 from rollout.status import Stage
+from rollout.strategies import ab, blue_green, canary, shadow
 from serving.errors import InvalidTable
 from tests.property.chaos import Violated, live
 
@@ -20,12 +24,9 @@ def weight_before_ready(patch: pytest.MonkeyPatch) -> None:
     real = decide._first_step
 
     def hasty(spec, where, rollout, seen):
-        steps = spec.strategy.canary.shifting_steps
         if where.stable is None:
             return real(spec, where, rollout, seen)
-        return decide.Decision(
-            cause=decide.Cause.PROGRESS, reason="hasty", actions=(decide.SetStep(step=0, weight=steps[0].weight),)
-        )
+        return go(decide.Cause.PROGRESS, "hasty", SetStep(step=0, weight=10))
 
     patch.setattr(decide, "_first_step", hasty)
 
@@ -116,8 +117,8 @@ def superseded_without_withdrawing(patch: pytest.MonkeyPatch) -> None:
     """A new deployment forgets to retire the canary before it."""
     real = commands.deploy
 
-    def careless(where, target, command):
-        decision = real(where, target, command)
+    def careless(where, target, command, seen=None):
+        decision = real(where, target, command, seen)
         kept = tuple(a for a in decision.actions if not isinstance(a, Withdraw))
         return decision.model_copy(update={"actions": kept})
 
@@ -169,20 +170,161 @@ def promotes_what_was_withdrawn(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(controller.Controller, "_judge", judge)
 
 
-MUTANTS: tuple[Plant, ...] = (
-    weight_before_ready,
-    withdrawn_keeps_its_weight,
-    table_not_sent_after_a_command,
-    removed_without_draining,
-    old_stable_forgotten,
-    commands_not_logged,
-    acts_before_it_writes,
-    clock_read_in_the_fold,
-    superseded_without_withdrawing,
-    start_keeps_the_old_weight,
-    weights_not_complementary,
-    promotes_what_was_withdrawn,
-)
+def shadow_gives_weight(patch: pytest.MonkeyPatch) -> None:
+    """A shadow gets a part of the clients beside the copies."""
+    real = desired._revisions
+
+    def generous(where):
+        told = real(where)
+        if where.rollout is None or where.rollout.stage is not Stage.MIRRORING or len(told) < 2:
+            return told
+        return tuple(r.model_copy(update={"weight": 90 if r.role == "stable" else 10}) for r in told)
+
+    patch.setattr(desired, "_revisions", generous)
+
+
+def switch_not_atomic(patch: pytest.MonkeyPatch) -> None:
+    """Blue-green goes over half instead of switching."""
+    real = blue_green.judge
+
+    def halfway(plan, where, rollout, seen, now):
+        decision = real(plan, where, rollout, seen, now)
+        if not any(isinstance(a, Promote) for a in decision.actions):
+            return decision
+        return decision.model_copy(update={"actions": (SetStep(step=0, weight=50),)})
+
+    patch.setattr(blue_green, "judge", halfway)
+
+
+def switch_that_nobody_watches(patch: pytest.MonkeyPatch) -> None:
+    """Blue-green switches and forgets."""
+    patch.setattr(blue_green, "Promote", lambda watch: Promote())
+
+
+def watch_dropped_after_a_switch(patch: pytest.MonkeyPatch) -> None:
+    """The table stops asking for evidence once the new side is stable."""
+    real = desired._traffic
+
+    def careless(where):
+        told = real(where)
+        promoted = told is not None and where.rollout is not None and where.rollout.stage is Stage.PROMOTED
+        return told.model_copy(update={"watch": False}) if promoted else told
+
+    patch.setattr(desired, "_traffic", careless)
+
+
+def smoke_suite_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Blue-green switches whatever the smoke suite found."""
+    real = blue_green.judge
+
+    def optimistic(plan, where, rollout, seen, now):
+        return real(plan, where, rollout, seen.model_copy(update={"smoke": SmokeResult(passed=True, ran=1)}), now)
+
+    patch.setattr(blue_green, "judge", optimistic)
+    patch.setattr(blue_green, "unsafe", lambda where, rollout, seen: None)
+
+
+def pairs_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """A shadow passes without its least number of pairs."""
+    real = shadow.judge
+
+    def impatient(plan, where, rollout, seen, now):
+        shown = reading_of_success(seen)
+        return real(plan, where, rollout, seen.model_copy(update={"pairs": 10**6, "signals": shown}), now)
+
+    patch.setattr(shadow, "judge", impatient)
+
+
+def reading_of_success(seen):
+    return tuple(s.model_copy(update={"verdict": Verdict.SUCCESSFUL}) for s in seen.signals)
+
+
+def ab_promotes_by_itself(patch: pytest.MonkeyPatch) -> None:
+    """An A/B test ends in a promotion that nobody asked for."""
+    real = ab.judge
+
+    def eager(plan, rollout, seen):
+        decision = real(plan, rollout, seen)
+        return decision.model_copy(update={"actions": (Promote(),)}) if decision.actions else decision
+
+    patch.setattr(ab, "judge", eager)
+
+
+def sample_ratio_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A canary goes on though one arm loses units."""
+    patch.setattr(canary, "not_trusted", lambda rollout, seen: None)
+
+
+def failed_signals_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Evidence against a version has no consequence."""
+    patch.setattr(decide, "failed_signals", lambda rollout, seen: [])
+
+
+def withdrawing_raises_weight(patch: pytest.MonkeyPatch) -> None:
+    """A version that was taken back gets more again when stable loses replicas."""
+    real_plan, real_fold = decide._shift, status._shift
+
+    def both_ways(where, leaving, seen):
+        return real_plan(where, leaving.model_copy(update={"weight": 99}), seen)
+
+    def raising(where, action, at):
+        leaving = where.leaving.model_copy(update={"weight": max(where.leaving.weight, action.weight)})
+        return real_fold(where.model_copy(update={"leaving": leaving}), action, at)
+
+    patch.setattr(decide, "_shift", both_ways)
+    patch.setattr(status, "_shift", raising)
+
+
+def leaving_has_no_workload(patch: pytest.MonkeyPatch) -> None:
+    """What still carries a part of the traffic is not kept running."""
+    real = status.ModelStatus.running
+
+    def forgetful(self):
+        return real(self.model_copy(update={"leaving": None}))
+
+    patch.setattr(actuate, "desired_workloads", lambda all_of_them: desired.desired_workloads(
+        [s.model_copy(update={"leaving": None}) for s in all_of_them]))  # fmt: skip
+    patch.setattr(status.ModelStatus, "running", forgetful)
+    patch.setattr(decide, "_shift", lambda where, leaving, seen: None)
+
+
+def fence_not_checked(patch: pytest.MonkeyPatch) -> None:
+    """The log takes entries from whoever comes."""
+    real = MemoryEventLog.append
+
+    def trusting(self, entries, fence, *rest, **more):
+        return real(self, entries, self._fence, *rest, **more)
+
+    patch.setattr(MemoryEventLog, "append", trusting)
+
+
+MUTANTS: dict[Plant, str | None] = {
+    weight_before_ready: "canary",
+    withdrawn_keeps_its_weight: "canary",
+    table_not_sent_after_a_command: "canary",
+    removed_without_draining: "canary",
+    old_stable_forgotten: "canary",
+    commands_not_logged: None,
+    acts_before_it_writes: None,
+    clock_read_in_the_fold: None,
+    superseded_without_withdrawing: "canary",
+    start_keeps_the_old_weight: "canary",
+    weights_not_complementary: "canary",
+    promotes_what_was_withdrawn: None,
+    shadow_gives_weight: "shadow",
+    switch_not_atomic: "blue-green",
+    switch_that_nobody_watches: "blue-green",
+    watch_dropped_after_a_switch: "blue-green",
+    smoke_suite_ignored: "blue-green",
+    pairs_not_counted: "shadow",
+    ab_promotes_by_itself: "ab",
+    sample_ratio_ignored: "soak",
+    failed_signals_ignored: "soak",
+    withdrawing_raises_weight: "soak",
+    leaving_has_no_workload: "soak",
+    fence_not_checked: None,
+}
+"""Each with the strategy under which it shows soonest; None for any."""
 
 
 @pytest.mark.parametrize("plant", MUTANTS, ids=lambda p: p.__name__)
@@ -190,8 +332,8 @@ def test_each_mutant_is_caught(plant, monkeypatch):
     plant(monkeypatch)
     for seed in range(12):
         try:
-            live(seed, moves=250)
+            live(seed, moves=250, only=MUTANTS[plant])
         except (Violated, InvalidTable) as caught:
-            print(f"{plant.__name__}: {type(caught).__name__}: {caught}")
+            print(f"{plant.__name__}: seed {seed}: {type(caught).__name__}: {caught}")
             return
     pytest.fail(f"no invariant catches {plant.__name__}: {plant.__doc__}")

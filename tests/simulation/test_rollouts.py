@@ -243,7 +243,7 @@ def test_events_sent_twice_count_once(world):
     world.until(lambda: world.status.rollout.stage is Stage.STEPPING)
     for _ in range(20):
         world.step(requests=20, doubled=True)
-    error = next(s for s in world.controller.observation(MODEL).signals if s.name is Signal.ERROR)
+    error = next(s for s in world.controller.observation(MODEL).signals if s.name == Signal.ERROR)
     sent = world.gateways[0].sequence
     assert error.canary.events + error.stable.events == sent
 

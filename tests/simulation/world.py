@@ -21,8 +21,9 @@ from rollout.decide import Decision
 from rollout.errors import WorkloadUnavailable
 from rollout.event_log.base import EventLog
 from rollout.event_log.memory import MemoryEventLog
+from rollout.observation import SmokeResult
 from rollout.specs import RolloutSpec, parse_spec
-from rollout.status import ModelStatus
+from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import Connection, GatewayRouter
 from rollout.workloads.base import Workload, WorkloadState, WorkloadStatus
 from serving.outcomes import (
@@ -39,7 +40,7 @@ from serving.outcomes import (
     Totals,
 )
 from serving.specs import EngineKind, RevisionSpec
-from serving.traffic import Generation, Role, TrafficTable, assigned_role
+from serving.traffic import Generation, RevisionTraffic, Role, TrafficTable, assigned_role
 
 MODEL = "chat"
 
@@ -53,10 +54,27 @@ def deployed(version: str, model: str = MODEL) -> Deployed:
     return Deployed(revision=revision)
 
 
+CANARY_STEPS = {
+    "canary": {"steps": [{"weight": 10, "duration": "1s"}, {"weight": 50, "duration": "1s"}, {"weight": 100}]}
+}
+BETA = {"header": "x-beta", "value": "1"}
+SMOKE = [{"name": "greeting", "prompt": "Hello", "expect": {"notMatches": "^$"}}]
+BLUE_GREEN = {"blueGreen": {"testers": [BETA], "smoke": SMOKE, "previewDuration": "1s"}}
+SHADOW = {"shadow": {"mirrorPercent": 50, "duration": "1s", "pairs": 100, "onPassed": "promote"}}
+AB = {"ab": {"weight": 40, "sessions": 300}}
+SOAK = {"canary": {**CANARY_STEPS["canary"], "soak": "3s", "testers": [BETA]}}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "canary": CANARY_STEPS,
+    "soak": SOAK,
+    "blue-green": BLUE_GREEN,
+    "shadow": SHADOW,
+    "ab": AB,
+}
+
+
 def spec(version: str, **changes: Any) -> RolloutSpec:
     """A spec with short steps: 10 and 50 percent, one second each."""
-    steps = [{"weight": 10, "duration": "1s"}, {"weight": 50, "duration": "1s"}, {"weight": 100}]
-    body: dict[str, Any] = {"model": MODEL, "version": version, "strategy": {"canary": {"steps": steps}}}
+    body: dict[str, Any] = {"model": MODEL, "version": version, "strategy": CANARY_STEPS}
     return parse_spec(body | changes)
 
 
@@ -69,6 +87,8 @@ class SimulatedWorkloads:
         self.started_at: dict[str, float] = {}
         self.failed: dict[str, str] = {}
         self.restarts: dict[str, int] = {}
+        self.lost: dict[str, int] = {}
+        """By application: how many of its replicas do not answer."""
         self.away = False
         self.writes = 0
         self.ever_ready: set[str] = set()
@@ -96,9 +116,15 @@ class SimulatedWorkloads:
         if application in self.failed:
             message = self.failed[application]
             return WorkloadStatus(application=application, state=WorkloadState.FAILED, message=message)
-        if not self.ready(application):
+        if self._world.now < self.started_at[application] + self._world.load_s:
             return WorkloadStatus(application=application, state=WorkloadState.STARTING, restarts=restarts)
-        return WorkloadStatus(application=application, state=WorkloadState.READY, ready_replicas=1, restarts=restarts)
+        self.ever_ready.add(application)
+        there = self._answering(application)
+        state = WorkloadState.READY if there == self.desired[application].replicas else WorkloadState.DEGRADED
+        return WorkloadStatus(application=application, state=state, ready_replicas=there, restarts=restarts)
+
+    def _answering(self, application: str) -> int:
+        return max(0, self.desired[application].replicas - self.lost.get(application, 0))
 
     def ready(self, application: str) -> bool:
         """Whether it answers now."""
@@ -107,7 +133,7 @@ class SimulatedWorkloads:
         ready = self._world.now >= self.started_at[application] + self._world.load_s
         if ready:
             self.ever_ready.add(application)
-        return ready
+        return ready and self._answering(application) > 0
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -121,6 +147,11 @@ class Served:
     role: Role
     at: float
     forced: bool
+    tester: bool = False
+    weight: int = 0
+    """The canary's, as the gateway's table said."""
+    unheard_s: float = 0.0
+    """How long that gateway had heard nothing from a controller."""
 
 
 @dataclass
@@ -159,50 +190,98 @@ class SimulatedGateway:
             self.accepted = max(self.accepted, message.through)
             self.events = [e for e in self.events if e.sequence > self.accepted]
 
-    def request(self, rng: random.Random) -> Served:
-        """Answer one request and book its outcome at once."""
+    def request(self, rng: random.Random, *, tester: bool = False) -> Served:
+        """Answer one request and book its outcome at once. `tester`: it carries the testers' header."""
+        now, unheard_s = self.world.now, self.world.now - self.last_heard
         traffic = self.table.model(MODEL) if self.table else None
         if traffic is None or not traffic.revisions:
-            return Served(None, Role.STABLE, self.world.now, True)
+            return Served(None, Role.STABLE, now, True)
         stable, canary = traffic.by_role(Role.STABLE), traffic.by_role(Role.CANARY)
-        weight = canary.weight if canary else 0
-        if self.world.now - self.last_heard > 15.0:
-            weight = 0
+        weight = 0 if canary is None or unheard_s > 15.0 else canary.weight
         can_canary = canary is not None and self.world.workloads.ready(canary.application)
-        forced = not (0 < weight < 100 and can_canary)
-        role = Role.STABLE if forced else assigned_role(traffic.salt, str(rng.random()), weight)
+        pinned = tester and can_canary and unheard_s <= 15.0 and any(t.header == "x-beta" for t in traffic.testers)
+        forced = pinned or not (0 < weight < 100 and can_canary)
+        if pinned:
+            role = Role.CANARY
+        else:
+            role = Role.STABLE if forced else assigned_role(traffic.salt, str(rng.random()), weight)
         revision = canary if role is Role.CANARY else stable
         assert revision is not None
         self.admissions += 1
-        self._book(traffic.rollout or "", revision.digest, revision.version, role, weight, forced, rng)
-        return Served(revision.version, role, self.world.now, forced)
+        rollout = traffic.rollout or ""
+        watched = traffic.watch and role is Role.STABLE and forced and rollout != ""
+        if watched:
+            self._book(rollout, revision, role, 100, "watched", rng)
+        else:
+            self._book(rollout, revision, role, weight, "forced" if forced else "compared", rng)
+        mirrored = traffic.mirror_percent and rollout and role is Role.STABLE and can_canary
+        if mirrored and rng.random() * 100 < traffic.mirror_percent:
+            assert canary is not None
+            assert stable is not None
+            self._mirror(rollout, stable, canary, rng)
+        return Served(revision.version, role, now, forced, pinned, weight, unheard_s)
+
+    def _happened(self, version: str, rng: random.Random) -> set[Signal]:
+        return {s for s, p in self.world.faults.get(version, {}).items() if rng.random() < p}
 
     def _book(
-        self, rollout: str, digest: str, version: str, role: Role, weight: int, forced: bool, rng: random.Random
+        self, rollout: str, revision: RevisionTraffic, role: Role, weight: int, how: str, rng: random.Random
     ) -> None:
-        key = (rollout, digest, weight)
+        """Count one request: `compared` and `watched` ones are evidence, `forced` ones are not."""
+        happened = self._happened(revision.version, rng) if how != "forced" and rollout else set()
+        for signal in happened:
+            self._tell(rollout, revision, role, weight, signal, paired=False)
+        skew = 3 if self.world.skewed and role is Role.CANARY else 1
+        self._count(
+            rollout, revision, role, weight, happened, forced=how == "forced", sights=skew * (how == "compared")
+        )
+
+    def _mirror(self, rollout: str, stable: RevisionTraffic, canary: RevisionTraffic, rng: random.Random) -> None:
+        """A pair of answers: an event only where exactly one of them shows it."""
+        answers = {r.digest: self._happened(r.version, rng) for r in (stable, canary)}
+        for revision, other, role in ((stable, canary, Role.STABLE), (canary, stable, Role.CANARY)):
+            alone = answers[revision.digest] - answers[other.digest]
+            for signal in alone:
+                self._tell(rollout, revision, role, 50, signal, paired=True)
+            self._count(rollout, revision, role, 50, alone, forced=False, sights=0)
+
+    def _tell(
+        self, rollout: str, revision: RevisionTraffic, role: Role, weight: int, signal: Signal, *, paired: bool
+    ) -> None:
+        self.sequence += 1
+        self.events.append(
+            Event(
+                sequence=self.sequence, model=MODEL, rollout=rollout, signal=signal, cause=Cause.VERSION, arm=role,
+                digest=revision.digest, weight=weight, paired=paired, admission=self.admissions,
+                admitted_at=self.world.now, settled_at=self.world.now,
+            )
+        )  # fmt: skip
+
+    def _count(
+        self,
+        rollout: str,
+        revision: RevisionTraffic,
+        role: Role,
+        weight: int,
+        happened: set[Signal],
+        *,
+        forced: bool,
+        sights: int,
+    ) -> None:
+        key = (rollout, revision.digest, weight)
         now = self.world.now
         total = self.totals.get(key) or Total(
-            model=MODEL, rollout=rollout, digest=digest, role=role, weight=weight, first_admitted_at=now
+            model=MODEL, rollout=rollout, digest=revision.digest, role=role, weight=weight, first_admitted_at=now
         )
-        happened = [s for s, p in self.world.faults.get(version, {}).items() if rng.random() < p]
         counted = dict(total.settled_events)
-        if not forced and rollout:
-            for signal in happened:
-                counted[signal.value] = counted.get(signal.value, 0) + 1
-                self.sequence += 1
-                self.events.append(
-                    Event(
-                        sequence=self.sequence, model=MODEL, rollout=rollout, signal=signal, cause=Cause.VERSION,
-                        arm=role, digest=digest, weight=weight, admission=self.admissions,
-                        admitted_at=now, settled_at=now,
-                    )
-                )  # fmt: skip
+        for signal in happened:
+            counted[signal.value] = counted.get(signal.value, 0) + 1
         self.totals[key] = total.model_copy(
             update={
                 "admitted": total.admitted + (not forced),
                 "settled": total.settled + (not forced),
                 "forced": total.forced + forced,
+                "first_sights": total.first_sights + sights,
                 "settled_events": counted,
                 "last_admitted_at": now,
             }
@@ -235,12 +314,19 @@ class SimulatedGateway:
 class World:
     """Everything at once. Time moves only when told."""
 
-    def __init__(self, *, seed: int = 0, load_s: float = 1.0, event_log: EventLog | None = None) -> None:
+    def __init__(
+        self, *, seed: int = 0, load_s: float = 1.0, replicas: int = 1, event_log: EventLog | None = None
+    ) -> None:
         self.now = 1_000_000.0
         self.load_s = load_s
+        self.replicas = replicas
         self.rng = random.Random(seed)
         self.log: EventLog = event_log or MemoryEventLog()
         self.faults: dict[str, dict[Signal, float]] = {}
+        self.bad_smoke: set[str] = set()
+        """Versions that fail the smoke suite."""
+        self.skewed = False
+        """Whether gateways miscount the first sights of sessions."""
         self.streams: dict[str, int] = {}
         self.served: list[Served] = []
         self.removed: list[str] = []
@@ -286,7 +372,9 @@ class World:
         """Let time pass, serve requests, report, decide, follow."""
         self.now += seconds
         for _ in range(requests):
-            self.served.append(self.rng.choice(self.gateways).request(self.rng))
+            tester = self.rng.random() < 0.1
+            self.served.append(self.rng.choice(self.gateways).request(self.rng, tester=tester))
+        self._run_smoke_suite()
         for gateway in self.gateways:
             self.run(gateway.report(self.hub, doubled=doubled))
         self.run(self.controller.workloads.once())
@@ -295,6 +383,17 @@ class World:
         for gateway in acks:
             self.run(gateway.acknowledge(self.hub))
         self.run(self._loop_heartbeat())
+
+    def _run_smoke_suite(self) -> None:
+        for status in self.controller.statuses:
+            rollout = status.rollout
+            if rollout is None or rollout.stage is not Stage.PREVIEWING:
+                continue
+            if not self.workloads.ready(rollout.target.application):
+                continue
+            bad = rollout.target.version in self.bad_smoke
+            failed = ("greeting",) if bad else ()
+            self.controller.note_smoke(rollout.id, SmokeResult(passed=not bad, ran=1, failed=failed))
 
     async def _loop_heartbeat(self) -> None:
         await self.hub.heartbeat(1)
@@ -321,7 +420,10 @@ class World:
 
     def deploy(self, version: str, **changes: Any) -> Decision:
         """Ask for a rollout."""
-        target = self.controller.new_target(spec(version, **changes), deployed(version))
+        engine = {"minReplicas": self.replicas, **changes.pop("engine", {})}
+        asked = spec(version, engine=engine, **changes)
+        wanted = deployed(version).model_copy(update={"replicas": asked.engine.min_replicas})
+        target = self.controller.new_target(asked, wanted)
         command = Command(verb=Verb.DEPLOY, actor="ada")
         decision: Decision = self.run(self.controller.execute(MODEL, command, target))
         return decision
