@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv dev up down status demo test test-fast bench lint format lock clean
+.PHONY: help venv dev up down status demo test test-fast services bench lint format lock clean
 
 # The first of these that is Python 3.11; `make PYTHON=/path/to/python3.11 ...` overrides it.
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
@@ -34,11 +34,15 @@ status: venv ## what runs now
 demo: venv ## the story with real models: one version promoted, two taken back
 	@$(BIN)/python -m tidegate.demo $(ARGS)
 
-test: dev ## every test that CI runs
+test: dev services ## every test that CI runs
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-fast: dev ## the tests without real Ray and vLLM
+test-fast: dev services ## the tests without real Ray and vLLM
 	@$(BIN)/python -m pytest -m "not e2e" $(ARGS)
+
+services: ## install PostgreSQL and Prometheus for the tests, where that is possible
+	@$(call need_python)
+	@"$(PYTHON)" scripts/test_services.py
 
 bench: venv ## the benchmarks: ratios measured side by side
 	@$(BIN)/python -m benchmarks $(ARGS)

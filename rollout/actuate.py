@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, TypeVar
 
 from rollout.desired import desired_table, desired_workloads
 from rollout.errors import WorkloadRejected, WorkloadUnavailable
 from rollout.status import ModelStatus
 from rollout.traffic_routers.base import TrafficRouter
 from rollout.workloads.base import Workload, WorkloadPort, WorkloadState, WorkloadStatus
-from serving.traffic import ModelTraffic
+from serving.traffic import ModelTraffic, TrafficTable
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,33 @@ RETRY_S = 2.0
 """Pause after a failed attempt to change the workloads."""
 
 
+T = TypeVar("T")
+
+
+class _PerStatus(Generic[T]):
+    """What was derived from each model's status, derived anew only where the status is another one."""
+
+    def __init__(self, derive: Callable[[ModelStatus], tuple[T, ...]]) -> None:
+        self._derive = derive
+        self._known: dict[str, tuple[ModelStatus, tuple[T, ...]]] = {}
+
+    def all(self, statuses: Iterable[ModelStatus]) -> tuple[T, ...]:
+        """Of all models, in the order given."""
+        found: dict[str, tuple[ModelStatus, tuple[T, ...]]] = {}
+        for status in statuses:
+            known = self._known.get(status.model)
+            fresh = known is not None and known[0] is status
+            found[status.model] = known if known is not None and fresh else (status, self._derive(status))
+        self._known = found
+        return tuple(derived for _, each in found.values() for derived in each)
+
+
 class TrafficActuator:
     """Sends a new table whenever the desired one differs from the last one sent."""
 
     def __init__(self, router: TrafficRouter) -> None:
         self._router = router
+        self._traffic = _PerStatus(lambda status: desired_table((status,), fence=0, sequence=0, now=0.0).models)
         self._sent: tuple[ModelTraffic, ...] | None = None
         self._sequence = 0
         self._fence = 0
@@ -40,11 +63,11 @@ class TrafficActuator:
         """Push the table of these statuses, if it is not in force already."""
         if fence != self._fence:
             self._fence, self._sequence, self._sent = fence, 0, None
-        table = desired_table(statuses, fence=fence, sequence=self._sequence + 1, now=now)
-        if table.models != self._sent:
+        models = tuple(sorted(self._traffic.all(statuses), key=lambda traffic: traffic.model))
+        if models != self._sent:
             self._sequence += 1
-            self._sent = table.models
-            await self._router.set(table)
+            self._sent = models
+            await self._router.set(TrafficTable(fence=fence, sequence=self._sequence, issued_at=now, models=models))
 
 
 class WorkloadActuator:
@@ -61,6 +84,9 @@ class WorkloadActuator:
         self._desired = desired
         self._on_change = on_change
         self._interval_s = interval_s
+        self._wanted = _PerStatus(
+            lambda status: tuple((w.application, w) for w in desired_workloads((status,)))
+        )  # fmt: skip
         self._wake = asyncio.Event()
         self.seen: Mapping[str, WorkloadStatus] | None = None
         """By application; None while it can't be observed."""
@@ -76,7 +102,9 @@ class WorkloadActuator:
         while True:
             pause_s = await self.once()
             try:
-                await asyncio.wait_for(self._wake.wait(), pause_s)
+                # Not `wait_for`, which in Python 3.11 may swallow a cancellation that comes with the wake-up.
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
             finally:
@@ -87,7 +115,8 @@ class WorkloadActuator:
         statuses = self._desired()
         if statuses is None:  # somebody else leads: look, don't touch
             return self._interval_s
-        wanted = desired_workloads(statuses)
+        named = sorted(self._wanted.all(statuses), key=lambda pair: pair[0])
+        wanted = tuple(workload for _, workload in named)
         try:
             await self._port.apply(wanted)
             self._set(await self._port.observe(), "")
@@ -98,7 +127,7 @@ class WorkloadActuator:
             log.warning("the workload layer refused: %s", error)
             await self._look_after_refusal(wanted, str(error))
             return RETRY_S
-        calm = self.seen is not None and set(self.seen) == {w.application for w in wanted}
+        calm = self.seen is not None and set(self.seen) == {application for application, _ in named}
         calm = calm and all(w.state is WorkloadState.READY for w in (self.seen or {}).values())
         return CALM_S if calm else self._interval_s
 

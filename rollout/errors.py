@@ -8,6 +8,9 @@ RolloutError
 +-- WorkloadUnavailable    the workload layer could not be asked (retry; nothing is concluded)
 +-- WorkloadRejected       the workload layer refused what was asked (fix it)
 +-- LogConflict            another writer was first, or the leadership is lost (load again)
++-- EventLogUnavailable    the store could not be reached (retry; nothing is decided meanwhile)
++-- NotLeading             this controller does not lead (retry, perhaps at another one)
++-- UnusableStore          the store's URL or schema can't be used (fix it)
 """
 
 from __future__ import annotations
@@ -49,3 +52,22 @@ class LogConflict(RolloutError):
     """The event log moved on under this writer, or a newer leader holds the fence."""
 
     retryable = True
+
+
+class EventLogUnavailable(RolloutError):
+    """The store could not be reached, or did not answer in time.
+
+    Whether what was being written is in it is unknown: who keeps a fold of the log must read on before it acts again.
+    """
+
+    retryable = True
+
+
+class NotLeading(RolloutError):
+    """Something was asked of a controller that does not lead."""
+
+    retryable = True
+
+
+class UnusableStore(RolloutError):
+    """A store that no waiting makes usable: its URL is wrong, or a newer Tidegate has written it."""
