@@ -1,183 +1,38 @@
-"""A typed client of the control plane's API, for the command line, the supervisor and scripts.
-
-What comes back is read tolerantly: a newer control plane may say more than this client knows.
-"""
+"""A typed client of the control plane's API, for the command line, the supervisor and scripts."""
 
 from __future__ import annotations
 
 import getpass
 import json
+import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from tidegate.errors import ControlError, ControlUnavailable
+from tidegate.replies import (
+    CommandReply,
+    HistoryEntry,
+    Key,
+    ModelStatus,
+    NewKey,
+    PlatformStatus,
+    ReplayedDecision,
+    Reply,
+    RolloutStatus,
+    Usage,
+)
 from tidegate.settings import Settings
 
 ANSWER_TIMEOUT_S = 30.0
 """A command waits for one commit to the event log; loading a version's manifest may take seconds."""
-
-
-class Reply(BaseModel):
-    """Base of what the control plane says: unknown fields are ignored, missing ones have defaults."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Count(Reply):
-    """Events among units."""
-
-    events: int = 0
-    n: int = 0
-
-
-class SignalStatus(Reply):
-    """One signal as judged now. `log_e` and the thresholds are natural logarithms."""
-
-    name: str
-    canary: Count = Count()
-    stable: Count = Count()
-    log_e: float = 0.0
-    threshold: float = 0.0
-    verdict: str = ""
-    forward_log_e: float = 0.0
-    forward_threshold: float = 0.0
-    requests_to_decision: int | None = None
-
-
-class ExposureStatus(Reply):
-    """How many requests the canary has had, beside the fewest that could have shown the worst signal."""
-
-    canary_requests: int = 0
-    lower_bound: int | None = None
-    first_admitted_at: float | None = None
-    last_admitted_at: float | None = None
-
-
-class StepStatus(Reply):
-    """One step of the rollout: weight in percent, its least duration in seconds."""
-
-    weight: int
-    duration_s: float = 0.0
-
-
-class RetiringStatus(Reply):
-    """A revision that drains."""
-
-    version: str
-    since: float = 0.0
-    deadline_at: float = 0.0
-    in_flight: int | None = None
-
-
-class RolloutStatus(Reply):
-    """Where a model stands. `step` counts from 1 and is 0 while the canary starts."""
-
-    model: str
-    phase: str = ""
-    strategy: str = "canary"
-    stable: str | None = None
-    canary: str | None = None
-    weight: int = 0
-    observed_weight: int | None = None
-    step: int = 0
-    steps: tuple[StepStatus, ...] = ()
-    stage: str | None = None
-    cause: str | None = None
-    reason: str | None = ""
-    waiting_for: str | None = ""
-    streams_in_flight: Mapping[str, int] = Field(default_factory=dict)
-    signals: tuple[SignalStatus, ...] = ()
-    exposure: ExposureStatus = ExposureStatus()
-    started_at: float | None = None
-    updated_at: float | None = None
-    actor: str | None = ""
-    rollout: str | None = None
-    previous: str | None = None
-    warm_until: float | None = None
-    retiring: tuple[RetiringStatus, ...] = ()
-    quarantine: Mapping[str, str] = Field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is rolling out."""
-        return self.phase in ("Healthy", "Degraded")
-
-
-class DecisionReply(Reply):
-    """What was decided, why, and what it does."""
-
-    cause: str = ""
-    reason: str = ""
-    actions: tuple[dict[str, Any], ...] = ()
-
-
-class CommandReply(Reply):
-    """The control plane's answer to a command; with a dry run `plan` alone."""
-
-    decision: DecisionReply | None = None
-    plan: dict[str, Any] | None = None
-    accepted_at: float | None = None
-    status: RolloutStatus | None = None
-
-
-class HistoryEntry(Reply):
-    """One entry of the event log."""
-
-    id: int
-    at: float
-    kind: str
-    actor: str = ""
-    cause: str | None = ""
-    reason: str | None = ""
-    actions: tuple[dict[str, Any], ...] = ()
-    observation: dict[str, Any] | None = None
-    payload: dict[str, Any] = Field(default_factory=dict)
-
-
-class ReplayedDecision(Reply):
-    """A recorded decision beside what today's code says to the same observation."""
-
-    id: int
-    same: bool
-    recorded: dict[str, Any] = Field(default_factory=dict)
-    today: dict[str, Any] | None = None
-
-
-class GatewayStatus(Reply):
-    """A gateway that the controller knows."""
-
-    gateway: str
-    boot: str = ""
-    generation: tuple[int, int] | None = None
-    connected_at: float | None = None
-
-
-class RayStatus(Reply):
-    """Whether the workload layer can be asked."""
-
-    available: bool = False
-    message: str = ""
-
-
-class PlatformStatus(Reply):
-    """The control plane's view of the platform."""
-
-    controller: dict[str, Any] = Field(default_factory=dict)
-    gateways: tuple[GatewayStatus, ...] = ()
-    ray: RayStatus = RayStatus()
-
-
-class ModelStatus(Reply):
-    """One served model in short."""
-
-    model: str
-    stable: str | None = None
-    canary: str | None = None
-    phase: str = ""
+SILENCE_S = 60.0
+"""An event stream that is silent for so long is dead: a sign of life is due every 15 s."""
+HISTORY_PAGE = 2000
 
 
 R = TypeVar("R", bound=Reply)
@@ -243,23 +98,32 @@ class ControlClient:
 
     def history(self, model: str, *, evidence: bool = False) -> tuple[HistoryEntry, ...]:
         """The event log of one model in order; with `evidence` also what gateways reported."""
-        params = {"evidence": str(evidence).lower()}
-        return self._list(
-            HistoryEntry, self._call("GET", f"/api/v1/rollouts/{model}/history", params=params), "entries"
-        )
+        found: tuple[HistoryEntry, ...] = ()
+        after: object = 0
+        while after is not None:
+            params = {"evidence": str(evidence).lower(), "after": str(after), "limit": str(HISTORY_PAGE)}
+            page = self._call("GET", f"/api/v1/rollouts/{model}/history", params=params)
+            found += self._list(HistoryEntry, page, "entries")
+            after = page.get("next_after")
+        return found
 
     def replay(self, model: str) -> tuple[ReplayedDecision, ...]:
         """Every recorded decision, taken again by today's code."""
         return self._list(ReplayedDecision, self._call("GET", f"/api/v1/rollouts/{model}/replay"), "decisions")
 
-    def events(self) -> Iterator[RolloutStatus]:
-        """Statuses as they change, until the control plane closes or the caller stops.
+    def events(self, model: str | None = None) -> Iterator[RolloutStatus]:
+        """Statuses as they change, the present ones first, until the control plane closes or the caller stops.
+
+        Args:
+            model: whom to follow; None means every model.
 
         Raises:
-            ControlUnavailable: the stream broke; ask for the status and open it again.
+            ControlUnavailable: the stream broke; open it again, it begins with what is then.
         """
+        params = {} if model is None else {"model": model}
+        timeout = httpx.Timeout(5.0, read=SILENCE_S)
         try:
-            with self._http.stream("GET", "/api/v1/events", timeout=httpx.Timeout(5.0, read=60.0)) as response:
+            with self._http.stream("GET", "/api/v1/events", params=params, timeout=timeout) as response:
                 if response.is_error:
                     response.read()
                     raise self._refusal(response)
@@ -268,6 +132,32 @@ class ControlClient:
                         yield self._read(RolloutStatus, json.loads(line[5:]))
         except (httpx.HTTPError, json.JSONDecodeError) as error:
             raise self._away(error) from error
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of the rollout spec that this control plane takes."""
+        return self._call("GET", "/api/v1/schema")
+
+    # ------------------------------------------------------------------------------------------- keys and usage
+
+    def create_key(self, **fields: Any) -> NewKey:  # noqa: ANN401 - forwarded; the control plane validates
+        """Make a key; the fields are those of `POST /api/v1/keys`."""
+        body = {name: value for name, value in fields.items() if value is not None}
+        return self._read(NewKey, self._call("POST", "/api/v1/keys", body=body))
+
+    def keys(self) -> tuple[Key, ...]:
+        """Every key, oldest first, revoked and expired ones too."""
+        return self._list(Key, self._call("GET", "/api/v1/keys"), "keys")
+
+    def revoke_key(self, key_id: str) -> Key:
+        """Revoke a key; again does nothing."""
+        found = self._call("POST", f"/api/v1/keys/{quote(key_id, safe='')}/revoke")
+        return self._read(Key, found.get("record"))
+
+    def usage(self, *, since: float, until: float | None = None, key: str = "", model: str = "") -> Usage:
+        """Usage between two times (seconds since the epoch; None means now), summed by key, model and version."""
+        given = {"since": since, "until": until, "key": key or None, "model": model or None}
+        params = {name: str(value) for name, value in given.items() if value is not None}
+        return self._read(Usage, self._call("GET", "/api/v1/usage", params=params))
 
     # ------------------------------------------------------------------------------------------------- commands
 
@@ -286,9 +176,13 @@ class ControlClient:
         full: bool = False,
         version: str | None = None,
         dry_run: bool = False,
+        wait_s: float = 0.0,
     ) -> CommandReply:
-        """Say an operator's verb: promote, pause, resume, abort, retry, undo, ack or rollback."""
-        body = {"reason": reason, "full": full, "version": version, "dry_run": dry_run}
+        """Say an operator's verb: promote, pause, resume, abort, retry, undo, ack or rollback.
+
+        With `wait_s`, a rollback or an abort waits so long for the gateways to confirm that traffic has left.
+        """
+        body = {"reason": reason, "full": full, "version": version, "dry_run": dry_run, "wait_s": wait_s}
         return self._read(CommandReply, self._call("POST", f"/api/v1/rollouts/{model}/{verb}", body=body))
 
     # -------------------------------------------------------------------------------------------------- the wire
@@ -343,38 +237,21 @@ class ControlClient:
 
     def _refusal(self, response: httpx.Response) -> ControlError:
         status = response.status_code
-        if status == httpx.codes.UNAUTHORIZED:
-            return ControlError(
-                f"the control plane at {self._url} does not know this token; "
-                "use the TIDEGATE_HOME that it was started with",
-                code="unauthorized",
-                status=status,
-            )
-        if status == httpx.codes.UNPROCESSABLE_ENTITY:
-            return ControlError(
-                f"the control plane at {self._url} does not take this request: {_complaint(response)}; "
-                "if it was started by another version of Tidegate, `tidegate down` and `tidegate up`",
-                code="protocol",
-                status=status,
-            )
         try:
             told = response.json()["error"]
-            return ControlError(str(told["message"]), code=str(told.get("code", "")), status=status)
+            message, code = str(told["message"]), str(told.get("code", ""))
+            if status == httpx.codes.UNAUTHORIZED and code in ("unauthorized", "unknown_key"):
+                message = (
+                    f"the control plane at {self._url} does not know this key; use the TIDEGATE_HOME that it was "
+                    "started with, or put your key into TIDEGATE_KEY"
+                )
+            return ControlError(message, code=code, status=status)
         except (ValueError, KeyError, TypeError):
             return ControlError(
                 f"the control plane at {self._url} answered {status} without a reason; see `tidegate logs controller`",
                 code="protocol",
                 status=status,
             )
-
-
-def _complaint(response: httpx.Response) -> str:
-    """FastAPI's first complaint about a request that does not fit its schema."""
-    try:
-        first = response.json()["detail"][0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    except (ValueError, KeyError, TypeError, IndexError):
-        return "no reason was given"
 
 
 def user_name() -> str:
@@ -386,7 +263,9 @@ def user_name() -> str:
 
 
 def read_token(settings: Settings) -> str:
-    """The bearer token of the local control plane; "" when there is none yet."""
+    """The key in `$TIDEGATE_KEY`, else the bearer token of the local control plane; "" when there is none yet."""
+    if key := os.environ.get("TIDEGATE_KEY", "").strip():
+        return key
     try:
         return settings.credentials_file.read_text().strip()
     except OSError:

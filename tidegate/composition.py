@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from registry.models import RegisterRequest
     from registry.stores.base import RegistryStore
+    from rollout.accounts.base import AccountStore
+    from rollout.analysis.ledger import EvidenceIncrement
+    from rollout.controller import Controller
+    from rollout.observe import ProviderPoller
+    from rollout.smoke_runner import SmokeRunner
+    from rollout.traffic_routers.gateway import GatewayRouter
     from tidegate.settings import Settings
 
 
@@ -18,6 +24,70 @@ def build_registry(settings: Settings) -> RegistryStore:
         settings.mlflow_uri,
         artifact_root=settings.home / "mlflow" / "artifacts",
         cache=settings.home / "mlflow" / "cache",
+    )
+
+
+def build_smoke_runner(settings: Settings, accounts: AccountStore, holder: str, now: float) -> SmokeRunner:
+    """What asks candidates their smoke suites, through our own gateway.
+
+    Where the gateway wants keys it has one of its own, made anew at each start: it may name versions, and nothing else.
+    """
+    import hashlib
+    import secrets
+    import ssl
+
+    import httpx
+
+    from rollout.smoke_runner import CASE_TIMEOUT_S, SmokeRunner
+    from serving.keys import ID_CHARS, KeyRecord, Scope, hash_secret, write_key
+
+    headers: dict[str, str] = {}
+    if settings.auth == "keys":
+        key_id, secret = hashlib.sha256(holder.encode()).hexdigest()[:ID_CHARS], secrets.token_urlsafe(32)
+        scopes = frozenset({Scope.INFERENCE, Scope.PIN_VERSION})
+        name = "the control plane's smoke suites"
+        accounts.put_key(
+            KeyRecord(id=key_id, secret_sha256=hash_secret(secret), name=name, scopes=scopes, created_at=now)
+        )
+        headers["authorization"] = f"Bearer {write_key(key_id, secret)}"
+    trust: ssl.SSLContext | bool = True
+    if settings.tls_cert_file is not None:
+        trust = ssl.create_default_context(cafile=str(settings.tls_cert_file))
+        trust.check_hostname = False  # it is asked by its address, and its own certificate is all that is trusted
+    client = httpx.AsyncClient(timeout=CASE_TIMEOUT_S, follow_redirects=False, verify=trust, trust_env=False)
+    return SmokeRunner(settings.own_gateway_url, lambda: headers, client)
+
+
+def build_poller(settings: Settings, controller: Controller, router: GatewayRouter) -> ProviderPoller | None:
+    """What reads signals named prometheus/..., or None where no Prometheus is named: then they hold."""
+    import secrets
+    import time
+
+    from monitoring.providers.prometheus import PrometheusAddress, PrometheusProvider
+    from rollout.observe import ProviderPoller, polled
+    from tidegate.errors import WrongUse
+
+    if not settings.prometheus_url:
+        return None
+    try:
+        file = settings.prometheus_token_file
+        token = file.read_text().strip() if file is not None else None
+        provider = PrometheusProvider(PrometheusAddress(settings.prometheus_url, bearer_token=token))
+    except (OSError, ValueError) as error:
+        raise WrongUse(f"prometheus_url, prometheus_token_file: {error}") from None
+
+    def book(model: str, increment: EvidenceIncrement) -> None:
+        if controller.leads:  # the leadership may have gone while the store was asked
+            controller.on_measured(model, increment)
+
+    return ProviderPoller(
+        provider,
+        wanted=lambda: polled(controller.statuses) if controller.leads else (),
+        applied=lambda: router.view().applied,
+        sink=book,
+        boot=secrets.token_hex(8),
+        clock=time.time,
+        monotonic=time.monotonic,
     )
 
 

@@ -6,46 +6,69 @@ Reads its settings from the environment and `$TIDEGATE_HOME`; the supervisor sta
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
 import uvicorn
 
 from console.page import mount_console
 from registry.promotion import Moment
-from rollout.control_api import ControlPlane, create_app
+from rollout.access import parse_networks
+from rollout.accounts.sql import SqlAccountStore
+from rollout.announcer import Announcer
+from rollout.control_api.app import create_app
+from rollout.control_api.authentication import Authenticator
+from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
 from rollout.errors import LogConflict
+from rollout.event_log.database import Database
 from rollout.event_log.sql import SqlEventLog
 from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
-from tidegate.composition import build_registry
+from tidegate.composition import build_poller, build_registry, build_smoke_runner
+from tidegate.errors import WrongUse
+from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
+from tidegate.webhooks import FileCursors, build_webhooks
 
 log = logging.getLogger("tidegate.control_plane")
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+MIN_TOKEN_CHARS = 32
+CLOSING_S = 2.0
+"""How long open requests may go on when it stops. Event streams never end by themselves."""
 
 
 def read_token(settings: Settings) -> str:
-    """The control plane's key; made on first use, readable by the owner alone."""
+    """The bootstrap token, an admin's; made on first use, readable by the owner alone."""
     path = settings.credentials_file
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32))
-    return path.read_text().strip()
+    token = path.read_text().strip() if path.exists() else ""
+    if not token:  # also after a crash between making the file and writing it
+        token = secrets.token_urlsafe(32)
+        write_private(path, token + "\n")
+    path.chmod(0o600)
+    return token
+
+
+def check_bind(host: str, token: str) -> None:
+    """Refuse to be reached from elsewhere without authentication.
+
+    Raises:
+        WrongUse: the host is not loopback and the bootstrap token could be guessed.
+    """
+    if host not in LOOPBACK and len(token) < MIN_TOKEN_CHARS:
+        raise WrongUse(
+            f"host {host} is not loopback, and the token in the credentials file has {len(token)} characters, fewer "
+            f"than {MIN_TOKEN_CHARS}; remove the file, and a good one is made, or use 127.0.0.1"
+        )
 
 
 class Aliases:
@@ -84,36 +107,86 @@ def _moments(status: ModelStatus) -> Iterator[tuple[Moment, str]]:
 
 async def serve(settings: Settings) -> int:
     """Run the controller and its API until told to stop. Returns the process's exit code."""
-    if settings.host not in LOOPBACK:
-        log.error("host %s is not loopback, and the control plane has no keys yet; use 127.0.0.1", settings.host)
-        return 2
     token = read_token(settings)
+    try:
+        check_bind(settings.host, token)
+        webhooks = build_webhooks(settings, time.time)
+    except WrongUse as error:
+        log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
+        return error.exit_code
+    database = Database(settings.event_log_url)
+    event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
     router = GatewayRouter(time.monotonic)
     versions = Versions(build_registry(settings))
+    holder = f"{socket.gethostname()}:{settings.home}"
+    smoke = build_smoke_runner(settings, accounts, holder, now=time.time())
     controller = Controller(
-        event_log=SqlEventLog(settings.event_log_url),
+        event_log=event_log,
+        accounts=accounts,
         workloads=RayServeWorkloads(
             settings.ray_file, log_dir=settings.log_dir, host=settings.host, serve_port=settings.serve_port
         ),
         router=router,
-        holder=f"{socket.gethostname()}:{settings.home}",
+        holder=holder,
         clock=time.time,
         new_id=lambda: secrets.token_hex(8),
+        smoke=smoke,
     )
+    try:
+        poller = build_poller(settings, controller, router)
+    except WrongUse as error:
+        log.error("%s", error)  # noqa: TRY400
+        return error.exit_code
     aliases = Aliases(versions)
     controller.subscribe(aliases.follow)
-    plane = ControlPlane(controller, router, versions, token)
-    app = create_app(plane, platform=lambda: _platform(settings))
-    mount_console(app)
-    config = uvicorn.Config(
-        app, host=settings.host, port=settings.control_port, log_level="warning", access_log=False, lifespan="off"
+    announcer = Announcer(
+        event_log=event_log,
+        notifiers=webhooks,
+        cursors=FileCursors(settings.webhook_cursors_file),
+        leads=lambda: controller.leads,
+        clock=time.time,
     )
-    server = uvicorn.Server(config)
-    return await _run(server, controller, aliases)
+    controller.subscribe(announcer.wake)
+    authenticator = Authenticator(
+        token=token,
+        keys=KeyIndex(controller, controller),
+        clock=time.time,
+        monotonic=time.monotonic,
+        trusted_proxies=parse_networks(settings.trusted_proxies),
+    )
+    plane = ControlPlane(
+        controller=controller,
+        router=router,
+        versions=versions,
+        keys=controller,
+        accounts=accounts,
+        authenticator=authenticator,
+    )
+    app = create_app(plane, platform=lambda: _platform(settings, announcer), clock=time.time)
+    mount_console(app)
+    # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.control_port,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(CLOSING_S),
+    )
+    async with smoke:
+        beside = {"aliases": aliases.run(), "notifications": announcer.run()}
+        if poller is not None:
+            beside["measuring"] = poller.run()
+        return await _run(uvicorn.Server(config), controller, beside)
 
 
-async def _run(server: uvicorn.Server, controller: Controller, aliases: Aliases) -> int:
-    moving = asyncio.create_task(aliases.run())
+async def _run(server: uvicorn.Server, controller: Controller, beside: Mapping[str, Coroutine[Any, Any, None]]) -> int:
+    """Serve and lead until one of the two ends; what runs beside them may fail without stopping rollouts."""
+    others = [asyncio.create_task(work, name=name) for name, work in beside.items()]
+    for task in others:
+        task.add_done_callback(_note_end)
     serving = asyncio.create_task(server.serve())
     leading = asyncio.create_task(controller.run())
     done, _ = await asyncio.wait({serving, leading}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,9 +196,16 @@ async def _run(server: uvicorn.Server, controller: Controller, aliases: Aliases)
         server.should_exit = True
     else:
         leading.cancel()
-    moving.cancel()
-    await asyncio.gather(serving, leading, moving, return_exceptions=True)
+    for task in others:
+        task.cancel()
+    await asyncio.gather(serving, leading, *others, return_exceptions=True)
     return code
+
+
+def _note_end(task: asyncio.Task[None]) -> None:
+    """What can't go on beside the rollouts is a defect to be seen, and no reason to stop them."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s ended: %s", task.get_name(), error, exc_info=error)
 
 
 def _why_it_ended(leading: asyncio.Task[None]) -> int:
@@ -139,8 +219,9 @@ def _why_it_ended(leading: asyncio.Task[None]) -> int:
     return 1
 
 
-def _platform(settings: Settings) -> dict[str, Any]:
-    return {"addresses": {"gateway": settings.gateway_url, "control": settings.control_url}}
+def _platform(settings: Settings, announcer: Announcer) -> dict[str, Any]:
+    addresses = {"gateway": settings.gateway_url, "control": settings.control_url}
+    return {"addresses": addresses, "webhooks": announcer.state}
 
 
 def main() -> None:

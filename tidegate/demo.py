@@ -25,10 +25,11 @@ from safetensors.numpy import load_file, save_file
 from registry.errors import UnknownVersion, VersionExists
 from registry.stores.base import RegistryStore
 from tidegate import bundled
-from tidegate.client import ControlClient, HistoryEntry, RolloutStatus, connect
+from tidegate.client import ControlClient, connect
 from tidegate.composition import build_registry, register_request
 from tidegate.errors import TidegateError
 from tidegate.load import Load
+from tidegate.replies import HistoryEntry, RolloutStatus
 from tidegate.settings import Settings, load_settings
 
 MODEL = bundled.MODEL

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import secrets
 import sys
+from functools import partial
 
 from serving.gateway.config import GatewayConfig
 from tidegate.runfile import write_private
@@ -30,8 +32,8 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
     def controller_ready(_started_at: float) -> bool:
         return answers(settings.host, settings.control_port, "/healthz")
 
-    def gateway_ready(_started_at: float) -> bool:
-        return answers(settings.host, settings.admin_port, "/healthz")
+    def gateway_ready(_started_at: float, admin_port: int) -> bool:
+        return answers(settings.host, admin_port, "/healthz")
 
     config = GatewayConfig(
         home=settings.home,
@@ -43,16 +45,25 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         serve_port=settings.serve_port,
         request_timeout_s=settings.request_timeout_s,
         drain_s=GATEWAY_DRAIN_S,
+        auth=settings.auth,
+        limit_share=1 / settings.gateways,
+        tls_cert_file=settings.tls_cert_file,
+        tls_key_file=settings.tls_key_file,
     )
+    many = settings.gateways > 1
+    gateways = [config.for_process(i) for i in range(settings.gateways)] if many else [config]
     return (
         Part("ray", "Ray", (python, "-m", "tidegate.ray_process"), ray_ready, stop_s=20.0),
         Part("controller", "controller", (python, "-m", "tidegate.control_plane"), controller_ready),
-        Part(
-            "gateway",
-            "gateway",
-            (python, "-m", "serving.gateway.main", "--config", config.to_json()),
-            gateway_ready,
-            stop_s=GATEWAY_DRAIN_S + 5.0,
+        *(
+            Part(
+                f"gateway-{index}" if index else "gateway",
+                f"gateway {index}" if index else "gateway",
+                (python, "-m", "serving.gateway.main", "--config", one.to_json()),
+                partial(gateway_ready, admin_port=one.admin_port),
+                stop_s=GATEWAY_DRAIN_S + 5.0,
+            )
+            for index, one in enumerate(gateways)
         ),
     )
 
@@ -60,8 +71,9 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
 def platform_environment(settings: Settings) -> dict[str, str]:
     """The environment of every part: ours, with the settings in force spelled out."""
     env = dict(os.environ)
-    for name, value in settings.model_dump(mode="json").items():
-        env[f"TIDEGATE_{name.upper()}"] = str(value)
+    env.pop("TIDEGATE_KEY", None)  # a person's; no process of the platform needs it
+    for name, value in settings.model_dump(mode="json", exclude_none=True).items():
+        env[f"TIDEGATE_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     env["PYTHONUNBUFFERED"] = "1"  # a log that ends before the reason is no log
     return env
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -14,12 +14,26 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from rollout.access import parse_networks
+from rollout.notifications.base import Happening
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 def default_home() -> Path:
     """`$TIDEGATE_HOME`, else `~/.tidegate`."""
     return Path(os.environ.get("TIDEGATE_HOME") or Path.home() / ".tidegate").expanduser()
+
+
+class WebhookSettings(BaseModel):
+    """One receiver of notifications: `[[webhooks]]` in `config.toml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+")]
+    secret_file: Path = Field(description="Holds whsec_ and base64 of 24 to 64 bytes; readable by the owner alone.")
+    events: tuple[Happening, ...] = Field(default=tuple(Happening), description="Which to tell; all unless given.")
 
 
 class Settings(BaseSettings):
@@ -38,9 +52,42 @@ class Settings(BaseSettings):
     serve_port: Port = Field(default=8100, description="Ray Serve's own proxy, which nothing of ours uses.")
     tracking_uri: str = Field(default="", description="MLflow tracking URI; empty means sqlite below home.")
     store_url: str = Field(default="", description="SQLAlchemy URL of the event log; empty means sqlite below home.")
+    auth: Literal["none", "keys"] = Field(
+        default="none", description="keys: every request to the gateway needs an API key (`tidegate key create`)."
+    )
+    gateways: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="Gateway processes, all on one public port; each has its own admin port, counted up."
+    )
+    tls_cert_file: Path | None = Field(default=None, description="Certificate chain of the gateway's public port, PEM.")
+    tls_key_file: Path | None = Field(default=None, description="Its key, PEM.")
+    prometheus_url: str = Field(
+        default="", description="Where signals named prometheus/... are read; empty means that such a signal holds."
+    )
+    prometheus_token_file: Path | None = Field(
+        default=None, description="Bearer token for it; readable by the owner alone."
+    )
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0, description="The longest a request may take; also how long a drain waits for its streams."
     )
+
+    trusted_proxies: tuple[str, ...] = Field(
+        default=(), description="Addresses and networks whose X-Forwarded-For the control plane believes."
+    )
+    webhooks: tuple[WebhookSettings, ...] = Field(default=(), description="Who is told what rollouts do.")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        parse_networks(given)
+        return given
+
+    @field_validator("webhooks")
+    @classmethod
+    def _have_names_of_their_own(cls, given: tuple[WebhookSettings, ...]) -> tuple[WebhookSettings, ...]:
+        names = [w.name for w in given]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two webhooks have one name in {names}; give each its own")
+        return given
 
     @classmethod
     def settings_customise_sources(
@@ -76,6 +123,11 @@ class Settings(BaseSettings):
         return self.home / "credentials"
 
     @property
+    def webhook_cursors_file(self) -> Path:
+        """How far each webhook has been told."""
+        return self.home / "webhooks.json"
+
+    @property
     def table_file(self) -> Path:
         """The gateway's last traffic table, for a start without a controller."""
         return self.home / "gateway" / "table.json"
@@ -98,7 +150,15 @@ class Settings(BaseSettings):
     @property
     def gateway_url(self) -> str:
         """Where the gateway answers."""
-        return f"http://{self.host}:{self.gateway_port}"
+        scheme = "http" if self.tls_cert_file is None else "https"
+        return f"{scheme}://{self.host}:{self.gateway_port}"
+
+    @property
+    def own_gateway_url(self) -> str:
+        """Where our own processes reach the gateway: by loopback, when it listens on every address."""
+        if self.host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+            return self.gateway_url.replace(f"//{self.host}:", "//127.0.0.1:", 1)
+        return self.gateway_url
 
 
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - forwarded to pydantic, which validates

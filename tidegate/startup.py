@@ -25,7 +25,8 @@ from tidegate.settings import Settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tidegate.client import ControlClient, RolloutStatus
+    from tidegate.client import ControlClient
+    from tidegate.replies import RolloutStatus
 
 POLL_S = 0.25
 SEED_ARGV = (sys.executable, "-m", "tidegate.bundled")

@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from tests.e2e.platform import Platform, running
-from tidegate.client import ControlClient, RolloutStatus
+from tidegate.client import ControlClient
 from tidegate.errors import ControlError
 from tidegate.load import Load
+from tidegate.replies import RolloutStatus
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tidegate.client import RolloutStatus, SignalStatus
+    from tidegate.replies import RolloutStatus, SignalStatus
 
 
 def e_value(log_e: float) -> str:
@@ -66,13 +66,26 @@ def headline(status: RolloutStatus) -> str:
     """Where a rollout stands, in one line."""
     parts = [status.phase]
     if status.canary is not None:
-        observed = status.observed_weight
-        follows = "" if observed in (None, status.weight) else f" (gateways: {observed} %)"
+        # Without `observed_weight` not every gateway has the newest table yet, or none is connected.
+        follows = "" if status.observed_weight == status.weight else " (not yet at every gateway)"
         parts.append(f"{status.canary} at {status.weight} %{follows}")
-        steps = [s for s in status.steps if s.weight < 100]
-        if steps and status.step:
-            parts.append(f"step {min(status.step, len(steps))} of {len(steps)}")
+        if place := step_place(status):
+            parts.append(place)
         if status.stage:
             parts.append(status.stage)
     parts.append(f"stable {status.stable or 'none'}")
     return ", ".join(parts)
+
+
+def step_place(status: RolloutStatus) -> str:
+    """Which step of how many; "" when it is at none."""
+    steps = [s for s in status.steps if s.weight < 100 and not s.soak]
+    return f"step {min(status.step, len(steps))} of {len(steps)}" if steps and status.step else ""
+
+
+def step_left_s(status: RolloutStatus, now: float) -> float | None:
+    """How long the present step still takes at least, in seconds; None when it is at none or its time is unknown."""
+    steps = [s for s in status.steps if s.weight < 100 and not s.soak]
+    if status.stage != "stepping" or not 1 <= status.step <= len(steps) or status.step_started_at is None:
+        return None
+    return max(0.0, status.step_started_at + steps[status.step - 1].duration_s - now)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tidegate.cli import deploy, logs, model, platform, rollback, rollout
+from tidegate.cli import deploy, key, logs, model, platform, rollback, rollout, schema, usage
 from tidegate.errors import TidegateError
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app.add_typer(model.app, name="model")
 deploy.add_to(app)
 app.add_typer(rollout.app, name="rollout")
 rollback.add_to(app)
+app.add_typer(key.app, name="key")
+usage.add_to(app)
+schema.add_to(app)
 logs.add_to(app)
 
 

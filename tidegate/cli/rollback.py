@@ -8,7 +8,7 @@ import typer
 
 from tidegate.cli import session
 from tidegate.cli.output import Format, JsonOption, OutputOption, YesOption, ask, chosen, note
-from tidegate.cli.rollout import print_reply
+from tidegate.cli.rollout import CONFIRM_S, FULL_HELP, print_reply
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,6 +22,7 @@ def rollback(
         str | None,
         typer.Option("--to", metavar="VERSION", help="Which version; else what was stable before the one in question."),
     ] = None,
+    full: Annotated[bool, typer.Option("--full", help=FULL_HELP)] = False,
     reason: Annotated[str, typer.Option("--reason", help="Why; goes into the event log.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen, and do nothing.")] = False,
     yes: YesOption = False,
@@ -32,10 +33,11 @@ def rollback(
     output = chosen(output, as_json)
     with session.connect() as client:
         if not dry_run and not yes:
-            plan = client.command(name, "rollback", reason=reason, version=to, dry_run=True)
+            plan = client.command(name, "rollback", reason=reason, version=to, full=full, dry_run=True)
             found = plan.plan or (plan.decision.model_dump() if plan.decision else {})
             note(f"plan: {found.get('reason', 'roll back')}")
             if not ask(f"Roll {name} back now?", yes=yes):
                 raise typer.Exit(1)
-        reply = client.command(name, "rollback", reason=reason, version=to, dry_run=dry_run)
+        wait_s = 0.0 if dry_run else CONFIRM_S
+        reply = client.command(name, "rollback", reason=reason, version=to, full=full, dry_run=dry_run, wait_s=wait_s)
     print_reply(reply, output)

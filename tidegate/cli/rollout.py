@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidegate.cli import session
+from tidegate.cli.evidence import step_place
 from tidegate.cli.output import (
     Format,
     JsonOption,
@@ -22,13 +23,23 @@ from tidegate.cli.output import (
     plain,
     print_data,
     print_rows,
+    print_table,
 )
 from tidegate.errors import TidegateError, WrongUse
 
 if TYPE_CHECKING:
-    from tidegate.client import CommandReply, RolloutStatus
+    from collections.abc import Iterator, Sequence
+
+    from tidegate.replies import CommandReply, Confirmation, ReplayedDecision, RolloutStatus
 
 app = typer.Typer(help="See, steer and understand rollouts.", no_args_is_help=True, rich_markup_mode=None)
+
+FULL_HELP = "Move all traffic at once, also what stable's replicas can't take yet: that is shed."
+CONFIRM_S = 5.0
+"""How long to wait for the gateways' confirmation. They need milliseconds; one that is away is not waited for."""
+
+UNBROKEN = 2000
+"""Columns where there is no terminal: a reason is one line, for grep."""
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The model, for instance chat.")]
 
@@ -86,7 +97,7 @@ def list_(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> N
             for s in found
         ],
         wide={
-            "step": [f"{s.step}/{len(s.steps)}" if s.canary else "" for s in found],
+            "step": [step_place(s).removeprefix("step ") for s in found],
             "previous": [s.previous for s in found],
             "requests": [s.exposure.canary_requests for s in found],
             "by": [s.actor for s in found],
@@ -127,8 +138,19 @@ def _plain_verb(verb: str, text: str) -> None:
 
 _plain_verb("pause", "Stay at the present weight. Evidence against the canary still takes it back.")
 _plain_verb("resume", "Go on after a pause.")
-_plain_verb("abort", "Stop this rollout: the canary loses its traffic, stable stays, the version may be tried again.")
 _plain_verb("retry", "Roll the last version out again, after an abort or a failure that was not its fault.")
+
+
+@app.command("abort")
+def abort(
+    name: NameArgument,
+    full: Annotated[bool, typer.Option("--full", help=FULL_HELP)] = False,
+    reason: ReasonOption = "",
+    output: OutputOption = Format.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop this rollout: the canary loses its traffic, stable stays, the version may be tried again."""
+    _say(name, "abort", chosen(output, as_json), reason=reason, full=full, wait_s=CONFIRM_S)
 
 
 @app.command("undo")
@@ -149,7 +171,7 @@ def undo(
 def ack(
     name: NameArgument,
     version: Annotated[
-        str | None, typer.Option("--version", metavar="VERSION", help="Only this version; else all that are held.")
+        str | None, typer.Argument(metavar="[VERSION]", help="Only this version; else all that are held.")
     ] = None,
     reason: ReasonOption = "",
     output: OutputOption = Format.TABLE,
@@ -174,8 +196,11 @@ def history(
         output,
         data=[plain(e.model_dump(mode="json")) for e in entries],
         names=[str(e.id) for e in entries],
-        columns=["id", "at", "kind", "by", "cause", "reason"],
-        rows=[[e.id, _when(e.at), e.kind, e.actor, e.cause, e.reason or _evidence_short(e.payload)] for e in entries],
+        columns=["id", "at", "kind", "by", "from", "cause", "reason"],
+        rows=[
+            [e.id, _when(e.at), e.kind, e.actor, e.source, e.cause, e.reason or _evidence_short(e.payload)]
+            for e in entries
+        ],
         wide={"actions": [", ".join(str(a.get("type")) for a in e.actions) for e in entries]},
         empty=f"nothing in the log of {name}",
     )
@@ -221,14 +246,17 @@ def replay(name: NameArgument, output: OutputOption = Format.TABLE, as_json: Jso
     output = chosen(output, as_json)
     with session.connect() as client:
         decisions = client.replay(name)
-    print_rows(
-        output,
-        data=[plain(d.model_dump(mode="json")) for d in decisions],
-        names=[str(d.id) for d in decisions if not d.same],
-        columns=["id", "same", "recorded", "today"],
-        rows=[[d.id, "yes" if d.same else "NO", _decision(d.recorded), _decision(d.today)] for d in decisions],
-        empty=f"no decisions in the log of {name}",
-    )
+    if output is Format.TABLE:
+        _print_replay(name, decisions)
+    else:
+        print_rows(
+            output,
+            data=[plain(d.model_dump(mode="json")) for d in decisions],
+            names=[str(d.id) for d in decisions if not d.same],
+            columns=["id", "same", "recorded", "today"],
+            rows=[[d.id, "yes" if d.same else "NO", _decision(d.recorded), _decision(d.today)] for d in decisions],
+            empty=f"no decisions in the log of {name}",
+        )
     other = sum(not d.same for d in decisions)
     if other:
         note(f"tidegate: {other} of {len(decisions)} decisions would be taken otherwise today")
@@ -236,6 +264,36 @@ def replay(name: NameArgument, output: OutputOption = Format.TABLE, as_json: Jso
 
 
 # ------------------------------------------------------------------------------------------------------- shared
+
+
+def _print_replay(name: str, decisions: Sequence[ReplayedDecision]) -> None:
+    """What is the same in a line; what differs side by side, line by line."""
+    if not decisions:
+        print(f"no decisions in the log of {name}")
+        return
+    for d in decisions:
+        if d.same:
+            print(f"{d.id}  the same  {_decision(d.recorded)}")
+            continue
+        print(f"{d.id}  DIFFERS")
+        print_table(["", "recorded", "today"], list(_side_by_side(d.recorded, d.today or {})))
+    print(f"{sum(d.same for d in decisions)} of {len(decisions)} decisions come out the same today")
+
+
+def _side_by_side(recorded: dict[str, Any], today: dict[str, Any]) -> Iterator[list[str]]:
+    """A row for each thing of which the two decisions consist; `*` where they differ."""
+    pairs = [(key, str(recorded.get(key) or ""), str(today.get(key) or "nothing")) for key in ("cause", "reason")]
+    was, now = ([_action(a) for a in side.get("actions") or ()] for side in (recorded, today))
+    longest = max(len(was), len(now), 1)
+    padded = (was + [""] * (longest - len(was)), now + [""] * (longest - len(now)))
+    pairs += [("action", a or "none", b or "none") for a, b in zip(*padded, strict=True)]
+    for key, old, new in pairs:
+        yield [f"{'*' if old != new else ' '} {key}", old, new]
+
+
+def _action(action: dict[str, Any]) -> str:
+    rest = ", ".join(f"{k}={v}" for k, v in action.items() if k != "type" and not isinstance(v, dict | list))
+    return f"{action.get('type')}{f' ({rest})' if rest else ''}"
 
 
 def show(found: RolloutStatus, output: Format) -> None:
@@ -249,7 +307,7 @@ def show(found: RolloutStatus, output: Format) -> None:
 
         from tidegate.cli.watch import tree
 
-        Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True).print(tree(found))
+        Console(width=None if sys.stdout.isatty() else UNBROKEN, soft_wrap=True).print(tree(found))
 
 
 def conclude(found: RolloutStatus, output: Format) -> None:
@@ -272,8 +330,20 @@ def print_reply(reply: CommandReply, output: Format) -> None:
         print(reply.status.model if reply.status else "")
     elif decision is not None:
         print(decision.reason)
+        if reply.confirmed is not None:
+            print(confirmation(reply.confirmed))
     elif reply.plan is not None:
         print(f"would: {_decision(reply.plan)}")
+
+
+def confirmation(found: Confirmation) -> str:
+    """Whether traffic has left, as measured by the control plane from the command to the last acknowledgement."""
+    if found.all and found.after_s is not None:
+        who = "the gateway" if found.gateways == 1 else f"all {found.gateways} gateways"
+        return f"{who} confirmed weight {found.weight} after {1000 * found.after_s:.1f} ms"
+    if not found.gateways:
+        return "no gateway is connected; one that still runs sends nothing to a canary 15 s after it lost the line"
+    return "not every gateway has confirmed yet; `tidegate rollout get` shows when all have"
 
 
 def _say(name: str, verb: str, output: Format, **arguments: Any) -> None:  # noqa: ANN401 - forwarded

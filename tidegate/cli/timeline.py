@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tidegate.cli.evidence import e_value, rate
 
 if TYPE_CHECKING:
-    from tidegate.client import HistoryEntry
+    from tidegate.replies import HistoryEntry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,8 @@ def _moment(entry: HistoryEntry) -> Moment:
     said = entry.payload.get("command") or {}
     why = entry.reason or str(said.get("reason") or "")
     who = f"{entry.actor}: " if entry.kind == "command" and f"by {entry.actor}" not in why else ""
-    return Moment(entry.at, entry.kind, f"{who}{cause}{why} -> {did or 'nothing'}", _seen(entry), entry.id)
+    source = f" (from {entry.source})" if entry.source else ""
+    return Moment(entry.at, entry.kind, f"{who}{cause}{why}{source} -> {did or 'nothing'}", _seen(entry), entry.id)
 
 
 def _action(action: dict[str, Any]) -> str:

@@ -70,6 +70,7 @@ class Plane:
         self.asked: list[tuple[str, str, dict[str, str], Any]] = []
         self.headers: dict[str, str] = {}
         self.answers: dict[tuple[str, str], Any] = {}
+        self.events: list[list[dict[str, Any]]] = []
         self.away = False
 
     def on(self, method: str, path: str, *answers: Any, status: int = 200) -> None:
@@ -81,6 +82,10 @@ class Plane:
         body = json.loads(request.content) if request.content else None
         self.asked.append((request.method, request.url.path, dict(request.url.params), body))
         self.headers = dict(request.headers)
+        if request.url.path == "/api/v1/events":  # each stream tells one batch and ends
+            batch = self.events.pop(0) if self.events else []
+            text = ": alive\n\n" + "".join(f"data: {json.dumps(e)}\n\n" for e in batch)
+            return httpx.Response(200, text=text, headers={"content-type": "text/event-stream"})
         queue = self.answers.get((request.method, request.url.path))
         if queue is None:
             error = {"code": "unknown_rollout", "message": "model 'x' was never deployed"}
@@ -93,7 +98,7 @@ class Plane:
 def plane(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plane:
     found = Plane()
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
-    monkeypatch.setattr("tidegate.cli.watch.POLL_S", 0.0)
+    monkeypatch.setattr("tidegate.cli.watch.RETRY_S", 0.0)
 
     def connect(settings: Settings) -> ControlClient:
         return ControlClient(settings.control_url, "token", "alice", transport=httpx.MockTransport(found))
@@ -134,7 +139,8 @@ def test_help_is_light_and_fast() -> None:
 
 COMMANDS = [
     [],
-    *([c] for c in ("up", "down", "status", "doctor", "deploy", "rollback", "logs")),
+    *([c] for c in ("up", "down", "status", "doctor", "deploy", "rollback", "logs", "usage", "schema")),
+    *(["key", c] for c in ("create", "list", "revoke")),
     *(["model", c] for c in ("register", "list", "show", "alias", "verify")),
     *(
         ["rollout", c]
@@ -174,7 +180,22 @@ def test_every_command_has_help_on_every_option(command: list[str], capsys: pyte
     [
         (["deploy"], "NAME@VERSION"),
         (["deploy", "chat"], "'chat' names no version"),
-        (["deploy", "chat@1.0.1", "--strategy", "shadow"], "not available yet"),
+        (
+            ["deploy", "chat@1.0.1", "--mirror", "10"],
+            "--mirror means nothing to canary; it belongs to --strategy shadow",
+        ),
+        (["deploy", "chat@1.0.1", "--strategy", "ab", "--steps", "5,25"], "--steps means nothing to ab"),
+        (["deploy", "chat@1.0.1", "--strategy", "ab", "--weight", "100"], "99"),
+        (["deploy", "chat@1.0.1", "--tester", "x-team"], "write it as NAME=VALUE"),
+        (["deploy", "chat@1.0.1", "--strategy", "blue-green", "--smoke", "/nowhere.yaml"], "no such file"),
+        (["key", "create", "app", "--scope", "everything"], "--scope 'everything' is unknown"),
+        (["key", "create", "app", "--role", "root"], "--role 'root' is unknown"),
+        (["key", "create", "app", "--expires", "soon"], "no duration"),
+        (["key", "create", "app", "--expires", "0d"], "no duration above 0"),
+        (["key", "create", "app", "--rpm", "0"], "--rpm"),
+        (["usage", "--since", "yesterday"], "no duration"),
+        (["usage", "--by", "mood"], "mood"),
+        (["schema", "-o", "wide"], "json or yaml"),
         (["deploy", "chat@1.0.1", "--strategy", "yolo"], "unknown"),
         (["deploy", "chat@1.0.1", "--steps", "a,b"], "5,25,50,100"),
         (["deploy", "chat@1.0.1", "--steps", "50,25"], "must rise"),
@@ -280,7 +301,93 @@ def test_status_waits_and_its_exit_code_tells(
     plane.on("GET", "/api/v1/rollouts/chat", STATUS, STATUS, last)
     assert run(["rollout", "status", "chat"]) == code
     assert last["reason"] in capsys.readouterr().out
-    assert len(plane.asked) == 3
+    assert len([a for a in plane.asked if a[1] == "/api/v1/rollouts/chat"]) == 3
+
+
+@pytest.mark.parametrize(("last", "code"), [(HEALTHY, 0), (DEGRADED, 1)])
+def test_status_hears_the_end_from_the_stream_of_events(
+    last: dict[str, Any], code: int, plane: Plane, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plane.on("GET", "/api/v1/rollouts/chat", STATUS)
+    plane.events = [[STATUS, {**STATUS, "weight": 25, "observed_weight": 25, "step": 2}, last]]
+    assert run(["rollout", "status", "chat"]) == code
+    told = capsys.readouterr()
+    assert last["reason"] in told.out
+    assert [line.split(",")[1] for line in told.err.splitlines()[:2]] == [" 1.0.1 at 5 %", " 1.0.1 at 25 %"]
+    assert [a[2] for a in plane.asked if a[1] == "/api/v1/events"] == [{"model": "chat"}]
+    assert len(plane.asked) == 2
+
+
+def test_get_tells_weights_step_time_endpoints_and_what_is_left_behind(
+    plane: Plane, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.cli.watch.time.time", lambda: 1700000020.0)
+    more = {
+        "observed_weight": None,
+        "gateways": 2,
+        "endpoints": {"1.0.0": 2, "1.0.1": 1},
+        "step_started_at": 1700000010.0,
+        "previous": "0.9.0",
+        "warm_until": 1700000320.0,
+        "retiring": [{"version": "0.8.0", "since": 1700000000.0, "deadline_at": 1700000620.0, "in_flight": 3}],
+        "quarantine": {"ab" * 32: "error: canary 9 of 50"},
+        "quarantined_versions": {"ab" * 32: "1.0.7"},
+    }
+    plane.on("GET", "/api/v1/rollouts/chat", {**STATUS, **more})
+    assert run(["rollout", "get", "chat"]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "not yet at every gateway",
+        "at least 20s left",
+        "weight: 5 % desired, unknown observed at 2 gateways",
+        "endpoints: 1.0.0: 2, 1.0.1: 1",
+        "0.9.0 is kept warm for 5m",
+        "draining 0.8.0 for 20s: 3 streams, deadline in 10m",
+        "condemned 1.0.7: error: canary 9 of 50",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "strategy"),
+    [
+        (["--strategy", "shadow", "--mirror", "20"], {"shadow": {"mirrorPercent": 20}}),
+        (["--strategy", "ab", "--weight", "30", "--sessions", "500"], {"ab": {"weight": 30, "sessions": 500}}),
+        (
+            ["--strategy", "blue-green", "--tester", "x-team=qa"],
+            {"blueGreen": {"testers": [{"header": "x-team", "value": "qa"}]}},
+        ),
+        (
+            ["--steps", "5,100", "--tester", "x-team=qa"],
+            {"canary": {"steps": [{"weight": 5}, {"weight": 100}], "testers": [{"header": "x-team", "value": "qa"}]}},
+        ),
+    ],
+    ids=["shadow", "ab", "blue-green", "canary"],
+)
+def test_deploy_says_each_strategy_in_the_specs_words(
+    argv: list[str], strategy: dict[str, Any], plane: Plane, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plane.on("GET", "/api/v1/rollouts/chat", {**HEALTHY, "stable": "1.0.0"})
+    plane.on("POST", "/api/v1/rollouts", {"plan": DECISION}, {"decision": DECISION, "status": STATUS})
+    assert run(["deploy", "chat@1.0.1", "-y", *argv]) == 0
+    assert plane.asked[-1][3]["spec"]["strategy"] == strategy
+    name = {"blueGreen": "blue-green"}.get(next(iter(strategy)), next(iter(strategy)))
+    assert f"strategy     {name}" in capsys.readouterr().err
+
+
+def test_a_smoke_suite_comes_from_a_file_of_its_own(plane: Plane, tmp_path: Path) -> None:
+    (tmp_path / "smoke.yaml").write_text("- {name: sum, prompt: 'What is 2 + 2?', expect: {contains: '4'}}\n")
+    plane.on("POST", "/api/v1/rollouts", {"plan": DECISION}, {"decision": DECISION, "status": STATUS})
+    argv = ["deploy", "chat@1.0.1", "-y", "--strategy", "blue-green", "--smoke", str(tmp_path / "smoke.yaml")]
+    assert run(argv) == 0
+    cases = plane.asked[-1][3]["spec"]["strategy"]["blueGreen"]["smoke"]
+    assert cases == [{"name": "sum", "prompt": "What is 2 + 2?", "expect": {"contains": "4"}}]
+
+
+def test_schema_needs_no_platform(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["schema"]) == 0
+    assert {"model", "version", "strategy"} <= set(json.loads(capsys.readouterr().out)["properties"])
+    assert plane.asked == []
 
 
 def test_status_gives_up_after_its_time(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,13 +415,40 @@ def test_promote_full_asks(plane: Plane, answer: Callable[[str], None]) -> None:
     assert plane.asked[0][3]["full"] is True
 
 
-def test_replay_tells_by_exit_code(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_tells_by_exit_code_and_shows_what_differs_side_by_side(
+    plane: Plane, capsys: pytest.CaptureFixture[str]
+) -> None:
     same = {"id": 3, "same": True, "recorded": DECISION, "today": DECISION}
-    other = {"id": 4, "same": False, "recorded": DECISION, "today": None}
+    today = {**DECISION, "actions": [{"type": "pause"}]}
+    other = {"id": 4, "same": False, "recorded": DECISION, "today": today}
     plane.on("GET", "/api/v1/rollouts/chat/replay", {"decisions": [same]}, {"decisions": [same, other]})
     assert run(["rollout", "replay", "chat"]) == 0
+    assert "1 of 1 decisions come out the same today" in capsys.readouterr().out
     assert run(["rollout", "replay", "chat"]) == 1
-    assert "1 of 2 decisions" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "1 of 2 decisions would be taken otherwise" in told.err
+    rows = [line.split() for line in told.out.splitlines()]
+    assert ["*", "action", "withdraw", "pause"] in rows
+    assert ["4", "DIFFERS"] in rows
+
+
+def test_history_says_who_and_from_where(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {
+        "id": 7,
+        "at": 1700000000.0,
+        "kind": "command",
+        "actor": "ops (abcdefghijkl)",
+        "cause": "command",
+        "reason": "paused",
+        "payload": {"command": {"verb": "pause", "source": "203.0.113.7"}},
+    }
+    page = {"entries": [entry], "next_after": 7}
+    plane.on("GET", "/api/v1/rollouts/chat/history", page, {"entries": [{**entry, "id": 8}], "next_after": None})
+    assert run(["rollout", "history", "chat"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["7", "8"]
+    assert all("ops (abcdefghijkl)   203.0.113.7" in row for row in rows)
+    assert [a[2]["after"] for a in plane.asked] == ["0", "7"]
 
 
 # -------------------------------------------------------------------------------------------- deploy and rollback
@@ -398,10 +532,26 @@ def test_rollback_shows_the_plan_asks_and_acts(
     assert "would go to 1.0.0" in capsys.readouterr().err
 
 
-def test_rollback_with_yes_is_one_call(plane: Plane) -> None:
-    plane.on("POST", "/api/v1/rollouts/chat/rollback", {"decision": DECISION, "status": STATUS})
+@pytest.mark.parametrize(
+    ("confirmed", "said"),
+    [
+        ({"all": True, "gateways": 1, "weight": 0, "after_s": 0.0031}, "the gateway confirmed weight 0 after 3.1 ms"),
+        ({"all": True, "gateways": 3, "weight": 0, "after_s": 0.05}, "all 3 gateways confirmed weight 0 after 50.0 ms"),
+        ({"all": True, "gateways": 2, "weight": 20, "after_s": 0.004}, "confirmed weight 20 after 4.0 ms"),
+        ({"all": False, "gateways": 2, "after_s": None}, "not every gateway has confirmed yet"),
+        ({"all": False, "gateways": 0, "after_s": None}, "no gateway is connected"),
+    ],
+    ids=["one", "three", "stable can't take all of it", "not all", "none"],
+)
+def test_rollback_with_yes_is_one_call_and_tells_when_traffic_had_left(
+    confirmed: dict[str, Any], said: str, plane: Plane, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = {"decision": DECISION, "status": STATUS, "confirmed": confirmed}
+    plane.on("POST", "/api/v1/rollouts/chat/rollback", answer)
     assert run(["rollback", "chat", "-y"]) == 0
     assert len(plane.asked) == 1
+    assert plane.asked[0][3]["wait_s"] > 0
+    assert said in capsys.readouterr().out
 
 
 def test_rollback_dry_run_does_nothing(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from tidegate import bundled, startup
 from tidegate import client as client_module
-from tidegate.client import PlatformStatus, RolloutStatus
 from tidegate.errors import ControlError, ControlUnavailable
+from tidegate.replies import PlatformStatus, RolloutStatus
 from tidegate.runfile import State, TaskStatus
 from tidegate.settings import Settings
 from tidegate.startup import Startup, Wish

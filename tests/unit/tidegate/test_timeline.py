@@ -4,7 +4,7 @@ from typing import Any
 
 from tidegate.cli.evidence import e_value
 from tidegate.cli.timeline import render, rollouts_in, tell
-from tidegate.client import HistoryEntry
+from tidegate.replies import HistoryEntry
 
 T0 = 1_700_000_000.0
 

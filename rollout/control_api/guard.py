@@ -1,0 +1,64 @@
+"""The one door: every route passes here, and what is not in rollout/access.py does not open.
+
+No `from __future__ import annotations` in modules with routes: FastAPI reads annotations of local functions.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from rollout.access import Right, may, needed, right_of
+from rollout.control_api.authentication import Authenticator, Caller, Forbidden
+from rollout.control_api.plane import ControlPlane
+from serving.keys import ControlRole
+
+NOBODY = Caller(actor="", source="", roles=frozenset())
+BEARER = HTTPBearer(auto_error=False, description="A key with a role, or the bootstrap token.")
+
+Guard = Callable[..., Awaitable[Caller]]
+
+
+def guard_of(plane: ControlPlane) -> Guard:
+    """The dependency that lets a caller in, or raises what tells why not."""
+
+    async def admitted(
+        request: Request,
+        _: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)] = None,
+        x_tidegate_actor: Annotated[str | None, Header(max_length=128)] = None,
+    ) -> Caller:
+        path = str(getattr(request.scope.get("route"), "path", ""))
+        right = right_of(request.method, path)
+        request.state.source = source_of(plane.authenticator, request)
+        if right is Right.OPEN:
+            return NOBODY
+        # The header itself, not what was parsed: an unknown scheme is told apart from no key at all.
+        caller = plane.authenticator.identify(
+            request.headers.get("authorization"), x_tidegate_actor, request.state.source
+        )
+        request.state.caller = caller
+        check(caller, right, f"{request.method} {request.url.path[:256]}")
+        return caller
+
+    return admitted
+
+
+def source_of(authenticator: Authenticator, request: Request) -> str:
+    """The address that a request came from."""
+    peer = request.client.host if request.client is not None else ""
+    return authenticator.source(peer, ", ".join(request.headers.getlist("x-forwarded-for")))
+
+
+def check(caller: Caller, right: Right | None, what: str) -> None:
+    """Whether a caller may do it.
+
+    Raises:
+        Forbidden: it lacks the role, which the message names.
+
+    """
+    if may(caller.roles, right):
+        return
+    least = needed(right) if right is not None else ControlRole.ADMIN
+    has = ", ".join(sorted(caller.roles)) or "none"
+    raise Forbidden(f"{what} needs the role {least}; {caller.actor} has {has}. An admin makes a key that has it")

@@ -1,0 +1,185 @@
+"""What the routes act on: the controller, behind it the versions, and what every answer is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rollout.accounts.base import AccountStore
+from rollout.actions import Shift, SwitchBack, Withdraw
+from rollout.commands import Command, Target, Verb, earlier_version
+from rollout.control_api.authentication import Authenticator
+from rollout.controller import Controller
+from rollout.decision import Decision
+from rollout.errors import CommandRefused
+from rollout.reports import report
+from rollout.specs import RolloutSpec
+from rollout.status import ModelStatus
+from rollout.traffic_routers.gateway import GatewayRouter
+from rollout.versions import Versions
+from serving.keys import KeyRecord
+
+CONFIRM_LOOK_S = 0.001
+"""How often it is looked whether the gateways have confirmed, while somebody waits for that."""
+
+
+class Keys(Protocol):
+    """The keys, as the controller keeps them."""
+
+    async def put_key(self, record: KeyRecord) -> None:
+        """Keep a new key or the new state of one, and tell every gateway."""
+        ...
+
+    def keys(self) -> tuple[KeyRecord, ...]:
+        """Every key there is, revoked and expired ones too."""
+        ...
+
+
+class KeyIndex:
+    """The keys by id, made anew only when they have changed.
+
+    Raises:
+        NotLeading: (on a call) this controller has not read the keys, so that it can't say that one is unknown.
+
+    """
+
+    def __init__(self, controller: Controller, keys: Keys) -> None:
+        self._controller = controller
+        self._keys = keys
+        self._of: tuple[KeyRecord, ...] = ()
+        self._by_id: Mapping[str, KeyRecord] = {}
+
+    def __call__(self) -> Mapping[str, KeyRecord]:
+        """By id."""
+        self._controller.require_leadership()
+        found = self._keys.keys()
+        if found is not self._of:
+            self._of, self._by_id = found, {record.id: record for record in found}
+        return self._by_id
+
+
+class ControlPlane:
+    """What the routes act on."""
+
+    def __init__(
+        self,
+        *,
+        controller: Controller,
+        router: GatewayRouter,
+        versions: Versions,
+        keys: Keys,
+        accounts: AccountStore,
+        authenticator: Authenticator,
+    ) -> None:
+        self.controller = controller
+        self.router = router
+        self.versions = versions
+        self.keys = keys
+        self.accounts = accounts
+        self.authenticator = authenticator
+
+    def report(self, status: ModelStatus) -> dict[str, Any]:
+        """A model's status document."""
+        model = status.model
+        seen = self.controller.observation(model)
+        rollout = status.rollout if status.rollout is not None and status.rollout.active else None
+        told = report(status, seen, self.controller.waiting_for(model))
+        if self.controller.store_message:  # nothing is decided meanwhile, so what was waited for last is stale
+            told |= {"waiting_for": f"holding, since the store is away: {self.controller.store_message}"}
+        return told | {
+            "gateways": seen.gateways,
+            "endpoints": {d.version: seen.ready_endpoints.get(d.application, 0) for d in status.running()},
+            "step_started_at": rollout.step_started_at if rollout is not None else None,
+        }
+
+    async def deploy(self, spec: RolloutSpec, command: Command, *, dry_run: bool) -> dict[str, Any]:
+        """Resolve and verify the version, then start its rollout."""
+        version, deployed = await self.versions.resolve(spec)
+        target = self.controller.new_target(spec, deployed)
+        answer = await self._carry_out(spec.model, command, target, dry_run=dry_run)
+        if dry_run:
+            answer["plan"] |= {"bump": version.bump, "bump_reason": version.bump_reason}
+        return answer
+
+    async def verb(self, model: str, command: Command, *, dry_run: bool, wait_s: float = 0.0) -> dict[str, Any]:
+        """Carry out any other verb; with `wait_s` wait so long for the gateways to confirm that traffic has left."""
+        target = await self._target(self.controller.status(model), command)
+        return await self._carry_out(model, command, target, dry_run=dry_run, wait_s=wait_s)
+
+    async def _target(self, status: ModelStatus, command: Command) -> Target | None:
+        """What the verb would have to start, if anything."""
+        rollout = status.rollout
+        match command.verb:
+            case Verb.RETRY:
+                if rollout is None:
+                    raise CommandRefused(
+                        f"retry: {status.model} has no rollout to repeat; `tidegate deploy` starts one"
+                    )
+                return await self._target_of(rollout.spec)
+            case Verb.UNDO:
+                return self._earlier(status, command.version, emergency=False)
+            case Verb.ROLLBACK if _must_start(status, command):
+                return self._earlier(status, command.version, emergency=True)
+            case _:
+                return None
+
+    def _earlier(self, status: ModelStatus, version: str | None, *, emergency: bool) -> Target:
+        """How to start a revision that was stable before, exactly as it ran: the registry need not answer for it."""
+        deployed = earlier_version(status, version)
+        spec = RolloutSpec(model=status.model, version=deployed.version)
+        if status.rollout is not None:
+            spec = status.rollout.spec
+        changes = {"version": deployed.version, "emergency": emergency, "paused": False}
+        return self.controller.new_target(spec.model_copy(update=changes), deployed)
+
+    async def _target_of(self, spec: RolloutSpec) -> Target:
+        _, deployed = await self.versions.resolve(spec)
+        return self.controller.new_target(spec, deployed)
+
+    async def _carry_out(
+        self, model: str, command: Command, target: Target | None, *, dry_run: bool, wait_s: float = 0.0
+    ) -> dict[str, Any]:
+        if dry_run:
+            return {"plan": said(self.controller.plan(model, command, target))}
+        began = time.perf_counter()
+        decision = await self.controller.execute(model, command, target)
+        answer: dict[str, Any] = {"decision": said(decision)}
+        moved = [a for a in decision.actions if isinstance(a, Withdraw | SwitchBack | Shift)]
+        if wait_s > 0 and moved:
+            answer["confirmed"] = {"weight": _left(moved[-1]), **await self._confirmed(model, began, wait_s)}
+        status = self.controller.status(model)
+        return {**answer, "accepted_at": status.updated_at, "status": self.report(status)}
+
+    async def _confirmed(self, model: str, began: float, wait_s: float) -> dict[str, Any]:
+        """How long it took from the command until every connected gateway had the table that follows from it."""
+        while not (seen := self.controller.observation(model)).table_applied:
+            if time.perf_counter() - began >= wait_s or not seen.gateways:
+                return {"all": False, "gateways": seen.gateways, "after_s": None}
+            await asyncio.sleep(CONFIRM_LOOK_S)
+        return {"all": True, "gateways": seen.gateways, "after_s": time.perf_counter() - began}
+
+
+def _left(action: Withdraw | SwitchBack | Shift) -> int:
+    """What the revision that is taken back keeps, in percent: what stable can't take yet."""
+    return action.weight if isinstance(action, Shift) else action.keep
+
+
+def _must_start(status: ModelStatus, command: Command) -> bool:
+    """Whether a rollback goes to something that does not run any more."""
+    stable, to = status.stable, command.version
+    if stable is None or to == stable.version:
+        return False
+    taken_back = status.canary if status.canary is not None else status.leaving
+    if to is None and (taken_back is not None or status.previous is not None):
+        return False
+    if to is not None and status.canary is not None and to == status.canary.version:
+        return False
+    return to is None or status.still_running(to) is None
+
+
+def said(decision: Decision) -> dict[str, Any]:
+    """A decision without its secrets."""
+    actions: list[Mapping[str, Any]] = [a.model_dump(mode="json", exclude={"salt"}) for a in decision.actions]
+    return {"cause": decision.cause, "reason": decision.reason, "actions": actions}
