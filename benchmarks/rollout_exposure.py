@@ -1,20 +1,18 @@
-"""How many users meet a broken canary before it is taken back, beside the fewest that any method needs.
+"""How many users meet a broken canary before it is taken back: beside the fewest possible, and beside other tools.
 
-Simulates independent requests with one signal (errors) at full alpha through the rollback test that ships. Exposure
-is the canary requests admitted from the fault's onset to the last one admitted; the ratio is over
-`planning.least_canary_requests`. Reporting delay adds weight * rate * delay requests and is left out.
+    python -m benchmarks rollout_exposure             # about six minutes on one core
+    python -m benchmarks rollout_exposure --quick     # under 40 seconds, rough figures
 
-    python benchmarks/rollout_exposure.py                    # about 20 seconds
-    python benchmarks/rollout_exposure.py --runs 20000 --healthy-runs 10000
-
-Only events move the test, so the requests between two events are drawn as one number: a geometric count, of which
-a binomial part is the canary's. That is exact, and a hundred times faster than drawing each request.
+Three parts: the exposure ratio (one signal at full alpha, over the lower bound for any test); faults in the same
+generated traffic under Tidegate, Argo Rollouts, Flagger and Kayenta as their documentation sets them up; and healthy
+rollouts that were taken back. docs/benchmarks/rollout_exposure.md says how to read them. Tables go to stdout; JSON, a
+plot and the page's tables to `--out`. Exit 1 when a limit is missed, when false rollbacks are surely above alpha, or
+when the product's ledger decides otherwise than the simulation of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -23,185 +21,94 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from monitoring.sequential.events import CappedMixture, EProcessConfig, EProcessState, q
-from monitoring.sequential.planning import least_canary_requests
-
-GIVE_UP_CANARY_REQUESTS = 200_000
-"""A fault that is not found by then counts as this many: so a miss shows in the mean."""
+from benchmarks.exposure.campaign import PEERS, cases, under_fault, without_fault
+from benchmarks.exposure.evidence import ALPHA, WEIGHT
+from benchmarks.exposure.ratios import CASES, measure
+from benchmarks.exposure.report import Report, fill_page, save, show
+from benchmarks.exposure.traffic import Shape
+from monitoring.sequential.events import EProcessConfig
 
 
-@dataclass(frozen=True)
-class Case:
-    """One fault: stable's error rate, the canary's, and healthy canary requests before it."""
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much to simulate: rollouts by part, and how many of Tidegate's also go through the product's ledger."""
 
-    stable: float
-    canary: float
-    healthy_before: int = 0
-    target: float | None = None
-
-    @property
-    def name(self) -> str:
-        """For the table, such as `1 -> 5 %`."""
-        after = f", after {self.healthy_before:,} healthy" if self.healthy_before else ""
-        return f"{100 * self.stable:g} -> {100 * self.canary:g} %{after}"
+    ratio_runs: int
+    fault_runs: int
+    healthy: int
+    healthy_of_peers: int
+    verified_faults: int
+    verified_healthy: int
 
 
-CASES = (
-    Case(0.01, 0.05, target=1.25),
-    Case(0.01, 0.10, target=1.32),
-    Case(0.05, 0.10, target=1.40),
-    Case(0.01, 0.02),
-    Case(0.01, 0.50),
-    Case(0.01, 0.05, healthy_before=5_000, target=4.0),
-)
+FULL = Size(20_000, 40, 2_000, 100, 3, 20)
+QUICK = Size(1_000, 2, 40, 2, 1, 1)
 
 
-class Traffic:
-    """The events of a stream of independent requests, with the canary requests that went by."""
-
-    def __init__(self, rng: np.random.Generator, weight: float, stable: float, canary: float) -> None:
-        self._rng = rng
-        self._rate = weight * canary + (1.0 - weight) * stable
-        self._canary_event = q(canary / stable, weight)
-        self._canary_quiet = weight * (1.0 - canary) / (1.0 - self._rate)
-        self._buffer: list[tuple[bool, int]] = []
-
-    def event(self) -> tuple[bool, int]:
-        """The next event: whether it is the canary's, and canary requests since the last one (itself included)."""
-        if not self._buffer:
-            ours = self._rng.random(64) < self._canary_event
-            quiet = self._rng.binomial(self._rng.geometric(self._rate, 64) - 1, self._canary_quiet)
-            self._buffer = list(zip(ours.tolist(), (quiet + ours).tolist(), strict=True))
-        return self._buffer.pop()
-
-
-def run_until(
-    test: CappedMixture, state: EProcessState, traffic: Traffic, weight: float, limit: int
-) -> tuple[EProcessState, int]:
-    """Feed events until a rollback or until `limit` canary requests went by; the state, and the canary requests."""
-    requests = 0
-    while not state.crossed:
-        canary, passed = traffic.event()
-        if requests + passed > limit:
-            return state, limit
-        requests += passed
-        state = test.update(state, canary, weight)
-    return state, requests
-
-
-def exposures(
-    case: Case, runs: int, weight: float, alpha: float, rng: np.random.Generator, cash: float
-) -> tuple[np.ndarray, int]:
-    """Canary requests from the onset to the rollback, by run; and how many runs were rolled back before the onset.
-
-    Those are false rollbacks: they are drawn again, so that every run counted meets the fault.
-    """
-    test = CappedMixture(EProcessConfig(alpha=alpha, cash=cash))
-    counted: list[int] = []
-    early = 0
-    while len(counted) < runs:
-        state = test.start()
-        if case.healthy_before:
-            healthy = Traffic(rng, weight, case.stable, case.stable)
-            state, _ = run_until(test, state, healthy, weight, case.healthy_before)
-            if state.crossed:
-                early += 1
-                continue
-        faulty = Traffic(rng, weight, case.stable, case.canary)
-        counted.append(run_until(test, state, faulty, weight, GIVE_UP_CANARY_REQUESTS)[1])
-    return np.array(counted), early
-
-
-def false_rollbacks(
-    rate: float, runs: int, horizon: int, weight: float, alpha: float, rng: np.random.Generator, cash: float
-) -> int:
-    """Healthy rollouts of `horizon` canary requests each that were rolled back."""
-    test = CappedMixture(EProcessConfig(alpha=alpha, cash=cash))
-    return sum(
-        run_until(test, test.start(), Traffic(rng, weight, rate, rate), weight, horizon)[0].crossed for _ in range(runs)
-    )
-
-
-def binomial_interval(hits: int, runs: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    p = hits / runs
-    centre = (p + z * z / (2 * runs)) / (1 + z * z / runs)
-    half = z * math.sqrt(p * (1 - p) / runs + z * z / (4 * runs * runs)) / (1 + z * z / runs)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def run(size: Size, seed: int) -> Report:
+    """Simulate everything, with progress on stderr."""
+    report = Report(WEIGHT, ALPHA, seed)
+    began = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("exposure ratios", total=len(CASES) + len(cases()) + len(Shape))
+        for number, case in enumerate(CASES):
+            rng = np.random.default_rng([seed, number])
+            report.ratios.append(measure(case, size.ratio_runs, WEIGHT, ALPHA, rng, EProcessConfig(ALPHA).cash))
+            progress.advance(task)
+        for shape, fault in cases():
+            progress.update(task, description=f"{fault.name}, {shape}")
+            found, agreed = under_fault(shape, fault, size.fault_runs, size.verified_faults, seed)
+            report.faults += found
+            report.agreement += agreed
+            progress.advance(task)
+        for shape in Shape:
+            progress.update(task, description=f"healthy, {shape}")
+            healthy = without_fault(shape, size.healthy, size.healthy_of_peers, size.verified_healthy, seed)
+            for result, agreed in healthy:
+                report.healthy.append(result)
+                report.agreement += agreed
+            progress.advance(task)
+    report.seconds = time.monotonic() - began
+    return report
 
 
 def main() -> int:
-    """Print both tables; 1 when a target is missed by more than two standard errors."""
+    """Run, show, save; 1 when something is not as promised."""
     arguments = _arguments()
-    weight, alpha = arguments.weight, arguments.alpha
-    rng = np.random.default_rng(arguments.seed)
-    began = time.monotonic()
-    table = Table(title=f"Exposure, {100 * weight:g} % canary, alpha {100 * alpha:g} %, N = {arguments.runs:,} each")
-    for column in (
-        "errors",
-        "lower bound",
-        "mean",
-        "median",
-        "p95",
-        "ratio (mean)",
-        "s.e.",
-        "ratio (median)",
-        "target",
-    ):
-        table.add_column(column, justify="left" if column == "errors" else "right")
-    missed = False
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("faults", total=len(CASES) + 1)
-        for case in CASES:
-            found, _ = exposures(case, arguments.runs, weight, alpha, rng, arguments.cash)
-            bound = least_canary_requests(case.stable, case.canary, weight, alpha)
-            ratio = float(found.mean()) / bound
-            error = float(found.std(ddof=1)) / math.sqrt(len(found)) / bound
-            missed |= case.target is not None and ratio - 2 * error > case.target
-            table.add_row(
-                case.name,
-                f"{bound:,.0f}",
-                f"{found.mean():,.0f}",
-                f"{np.median(found):,.0f}",
-                f"{np.quantile(found, 0.95):,.0f}",
-                f"{ratio:.3f}",
-                f"{error:.3f}",
-                f"{np.median(found) / bound:.2f}",
-                "" if case.target is None else f"<= {case.target:g}",
-            )
-            progress.advance(task)
-        progress.update(task, description="healthy rollouts")
-        healthy = (arguments.healthy_runs, arguments.horizon, weight, alpha, rng, arguments.cash)
-        hits = false_rollbacks(0.01, *healthy)
-    low, high = binomial_interval(hits, arguments.healthy_runs)
-    missed |= low > alpha
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print(
-        f"False rollbacks, 1 % errors in both arms, {arguments.horizon:,} canary requests: {hits} of "
-        f"{arguments.healthy_runs:,} = {100 * hits / arguments.healthy_runs:.2f} % "
-        f"(95 %: {100 * low:.2f} to {100 * high:.2f} %), promised at most {100 * alpha:g} %"
-    )
-    console.print(f"{time.monotonic() - began:.0f} s, seed {arguments.seed}")
-    return int(missed)
+    report = run(arguments.size, arguments.seed)
+    show(report, Console(width=None if sys.stdout.isatty() else 140))
+    written = save(report, arguments.out)
+    sys.stdout.write(f"written: {', '.join(map(str, written))}\n")
+    if arguments.page is not None:
+        fill_page(report, arguments.page)
+    complaints = report.complaints()
+    for complaint in complaints:
+        sys.stderr.write(f"{complaint}\n")
+    return int(bool(complaints))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=2_000, help="faulty rollouts per case (default 2000)")
-    parser.add_argument("--healthy-runs", type=int, default=2_000, help="healthy rollouts (default 2000)")
-    parser.add_argument("--horizon", type=int, default=5_000, help="canary requests of a healthy one (default 5000)")
-    parser.add_argument("--weight", type=float, default=0.10, help="canary weight, 0 to 1 (default 0.10)")
-    parser.add_argument("--alpha", type=float, default=0.01, help="chance of a false rollback (default 0.01)")
-    parser.add_argument("--cash", type=float, default=EProcessConfig(0.01).cash, help="wealth held back at the start")
-    parser.add_argument("--seed", type=int, default=20260101, help="of the generator")
+    parser.add_argument("--quick", action="store_true", help="few rollouts: under 40 seconds, rough figures")
+    parser.add_argument("--ratio-runs", type=int, help=f"faulty rollouts per ratio (default {FULL.ratio_runs:,})")
+    parser.add_argument("--fault-runs", type=int, help=f"streams per fault and traffic (default {FULL.fault_runs})")
+    parser.add_argument("--healthy", type=int, help=f"healthy rollouts per traffic (default {FULL.healthy:,})")
+    parser.add_argument(
+        "--healthy-of-peers", type=int, help=f"the {len(PEERS)} peers' (default {FULL.healthy_of_peers})"
+    )
+    parser.add_argument("--verified-faults", type=int, help="of the fault runs, also through the product's ledger")
+    parser.add_argument("--verified-healthy", type=int, help="of the healthy rollouts, also through the ledger")
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="folder for the JSON and the plot")
+    parser.add_argument("--page", type=Path, help="also replace the tables of this page, and the plot beside it")
+    parser.add_argument("--seed", type=int, default=20260101, help="of the generators")
     arguments = parser.parse_args()
-    if min(arguments.runs, arguments.healthy_runs) < 2:
-        parser.error("--runs and --healthy-runs must be 2 or more")
+    base = QUICK if arguments.quick else FULL
+    wanted = {name: getattr(arguments, name) for name in Size.__slots__}
+    arguments.size = Size(**{k: getattr(base, k) if v is None else v for k, v in wanted.items()})
+    for name in ("ratio_runs", "fault_runs", "healthy", "healthy_of_peers"):
+        if getattr(arguments.size, name) < 2:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments.size, name)}; give 2 or more")
     return arguments
 
 
