@@ -53,6 +53,8 @@ class Load:
     clients: int = 12
     max_tokens: int = 48
     questions: Sequence[str] = QUESTIONS
+    key: str = ""
+    """An API key, where the gateway asks for one."""
     samples: list[Sample] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -76,7 +78,8 @@ class Load:
 
     async def _run(self) -> None:
         numbers = itertools.count()
-        async with httpx.AsyncClient(base_url=self.base_url, timeout=120, trust_env=False) as http:
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        async with httpx.AsyncClient(base_url=self.base_url, headers=headers, timeout=120, trust_env=False) as http:
             await asyncio.gather(*(self._client(http, numbers) for _ in range(self.clients)))
 
     async def _client(self, http: httpx.AsyncClient, numbers: itertools.count[int]) -> None:

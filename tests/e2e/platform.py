@@ -20,15 +20,20 @@ from tidegate.settings import Settings
 class Platform:
     """`tidegate` on a home of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **changes: str) -> None:
         gateway, admin, control, serve = free_ports(4)
-        self.environment = os.environ | {
-            "TIDEGATE_HOME": str(home),
-            "TIDEGATE_GATEWAY_PORT": str(gateway),
-            "TIDEGATE_ADMIN_PORT": str(admin),
-            "TIDEGATE_CONTROL_PORT": str(control),
-            "TIDEGATE_SERVE_PORT": str(serve),
-        }
+        own = {f"TIDEGATE_{name.upper()}": value for name, value in changes.items()}
+        self.environment = (
+            os.environ
+            | own
+            | {
+                "TIDEGATE_HOME": str(home),
+                "TIDEGATE_GATEWAY_PORT": str(gateway),
+                "TIDEGATE_ADMIN_PORT": str(admin),
+                "TIDEGATE_CONTROL_PORT": str(control),
+                "TIDEGATE_SERVE_PORT": str(serve),
+            }
+        )
         self.settings = Settings(
             home=home, gateway_port=gateway, admin_port=admin, control_port=control, serve_port=serve
         )
@@ -65,9 +70,9 @@ class Platform:
 
 
 @contextlib.contextmanager
-def running(home: Path, *arguments: str) -> Iterator[Platform]:
-    """Start a platform, and stop it whatever happens; it must leave no process behind."""
-    platform = Platform(home)
+def running(home: Path, *arguments: str, **changes: str) -> Iterator[Platform]:
+    """Start a platform, and stop it whatever happens; it must leave no process behind. `changes` are settings."""
+    platform = Platform(home, **changes)
     try:
         started = platform.tidegate("up", "--detach", *arguments)
         print(started.stdout)
