@@ -298,6 +298,7 @@ def _ports(settings: Settings) -> tuple[Port, ...]:
         Port("the gateway's metrics", settings.admin_port, "--admin-port"),
         Port("the control plane", settings.control_port, "--control-port"),
         Port("Ray Serve", settings.serve_port, "TIDEGATE_SERVE_PORT"),
+        *([Port("Prometheus", settings.prometheus_port, "TIDEGATE_PROMETHEUS_PORT")] if settings.monitoring else []),
     )
     holders = _listeners()
     return tuple(

@@ -10,6 +10,7 @@ import sys
 from functools import partial
 
 from serving.gateway.config import GatewayConfig
+from tidegate.monitoring_files import prepare_prometheus, prometheus_argv, prometheus_program
 from tidegate.runfile import write_private
 from tidegate.settings import Settings
 from tidegate.supervisor import Part
@@ -20,7 +21,7 @@ GATEWAY_DRAIN_S = 30.0
 
 
 def platform_parts(settings: Settings) -> tuple[Part, ...]:
-    """Ray, the controller and the gateway, in the order of starting; none waits for another."""
+    """Ray, the controller, the gateway and perhaps Prometheus, in the order of starting; none waits for another."""
     python = sys.executable
 
     def ray_ready(started_at: float) -> bool:
@@ -65,7 +66,20 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
             )
             for index, one in enumerate(gateways)
         ),
+        *monitoring_parts(settings),
     )
+
+
+def monitoring_parts(settings: Settings) -> tuple[Part, ...]:
+    """Prometheus, when it was asked for and the machine has one."""
+    program = prometheus_program()
+    if not settings.monitoring or program is None:
+        return ()
+
+    def ready(_started_at: float) -> bool:
+        return answers("127.0.0.1", settings.prometheus_port, "/-/ready")
+
+    return (Part("prometheus", "Prometheus", prometheus_argv(settings, program), ready),)
 
 
 def platform_environment(settings: Settings) -> dict[str, str]:
@@ -89,6 +103,8 @@ def prepare_home(settings: Settings) -> None:
     if not known:
         write_private(settings.credentials_file, secrets.token_urlsafe(32) + "\n")
     settings.credentials_file.chmod(0o600)
+    if settings.monitoring:
+        prepare_prometheus(settings)
 
 
 def answers(host: str, port: int, path: str) -> bool:

@@ -66,6 +66,14 @@ class Settings(BaseSettings):
     prometheus_token_file: Path | None = Field(
         default=None, description="Bearer token for it; readable by the owner alone."
     )
+    monitoring: bool = Field(default=False, description="Run this machine's Prometheus beside the platform.")
+    prometheus_port: Port = Field(default=9090, description="Its port, on loopback.")
+    prometheus_retention_days: Annotated[int, Field(ge=1, le=3650)] = Field(
+        default=15, description="How long it keeps what it collected; the longest window of an alert is three days."
+    )
+    prometheus_retention_mib: Annotated[int, Field(ge=64)] = Field(
+        default=2048, description="How much of the disk it may take, in MiB; the oldest goes first."
+    )
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0, description="The longest a request may take; also how long a drain waits for its streams."
     )
@@ -121,6 +129,16 @@ class Settings(BaseSettings):
     def credentials_file(self) -> Path:
         """Bearer token of the local control plane, mode 0600."""
         return self.home / "credentials"
+
+    @property
+    def prometheus_dir(self) -> Path:
+        """Configuration and data of the Prometheus that runs beside the platform."""
+        return self.home / "prometheus"
+
+    @property
+    def local_prometheus_url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.prometheus_port}"
 
     @property
     def webhook_cursors_file(self) -> Path:

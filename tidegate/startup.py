@@ -10,10 +10,12 @@ import dataclasses
 import functools
 import http.client
 import json
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tidegate.client import ControlClient
-    from tidegate.replies import RolloutStatus
+    from tidegate.replies import NewKey, RolloutStatus
 
 POLL_S = 0.25
 SEED_ARGV = (sys.executable, "-m", "tidegate.bundled")
@@ -237,8 +239,23 @@ class Startup:
                 self._pause()
 
     def _wait_for_answer(self, task: TaskStatus, client: ControlClient, model: str) -> None:
+        # Where the gateway wants keys, the start has one of its own for as long as it takes.
+        made = self._own_key(client)
+        try:
+            self._until_answered(task, client, model, made.key if made is not None else "")
+        finally:
+            if made is not None:
+                with contextlib.suppress(ControlError):  # it expires by itself
+                    client.revoke_key(made.record.id)
+
+    def _own_key(self, client: ControlClient) -> NewKey | None:
+        if self._settings.auth == "none":
+            return None
+        return client.create_key(name="the start of the platform", expires_in="1h")
+
+    def _until_answered(self, task: TaskStatus, client: ControlClient, model: str, key: str) -> None:
         while True:
-            if first_answer(self._settings, model):
+            if first_answer(self._settings, model, key):
                 self._say(task, "")
                 return
             status = self._status(client, model)
@@ -249,17 +266,27 @@ class Startup:
             self._pause()
 
 
-def first_answer(settings: Settings, model: str) -> bool:
+def first_answer(settings: Settings, model: str, key: str = "") -> bool:
     """Whether the gateway gives a true answer of this model: one token."""
-    connection = http.client.HTTPConnection(settings.host, settings.gateway_port, timeout=FIRST_ANSWER_TIMEOUT_S)
+    connection = _connection(settings)
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     try:
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-        )
+        connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
         response = connection.getresponse()
         return response.status == http.HTTPStatus.OK and bool(json.loads(response.read()).get("choices"))
     except (OSError, http.client.HTTPException, ValueError):
         return False
     finally:
         connection.close()
+
+
+def _connection(settings: Settings) -> http.client.HTTPConnection:
+    """To our own gateway; over TLS its own certificate is all that is trusted, by whatever name."""
+    url = urllib.parse.urlsplit(settings.own_gateway_url)
+    host, port = url.hostname or "127.0.0.1", url.port or settings.gateway_port
+    if settings.tls_cert_file is None:
+        return http.client.HTTPConnection(host, port, timeout=FIRST_ANSWER_TIMEOUT_S)
+    trust = ssl.create_default_context(cafile=str(settings.tls_cert_file))
+    trust.check_hostname = False
+    return http.client.HTTPSConnection(host, port, timeout=FIRST_ANSWER_TIMEOUT_S, context=trust)

@@ -57,6 +57,9 @@ def up(
     control_port: Annotated[
         int | None, typer.Option(help="Port of the console and the control plane. Default 8080.")
     ] = None,
+    with_monitoring: Annotated[
+        bool, typer.Option("--with-monitoring", help="Run this machine's Prometheus beside it, configured.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="How long to wait for the first answer.")
     ] = DEFAULT_WAIT_S,
@@ -66,7 +69,10 @@ def up(
         raise WrongUse("--bare starts without a model, --model names one; give one of them")
     for reference in models or ():
         session.parse_reference(reference)
-    settings = session.settings(gateway_port=gateway_port, admin_port=admin_port, control_port=control_port)
+    settings = session.settings(
+        gateway_port=gateway_port, admin_port=admin_port, control_port=control_port, monitoring=with_monitoring or None
+    )
+    settings = _monitored(settings) if settings.monitoring else settings
     from tidegate.cli.progress import StartView
     from tidegate.launcher import launch
     from tidegate.startup import Wish
@@ -93,6 +99,19 @@ def up(
         _stay(settings, process, state)
     if state.error:
         raise StartFailed(state.error)
+
+
+def _monitored(settings: Settings) -> Settings:
+    """The settings with signals named prometheus/... read from the Prometheus beside us, unless another was named."""
+    from tidegate.monitoring_files import prometheus_program
+
+    if prometheus_program() is None:
+        raise StartFailed(
+            "monitoring needs Prometheus, and no `prometheus` is on the path; install it (`apt-get install prometheus` "
+            "on Debian), or start without --with-monitoring and see `tidegate monitor export --help`"
+        )
+    url = settings.prometheus_url or settings.local_prometheus_url
+    return settings.model_copy(update={"prometheus_url": url})
 
 
 def _watch_start(
@@ -133,6 +152,8 @@ def _already_up(settings: Settings, models: list[str], view: StartView, deadline
         state = _watch_start(settings, owner.pid, lambda: owner.alive, view, deadline)
     finally:
         view.close()
+    if settings.monitoring and not any(p.name == "prometheus" for p in state.parts):
+        note("it runs without Prometheus; `tidegate down`, then `tidegate up --with-monitoring`")
     if models:
         note(f"`tidegate deploy {models[0]}` rolls another version out")
     _addresses(settings)
@@ -152,6 +173,7 @@ def _addresses(settings: Settings) -> None:
         ("OpenAI address", f"{settings.gateway_url}/v1"),
         ("console", f"{settings.control_url}/"),
         ("metrics", f"http://{settings.host}:{settings.admin_port}/metrics"),
+        *([("Prometheus", settings.local_prometheus_url)] if settings.monitoring else []),
         ("state and logs", str(settings.home)),
     ]
     for name, value in rows:

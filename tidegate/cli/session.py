@@ -45,6 +45,7 @@ def running_settings() -> Settings:
     if state is None or not state.alive:
         return found
     ports = {n: getattr(state, n) for n in ("host", "gateway_port", "admin_port", "control_port", "serve_port")}
+    ports["monitoring"] = any(p.name == "prometheus" for p in state.parts)
     return found.model_copy(update=ports)
 
 
