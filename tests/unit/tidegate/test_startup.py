@@ -86,7 +86,7 @@ class Control:
             raise self.refuse.pop(0)
         self.deployed.append(spec)
 
-    def first_answer(self, _settings: Settings, _model: str) -> bool:
+    def first_answer(self, _settings: Settings, _model: str, _key: str) -> bool:
         self.asked += 1
         return self.asked >= self.answers_after
 
