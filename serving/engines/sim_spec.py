@@ -4,6 +4,11 @@
 
 Rates are probabilities per request, in [0, 1]. At most one of the faults that replace an answer happens to a request;
 they are drawn in the order `client_error`, `error`, `stall`, `truncate`, and their rates may not add up to more than 1.
+
+    sim:?ttft_ms=20&prefill_us_per_token=300&cache_blocks=2048
+
+reads prompts like a real engine does: the time to first token is `ttft_ms` plus 300 us for each prompt token that is
+not in its prefix cache, and one prompt waits for the other.
 """
 
 from __future__ import annotations
@@ -26,6 +31,15 @@ class SimSpec(Frozen):
     """How a simulated engine behaves. The defaults are those of a small, faultless model."""
 
     ttft_ms: float = Field(default=50, ge=0, description="time to first token")
+    prefill_us_per_token: float = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="time to read one prompt token that is not cached, on top of ttft_ms; prompts are read one by one",
+    )
+    cache_blocks: int = Field(
+        default=0, ge=0, le=1_000_000, description="size of the prefix cache in blocks of 16 tokens; 0: none"
+    )
     itl_ms: float = Field(default=5, ge=0, description="time between tokens")
     tokens: int = Field(
         default=64, ge=0, le=100_000, description="tokens of an answer when the request sets no lower limit"

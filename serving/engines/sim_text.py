@@ -153,10 +153,19 @@ def count_tokens(text: str) -> int:
     return max(1, len(text.split()) + chinese)
 
 
-def embedding(text: str) -> list[float]:
-    """A unit vector of `EMBEDDING_SIZE` that depends on the text alone."""
+def split_tokens(text: str) -> list[str]:
+    """The tokens that `count_tokens` counts, in order: each word, and after it each Chinese character in it.
+
+    >>> split_tokens("tide 潮汐")
+    ['tide', '潮汐', '潮', '汐']
+    """
+    return [t for word in text.split() for t in (word, *(c for c in word if "\u4e00" <= c <= "\u9fff"))] or [""]
+
+
+def embedding(text: str, size: int = EMBEDDING_SIZE) -> list[float]:
+    """A unit vector of `size` that depends on the text alone; a shorter one points where a longer one begins."""
     rng = random.Random(hashlib.sha256(text.encode()).digest())  # noqa: S311 - not for secrets
-    vector = [rng.gauss(0, 1) for _ in range(EMBEDDING_SIZE)]
+    vector = [rng.gauss(0, 1) for _ in range(size)]
     norm = math.sqrt(sum(x * x for x in vector))
     return [round(x / norm, 6) for x in vector]
 

@@ -19,24 +19,19 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import httptools
 
 from serving.engines.base import EngineCommand, Listener, bind_listener
 from serving.engines.lifeline import PARENT_PID_VARIABLE, die_with_parent
-from serving.engines.sim_openai import (
-    Ask,
-    BadRequest,
-    Choice,
-    answer,
-    encode_embedding,
-    error_body,
-    read_ask,
-    stream_events,
-)
+from serving.engines.sim_answers import Choice, make_choice
+from serving.engines.sim_cache import PrefixCache
+from serving.engines.sim_openai import answer, encode_embedding, error_body, stream_events
+from serving.engines.sim_requests import Ask, BadRequest, read_ask
 from serving.engines.sim_spec import InvalidSimUri, SimSpec, parse_sim_uri
-from serving.engines.sim_text import answer_tokens, count_tokens, cut_at_stop, draw_manner, embedding
+from serving.engines.sim_text import count_tokens, embedding, split_tokens
 from serving.errors import EngineStartFailed
 from serving.specs import RevisionSpec
 
@@ -66,11 +61,16 @@ class Engine:
         self.spec = spec
         self.model = model
         self.max_model_len = max_model_len
+        self.fingerprint = f"sim-{spec.seed}"
+        """OpenAI's `system_fingerprint`: with seeds of their own, engines can be told apart by their answers."""
         self.ready = False
         self.running = 0
         self.begun = 0
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.cache = PrefixCache(spec.cache_blocks)
+        self.cached_tokens = 0
+        self._prefill = asyncio.Lock()
         self.connections: set[Connection] = set()
 
     async def handle(self, connection: Connection, method: str, path: str, body: bytes) -> None:
@@ -138,51 +138,58 @@ class Engine:
             )
 
     async def _generate(self, connection: Connection, ask: Ask, rng: random.Random, truncate: bool) -> None:
-        choices = [self._choice(ask, rng) for _ in ask.prompts for _ in range(ask.n)]
+        choices = [make_choice(ask, prompt, self.spec, rng) for prompt in ask.prompts for _ in range(ask.n)]
         self.prompt_tokens += ask.prompt_tokens
         prefix = {"/v1/chat/completions": "chatcmpl-", "/v1/completions": "cmpl-"}.get(ask.route, "resp_")
         request_id, now_s = prefix + uuid.UUID(int=rng.getrandbits(128)).hex, int(time.time())
-        steps = max(len(c.tokens) for c in choices)
+        steps = max(c.count for c in choices)
         await asyncio.sleep(self.spec.ttft_ms / 1000)
+        if self.spec.prefill_us_per_token or self.spec.cache_blocks:
+            ask = await self._read_prompts(ask)
         if ask.stream:
             await self._stream(connection, ask, choices, request_id, now_s, steps // 2 if truncate else None)
             return
         await asyncio.sleep(self.spec.itl_ms / 1000 * max(steps - 1, 0))
-        self.generation_tokens += sum(len(c.tokens) for c in choices)
-        body = json.dumps(answer(ask, choices, request_id, self.model, now_s)).encode()
+        self.generation_tokens += sum(c.count for c in choices)
+        body = json.dumps(answer(ask, choices, request_id, self.model, now_s, self.fingerprint)).encode()
         connection.reply(200, body, "application/json", only=len(body) // 2 if truncate else None)
+
+    async def _read_prompts(self, ask: Ask) -> Ask:
+        """Take the time that reading the prompts takes: what is cached is free, and one prompt waits for the other."""
+        cached = 0
+        for prompt in ask.prompts:
+            tokens = split_tokens(prompt)
+            async with self._prefill:  # a batch shares one processor: two prompts take as long as one after the other
+                found = self.cache.cached_tokens(tokens)
+                await asyncio.sleep((len(tokens) - found) * self.spec.prefill_us_per_token / 1e6)
+                self.cache.keep(tokens)
+            cached += found
+        self.cached_tokens += cached
+        return replace(ask, cached_tokens=cached) if self.spec.cache_blocks else ask
 
     async def _stream(
         self, connection: Connection, ask: Ask, choices: list[Choice], request_id: str, now_s: int, cut_at: int | None
     ) -> None:
         connection.begin_stream()
         due = asyncio.get_running_loop().time()
-        for step, events in enumerate(stream_events(ask, choices, request_id, self.model, now_s)):
+        for step, events in enumerate(stream_events(ask, choices, request_id, self.model, now_s, self.fingerprint)):
             if step == cut_at:
                 connection.cut()
                 return
             connection.send_chunk(b"".join(events))
-            self.generation_tokens += sum(step < len(c.tokens) for c in choices)
-            if self.spec.itl_ms and step + 1 < max(len(c.tokens) for c in choices):
+            self.generation_tokens += sum(step < c.count for c in choices)
+            if self.spec.itl_ms and step + 1 < max(c.count for c in choices):
                 due += self.spec.itl_ms / 1000  # a schedule, not pauses added up: late wake-ups do not accumulate
                 await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
             await connection.writable.wait()
         connection.end_stream()
-
-    def _choice(self, ask: Ask, rng: random.Random) -> Choice:
-        wanted = self.spec.tokens
-        tokens = answer_tokens(draw_manner(self.spec, rng), wanted, ask.mark, rng)
-        kept, stopped = cut_at_stop(tokens[: ask.max_tokens], ask.stops)
-        short = not stopped and ask.max_tokens is not None and ask.max_tokens < wanted
-        length = short or rng.random() < self.spec.length_rate
-        return Choice(tuple(kept), "length" if length else "stop")
 
     async def _embed(self, connection: Connection, ask: Ask, rng: random.Random, truncate: bool) -> None:
         del rng
         await asyncio.sleep(self.spec.ttft_ms / 1000)
         self.prompt_tokens += ask.prompt_tokens
         tokens = sum(map(count_tokens, ask.prompts))
-        vectors = [encode_embedding(embedding(p), ask.base64) for p in ask.prompts]
+        vectors = [encode_embedding(embedding(p, ask.dimensions), ask.base64) for p in ask.prompts]
         data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
         counted = {"prompt_tokens": tokens, "total_tokens": tokens}
         body = json.dumps({"object": "list", "model": self.model, "data": data, "usage": counted}).encode()
@@ -199,6 +206,8 @@ class Engine:
             ("vllm:num_requests_waiting", "gauge", 0),
             ("vllm:prompt_tokens_total", "counter", self.prompt_tokens),
             ("vllm:generation_tokens_total", "counter", self.generation_tokens),
+            ("vllm:prefix_cache_queries_total", "counter", self.prompt_tokens),
+            ("vllm:prefix_cache_hits_total", "counter", self.cached_tokens),
         )
         return "".join(f"# TYPE {name} {kind}\n{name}{label} {value}\n" for name, kind, value in rows)
 

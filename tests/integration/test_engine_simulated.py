@@ -219,3 +219,41 @@ async def test_metrics(start: Start) -> None:
     await sdk(engine).chat.completions.create(model="chat", messages=ASK)
     async with httpx.AsyncClient(base_url=engine.url) as client:
         assert 'vllm:generation_tokens_total{model_name="chat"} 8' in (await client.get("/metrics")).text
+
+
+async def test_a_prompt_that_was_read_before_comes_from_the_cache(start: Start) -> None:
+    engine = await start("sim:?ttft_ms=1&itl_ms=0&tokens=4&prefill_us_per_token=2000&cache_blocks=64")
+    client = sdk(engine)
+    system = " ".join(f"word{i}" for i in range(320))
+
+    async def ask(question: str) -> tuple[float, int | None]:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        began = time.monotonic()
+        answer = await client.chat.completions.create(model="chat", messages=messages)  # type: ignore[arg-type]
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return time.monotonic() - began, answer.usage.prompt_tokens_details.cached_tokens
+
+    cold_s, cold = await ask("and now?")
+    warm_s, warm = await ask("and then?")
+    assert (cold, warm) == (0, 320)
+    assert cold_s >= 0.64 > warm_s or warm_s < cold_s / 2
+    response = await client.responses.create(model="chat", input="x")
+    assert response.usage is not None
+    assert response.usage.input_tokens_details.cached_tokens == 0
+    async with httpx.AsyncClient(base_url=engine.url) as http:
+        assert 'vllm:prefix_cache_hits_total{model_name="chat"} 320' in (await http.get("/metrics")).text
+
+
+async def test_prompts_are_read_one_after_the_other_and_a_client_that_leaves_makes_room(start: Start) -> None:
+    client = sdk(await start("sim:?ttft_ms=0&itl_ms=0&tokens=1&prefill_us_per_token=3000"))
+    prompt = "word " * 100
+    began = time.monotonic()
+    first = asyncio.create_task(client.completions.create(model="chat", prompt=prompt))
+    leaves = asyncio.create_task(client.completions.create(model="chat", prompt=prompt))
+    await asyncio.sleep(0.05)
+    leaves.cancel()
+    third = asyncio.create_task(client.completions.create(model="chat", prompt=prompt))
+    answers = await asyncio.gather(first, third)
+    assert 0.6 <= time.monotonic() - began < 5
+    assert all(a.usage is not None and a.usage.prompt_tokens_details is None for a in answers)
