@@ -1,8 +1,9 @@
-"""The gateway's line to the controller: tables come down, acknowledgements, events and totals go up.
+"""The gateway's line to the controller: tables and keys come down, acknowledgements, events, totals and usage go up.
 
 The gateway dials `ws://{control}/internal/v1/gateway` and dials again for ever. A table is applied the moment it is
 read, then written to disk, then acknowledged. Events go at once (5 ms are waited for others), in order, and again
-after a reconnect until they are accepted. Totals are cumulative and go every 100 ms when something changed.
+after a reconnect until they are accepted. Totals are cumulative and go every 100 ms when something changed; so is
+usage, which goes every second and again until it is accepted. Keys are obeyed when they are read, then written to disk.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from serving.endpoints import EndpointBook
 from serving.errors import StaleGeneration
+from serving.gateway.key_keeper import KeyKeeper
 from serving.gateway.logs import log
 from serving.gateway.recorder import Recorder
 from serving.gateway.traffic_state import TrafficState, save_table
+from serving.gateway.usage_keeper import UsageKeeper
 from serving.outcomes import (
     FROM_CONTROLLER,
     Accepted,
@@ -66,6 +69,8 @@ class Channel:
         state: TrafficState,
         book: EndpointBook,
         recorder: Recorder,
+        keys: KeyKeeper | None = None,
+        usage: UsageKeeper | None = None,
     ) -> None:
         self._gateway = gateway
         self._boot = boot
@@ -75,6 +80,8 @@ class Channel:
         self._state = state
         self._book = book
         self._recorder = recorder
+        self._keys = keys
+        self._usage = usage
         self._news = asyncio.Event()
         self._totals_sent: tuple[Mapping[str, int], ...] = ()
         self._complaint = ""
@@ -132,6 +139,8 @@ class Channel:
             asyncio.create_task(self._send_events(socket)),
             asyncio.create_task(self._send_totals(socket)),
         ]
+        if self._usage is not None:
+            tasks.append(asyncio.create_task(self._send_usage(socket, self._usage)))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -157,8 +166,14 @@ class Channel:
                     self._recorder.outbox.accepted(message.through)
                 case Heartbeat():
                     self._state.heard(time.monotonic(), message.fence)
-                case KeysPush() | UsageAccepted():
-                    pass  # keys and usage come with authentication
+                    if self._keys is not None and message.fence >= self._state.generation.fence:
+                        await self._keys.heard()
+                case KeysPush():
+                    if self._keys is not None:
+                        await self._keys.pushed(message.keys)
+                case UsageAccepted():
+                    if self._usage is not None:
+                        self._usage.accepted(message.number)
                 case Refused():
                     raise _ControllerRefused(message.reason)
                 case _:
@@ -222,3 +237,11 @@ class Channel:
         )
         await socket.send(message.model_dump_json())
         self._totals_sent = rest
+
+    async def _send_usage(self, socket: ClientConnection, usage: UsageKeeper) -> None:
+        usage.reconnected()
+        while True:
+            report = await usage.next_report()
+            if report is not None:
+                await socket.send(report.model_dump_json())
+            await usage.pause()

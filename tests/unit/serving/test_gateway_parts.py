@@ -8,17 +8,18 @@ import pytest
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
-from serving.admission import Availability, Pick, Reason, Rejection, choose, route_of
+from serving.admission import Availability, Pick, Reason, Rejection, choose, is_tester, route_of
 from serving.endpoints import Address, EndpointBook, connect_failed, connected, dispatched, finished, pick
 from serving.gateway.forwarding import client_headers, client_id, engine_head
-from serving.gateway.latency import exceeded
+from serving.gateway.latency import QUIET_S, Apart, exceeded
 from serving.gateway.request_ids import RequestFacts, issue, read
 from serving.gateway.sessions import Sessions, session_hash
 from serving.gateway.traffic_state import TrafficState
 from serving.limits import PromptDeaths, retry_allowed, timeout_of
 from serving.openai_protocol import Operation, Request, parse_request, unpinned_body
+from serving.outcomes import Signal
 from serving.streaming import is_error_event, read_body, read_stream, says_done, sse_payloads
-from serving.traffic import Generation, ModelTraffic, RevisionTraffic, Role, TrafficTable
+from serving.traffic import Generation, ModelTraffic, RevisionTraffic, Role, Tester, TrafficTable
 
 
 def revision(role: Role, weight: int, version: str) -> RevisionTraffic:
@@ -73,6 +74,43 @@ class TestChoose:
         else:
             assert isinstance(result, Pick)
             assert (result.revision.role, result.evidence) == expected
+
+    @pytest.mark.parametrize(
+        ("weight", "ready", "expected"),
+        [(0, BOTH, Role.CANARY), (5, BOTH, Role.CANARY), (0, ("stable",), Role.STABLE), (50, ("canary",), Role.CANARY)],
+    )
+    def test_testers_go_to_the_canary_while_it_is_ready(self, weight, ready, expected) -> None:
+        picked = choose(route(weight), None, "u", available(*ready, lease=False), tester=True)
+        assert isinstance(picked, Pick)
+        assert (picked.revision.role, picked.evidence, picked.counted) == (expected, False, False)
+
+    def test_testers_are_told_by_a_header_or_a_key(self) -> None:
+        traffic = route(5).traffic.model_copy(
+            update={"testers": (Tester(header="X-Tester", value="jä"), Tester(key="abcdefghijkl"))}
+        )
+        rules = route_of(traffic, Generation(1, 1))
+        assert is_tester(rules, {b"x-tester": "jä".encode()}, "")
+        assert is_tester(rules, {}, "abcdefghijkl")
+        assert not is_tester(rules, {b"x-tester": b"no", b"x-other": b"j\xe4"}, "other")
+        assert not is_tester(rules, {b"x-tester": b"\xff"}, "")
+
+    @pytest.mark.parametrize(
+        ("weight", "ready", "version", "watched"),
+        [
+            (None, BOTH, None, True),
+            (0, BOTH, None, True),
+            (0, BOTH, "1.0.0", False),
+            (50, ("stable",), None, False),
+            (50, BOTH, None, False),
+            (100, BOTH, None, False),
+        ],
+    )
+    def test_watch_tells_of_requests_that_had_no_other_arm(self, weight, ready, version, watched) -> None:
+        traffic = route(weight).traffic.model_copy(update={"watch": True})
+        picked = choose(route_of(traffic, Generation(1, 1)), version, "u", available(*ready))
+        assert isinstance(picked, Pick)
+        assert (picked.watched, picked.evidence and picked.watched) == (watched, False)
+        assert picked.weight == (100 if watched else weight or 0)
 
     def test_chance_carries_evidence_within_a_rollout_only(self) -> None:
         for rollout in ("r", None):
@@ -192,8 +230,8 @@ class TestProtocol:
         )
         answer = client_headers([(b"connection", b"close"), (b"x-b", b"1"), (b"server", b"u")], [(b"x-own", b"1")])
         assert answer == [(b"x-b", b"1"), (b"x-own", b"1")]
-        assert client_id([(b"x-request-id", b"a" * 200)]) is None
-        assert client_id([(b"x-request-id", b"a"), (b"x-client-request-id", b"b")]) == b"b"
+        assert client_id({b"x-request-id": b"a" * 200}) is None
+        assert client_id({b"x-request-id": b"a", b"x-client-request-id": b"b"}) == b"b"
 
 
 class TestStreaming:
@@ -266,20 +304,39 @@ class TestSmallThings:
 
     def test_sessions_count_and_notice_moves(self) -> None:
         sessions = Sessions(capacity=2)
-        assert sessions.visit("m", "s", "r1", "a") == (1, False)
-        assert sessions.visit("m", "s", "r1", "a") == (2, False)
-        assert sessions.visit("m", "s", "r1", "b") == (3, True)
-        assert sessions.visit("m", "s", "r2", "b") == (1, False)
-        sessions.visit("m", "t", "r2", "b")
-        sessions.visit("m", "u", "r2", "b")
+        assert sessions.visit("m", "s", "r1", "a", by_chance=False) == (1, False, False)
+        assert sessions.visit("m", "s", "r1", "a", by_chance=True) == (2, False, True)
+        assert sessions.visit("m", "s", "r1", "b", by_chance=True) == (3, True, False)
+        assert sessions.visit("m", "s", "r2", "b", by_chance=True) == (1, False, True)
+        sessions.visit("m", "t", "r2", "b", by_chance=True)
+        sessions.visit("m", "u", "r2", "b", by_chance=True)
         assert len(sessions) == 2
         assert session_hash("salt-1", "s") != session_hash("salt-2", "s")
 
     def test_margin_is_for_the_canary_only(self) -> None:
         c = (1.0, 2.0, 3.0, 4.0)
-        assert exceeded(2.4, Role.STABLE, c) == ("p50", "p80")
-        assert exceeded(2.4, Role.CANARY, c) == ("p50",)
-        assert exceeded(9.9, Role.CANARY, None) == ()
+        assert exceeded(2.4, Role.STABLE, c, 1.25) == ("p50", "p80")
+        assert exceeded(2.4, Role.CANARY, c, 1.25) == ("p50",)
+        assert exceeded(9.9, Role.CANARY, None, 1.25) == ()
+
+    def test_slow_units_are_told_apart_whichever_arm_they_are_of(self) -> None:
+        apart = Apart()
+        slow = Signal.SLOW_TOKENS
+        assert apart.told("m", "r", slow, "p50", admitted_at=10.0, now=11.0)
+        assert not apart.told("m", "r", slow, "p50", admitted_at=10.5, now=11.1)  # under way when the first one ended
+        assert not apart.told("m", "r", slow, "p50", admitted_at=11.0 + QUIET_S / 2, now=12.0)
+        assert apart.told("m", "r", Signal.SLOW_FIRST_TOKEN, "p50", admitted_at=10.5, now=11.1)
+        assert apart.told("m", "r", slow, "p99", admitted_at=10.5, now=11.1)  # each level is a test of its own
+        assert apart.told("m", "other", slow, "p50", admitted_at=10.5, now=11.1)
+        assert apart.told("m", "r", slow, "p50", admitted_at=11.0 + QUIET_S, now=12.0)
+        assert apart.told("m", "r", slow, "p50", admitted_at=5.0, now=5.5)  # the clock was set back
+        apart.prune({("m", "other")})
+        assert apart.told("m", "r", slow, "p50", admitted_at=5.1, now=5.6)
+
+    def test_slowness_allowed_is_the_tables(self) -> None:
+        c = (1.0, 2.0, 3.0, 4.0)
+        assert exceeded(2.4, Role.CANARY, c, 1.0) == ("p50", "p80")
+        assert exceeded(2.4, Role.CANARY, c, 3.0) == ()
 
     def test_lease_is_renewed_by_the_leader_only(self) -> None:
         state = TrafficState(lease_s=15)

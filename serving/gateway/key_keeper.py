@@ -1,0 +1,68 @@
+"""Brings the controller's keys to the gatekeeper, and keeps them on disk for a start without a controller."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from serving.gateway.gatekeeper import QueueingGatekeeper
+from serving.gateway.keyring import Keyring, KeysUnreadable, load_keys, save_keys
+from serving.gateway.logs import log
+from serving.keys import KeyRecord
+
+TOUCH_EVERY_S = 60.0
+"""How often the file's time is renewed while the controller is heard: it says how old the keys are after a restart."""
+
+
+class KeyKeeper:
+    """The way of keys into this process. One per gateway that asks for keys."""
+
+    def __init__(
+        self, gatekeeper: QueueingGatekeeper, keyring: Keyring, path: Path, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._gatekeeper = gatekeeper
+        self._keyring = keyring
+        self._path = path
+        self._wall = wall
+        self._saved: tuple[KeyRecord, ...] | None = None
+        self._touched_at = 0.0
+
+    def load(self) -> None:
+        """Obey the keys of the last run until the controller pushes its own."""
+        try:
+            found = load_keys(self._path)
+        except KeysUnreadable as e:
+            log(logging.ERROR, "keys-unreadable", reason=str(e))
+            return
+        if found is not None:
+            keys, pushed_at = found
+            self._gatekeeper.replace_keys(keys, min(pushed_at, self._wall()))
+            self._saved = keys
+
+    async def pushed(self, keys: Sequence[KeyRecord]) -> None:
+        """Obey these keys at once, then keep them."""
+        self._gatekeeper.replace_keys(keys, self._wall())
+        log(logging.INFO, "keys-applied", keys=len(self._keyring))
+        if self._saved == tuple(keys):
+            return
+        try:
+            await asyncio.to_thread(save_keys, self._path, keys)
+            self._saved = tuple(keys)
+            self._touched_at = self._wall()
+        except OSError as e:
+            way_out = "make room or fix the permissions; a start without the controller would obey older keys"
+            log(logging.ERROR, "keys-not-saved", path=str(self._path), reason=e.strerror, way_out=way_out)
+
+    async def heard(self) -> None:
+        """The leading controller is there, so the keys are its newest."""
+        now = self._wall()
+        self._keyring.confirm(now)
+        if self._saved is not None and now - self._touched_at > TOUCH_EVERY_S:
+            self._touched_at = now
+            with contextlib.suppress(OSError):  # then they count as older than they are, no worse
+                await asyncio.to_thread(os.utime, self._path)
