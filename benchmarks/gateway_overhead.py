@@ -1,11 +1,14 @@
 """What the gateway costs: the same fake engine asked directly and through the gateway, side by side in one run.
 
-    python -m benchmarks.gateway_overhead [--rounds 5] [--seconds 2] [--concurrency 16]
+    python -m benchmarks.gateway_overhead [--rounds 8] [--seconds 1] [--concurrency 16] [--requests 100000]
 
 Engine and gateway are processes of their own on uvloop; the load comes from this one, over raw sockets that read to
-the end of each answer (or from `wrk` with --wrk). Rounds alternate between the two, and the ratio is taken within a
-round, so that what else the machine does hits both. A canary at 10 % is in the table: the split, evidence, metrics
-and reading of answers are all on. Loopback only.
+the end of each answer. Everything is on: keys, limits, accounting, a canary at 10 %, sticky sessions, metrics, evidence
+and the reading of answers. Rounds alternate between direct and through, and ratios are taken within a round.
+
+CPU per request is the gateway's own, as the kernel counts it. Who shares the machine makes it look larger, never
+smaller (caches, cores that are two threads), so its least over the rounds is told beside the median. Then its memory:
+after many requests, and per open stream. Loopback only.
 """
 
 from __future__ import annotations
@@ -14,8 +17,6 @@ import argparse
 import asyncio
 import json
 import os
-import re
-import shutil
 import socket
 import statistics
 import subprocess
@@ -24,113 +25,40 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import httptools
 import psutil
 import uvloop
-from websockets.asyncio.server import ServerConnection, serve
 
 from serving.gateway.config import GatewayConfig
 from serving.gateway.traffic_state import save_table
+from serving.keys import KeyRecord, hash_secret, write_key
+from serving.queueing import QueueSettings
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
 
 ROOT = Path(__file__).resolve().parents[1]
-CHUNKS = 64
 BODY = {"model": "chat", "messages": [{"role": "user", "content": "Tell me something about tides."}], "max_tokens": 64}
+KEY_ID, SECRET = "benchmark000", "a-secret-that-is-only-used-on-loopback"
+SESSIONS = 500
 
 
-def chunk(text: str, finish: str | None = None) -> bytes:
-    """One server-sent event of a chat stream, framed as an HTTP chunk."""
-    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": finish}
-    value = {
-        "id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1700000000,
-        "model": "chat", "choices": [choice],
-    }  # fmt: skip
-    data = b"data: " + json.dumps(value).encode() + b"\n\n"
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-UNARY = json.dumps({
-    "id": "chatcmpl-1", "object": "chat.completion", "created": 1700000000, "model": "chat",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Tides rise and fall twice a day."},
-                 "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 12, "completion_tokens": 9, "total_tokens": 21},
-}).encode()  # fmt: skip
-UNARY_ANSWER = (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(UNARY)) + UNARY
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-PIECES = [chunk(f" word{i}") for i in range(CHUNKS - 1)] + [chunk(".", "stop")]
-DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
-
-
-class Engine(asyncio.Protocol):
-    """The fake engine: one write for a whole answer, or one for each of 64 events, a loop turn apart."""
-
-    def __init__(self) -> None:
-        self.parser = httptools.HttpRequestParser(self)
-        self.body = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio.Protocol or httptools."""
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Of asyncio.Protocol or httptools."""
-        self.parser.feed_data(data)
-
-    def on_message_begin(self) -> None:
-        """Of asyncio.Protocol or httptools."""
-        self.body = b""
-
-    def on_body(self, body: bytes) -> None:
-        """Of asyncio.Protocol or httptools."""
-        self.body += body
-
-    def on_message_complete(self) -> None:
-        """Of asyncio.Protocol or httptools."""
-        if b'"stream": true' in self.body:
-            self.transport.write(STREAM_HEAD)  # type: ignore[attr-defined]
-            self.next(0)
-        else:
-            self.transport.write(UNARY_ANSWER)  # type: ignore[attr-defined]
-
-    def next(self, i: int) -> None:
-        """Of asyncio.Protocol or httptools."""
-        if i == CHUNKS:
-            self.transport.write(DONE)  # type: ignore[attr-defined]
-            return
-        self.transport.write(PIECES[i])  # type: ignore[attr-defined]
-        asyncio.get_running_loop().call_soon(self.next, i + 1)
-
-
-async def controller(gateway: ServerConnection) -> None:
-    """The least controller: renews the lease, accepts every event."""
-
-    async def beat() -> None:
-        while True:
-            await gateway.send('{"type":"heartbeat","fence":1}')
-            await asyncio.sleep(1)
-
-    beating = asyncio.create_task(beat())
-    async for text in gateway:
-        message = json.loads(text)
-        if message["type"] == "events":
-            await gateway.send(json.dumps({"type": "accepted", "through": message["events"][-1]["sequence"]}))
-    beating.cancel()
-
-
-async def engine(port: int, control_port: int) -> None:
-    """Run the fake engine and the fake controller."""
-    server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", port)
-    async with serve(controller, "127.0.0.1", control_port):
-        await server.serve_forever()
+def requests(**more: object) -> list[bytes]:
+    """The same request of many sessions, with a key."""
+    body = json.dumps({**BODY, **more}).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer {write_key(KEY_ID, SECRET)}\r\ncontent-length: {len(body)}\r\n"
+    )
+    return [f"{head}x-session-id: session-{i}\r\n\r\n".encode() + body for i in range(SESSIONS)]
 
 
 class Client(asyncio.Protocol):
     """One connection that asks again as soon as it has its answer."""
 
-    def __init__(self, request: bytes, until: float, times: list[float]) -> None:
-        self.request, self.until, self.times = request, until, times
+    def __init__(self, turns: list[bytes], until: float, times: list[float]) -> None:
+        self.turns, self.until, self.times = cycle(turns), until, times
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -142,7 +70,7 @@ class Client(asyncio.Protocol):
         """Of asyncio.Protocol or httptools."""
         self.parser = httptools.HttpResponseParser(self)
         self.asked = time.perf_counter()
-        self.transport.write(self.request)  # type: ignore[attr-defined]
+        self.transport.write(next(self.turns))  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio.Protocol or httptools."""
@@ -167,30 +95,19 @@ class Client(asyncio.Protocol):
             self.done.set_exception(ConnectionError("closed"))
 
 
-async def load(port: int, request: bytes, concurrency: int, seconds: float) -> tuple[float, list[float]]:
+async def load(port: int, turns: list[bytes], concurrency: int, seconds: float) -> tuple[float, list[float]]:
     """Ask from `concurrency` connections for `seconds`: (requests/s, seconds each took)."""
     loop, times, begun = asyncio.get_running_loop(), [], time.perf_counter()
     clients = [
-        (await loop.create_connection(lambda: Client(request, begun + seconds, times), "127.0.0.1", port))[1]
-        for _ in range(concurrency)
+        (
+            await loop.create_connection(
+                lambda i=i: Client(turns[i * 31 % len(turns) :] or turns, begun + seconds, times), "127.0.0.1", port
+            )
+        )[1]
+        for i in range(concurrency)
     ]
     await asyncio.gather(*(c.done for c in clients))
     return len(times) / (time.perf_counter() - begun), times
-
-
-def wrk(port: int, stream: bool, concurrency: int, seconds: float) -> tuple[float, list[float]]:
-    """The same by wrk, without single times."""
-    body = json.dumps({**BODY, "stream": stream})
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(f"wrk.method='POST'\nwrk.body=[[{body}]]\nwrk.headers['content-type']='application/json'\n")
-        script.flush()
-        command = ["wrk", "-t1", f"-c{concurrency}", f"-d{round(seconds)}s", "-s", script.name,
-                   f"http://127.0.0.1:{port}/v1/chat/completions"]  # fmt: skip
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    assert found, text
-    assert "Non-2xx" not in text, text
-    return float(found[1]), []
 
 
 def free_port() -> int:
@@ -225,12 +142,9 @@ def table() -> TrafficTable:
 
 def measure(ports: dict[str, int], gateway: psutil.Process, args: argparse.Namespace) -> None:
     """Run all rounds and print a line for each kind of request and concurrency."""
-    use_wrk = args.wrk and shutil.which("wrk")
-    print(f"{'':8} {'c':>3}  {'direct /s':>18}  {'gateway /s':>18}  {'ratio':>14}  gateway CPU us  added ms p50 / p99")
+    print(f"{'':8} {'c':>3}  {'direct /s':>18}  {'gateway /s':>18}  {'ratio':>16}  {'CPU us':>14}  added ms p50 / p99")
     for stream in (False, True):
-        body = json.dumps({**BODY, "stream": stream}).encode()
-        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
-        request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+        turns = requests(stream=stream)
         for c in (1, args.concurrency):
             rates: dict[str, list[float]] = {name: [] for name in ports}
             times: dict[str, list[float]] = {name: [] for name in ports}
@@ -238,66 +152,106 @@ def measure(ports: dict[str, int], gateway: psutil.Process, args: argparse.Names
             for _ in range(args.rounds):
                 for name, port in ports.items():
                     before = sum(gateway.cpu_times()[:2])
-                    if use_wrk:
-                        rate, took = wrk(port, stream, c, args.seconds)
-                    else:
-                        rate, took = uvloop.run(load(port, request, c, args.seconds))
+                    rate, took = uvloop.run(load(port, turns, c, args.seconds))
                     if name == "gateway":
-                        cpu_us.append((sum(gateway.cpu_times()[:2]) - before) * 1e6 / (rate * args.seconds))
+                        cpu_us.append((sum(gateway.cpu_times()[:2]) - before) * 1e6 / len(took))
                     rates[name].append(rate)
                     times[name] += took
-            report("streams" if stream else "unary", c, rates, times, statistics.median(cpu_us))
+            report("streams" if stream else "unary", c, rates, times, cpu_us)
 
 
-def report(what: str, c: int, rates: dict[str, list[float]], times: dict[str, list[float]], cpu_us: float) -> None:
-    """Print medians, the spread over rounds, and what does not depend on who else uses the machine: CPU time."""
+def report(
+    what: str, c: int, rates: dict[str, list[float]], times: dict[str, list[float]], cpu_us: list[float]
+) -> None:
+    """Print medians and the spread over rounds."""
     ratios = [g / d for g, d in zip(rates["gateway"], rates["direct"], strict=True)]
 
     def cell(values: list[float], digits: int) -> str:
         return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
-    added = ""
-    if times["gateway"]:
-        p50, p99 = ([statistics.quantiles(times[n], n=100)[q] * 1000 for n in ("gateway", "direct")] for q in (49, 98))
-        added = f"{p50[0] - p50[1]:.2f} / {p99[0] - p99[1]:.2f}"
+    p50, p99 = ([statistics.quantiles(times[n], n=100)[q] * 1000 for n in ("gateway", "direct")] for q in (49, 98))
     direct, through, ratio = cell(rates["direct"], 0), cell(rates["gateway"], 0), cell(ratios, 2)
-    print(f"{what:8} {c:3}  {direct:>18}  {through:>18}  {ratio:>14}  {cpu_us:14.0f}  {added}")
+    cpu = f"{min(cpu_us):.0f} / {statistics.median(cpu_us):.0f}"
+    added = f"{p50[0] - p50[1]:.2f} / {p99[0] - p99[1]:.2f}"
+    print(f"{what:8} {c:3}  {direct:>18}  {through:>18}  {ratio:>16}  {cpu:>14}  {added}", flush=True)
+
+
+async def hold(port: int, count: int, gateway: psutil.Process) -> float:
+    """Open streams that don't end, and tell what one of them takes of the gateway's memory, in kB."""
+    before = gateway.memory_info().rss
+    turns = requests(stream=True, hold=True)
+    opened = []
+    for i in range(count):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
+        writer.write(turns[i % len(turns)])
+        opened.append((reader, writer))
+    for reader, _ in opened:
+        await reader.readuntil(b"data: ")
+    grown = gateway.memory_info().rss - before
+    for _, writer in opened:
+        writer.transport.abort()
+    return grown / count / 1000
+
+
+def memory(port: int, gateway: psutil.Process, args: argparse.Namespace) -> None:
+    """Print the gateway's memory after many requests, and per open stream."""
+    print("\nmemory of the gateway, MB resident, after requests:")
+    turns, asked = requests(), 0
+    while asked < args.requests:
+        _, took = uvloop.run(load(port, turns, args.concurrency, 5))
+        asked += len(took)
+        print(f"  {asked:8}  {gateway.memory_info().rss / 1e6:.1f}", flush=True)
+    per_stream = uvloop.run(hold(port, args.open, gateway))
+    print(f"per open stream, of {args.open}: {per_stream:.1f} kB")
+
+
+def arguments() -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each round")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=100_000, help="for the measure of memory; 0 leaves that out")
+    parser.add_argument("--open", type=int, default=2000, help="streams that are open at once")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Start engine and gateway, measure, stop them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--wrk", action="store_true", help="make the load with wrk, when it is installed")
-    parser.add_argument("--engine", type=int, nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.engine:
-        uvloop.run(engine(*args.engine))
-        return
+    args = arguments()
     ports = {"direct": free_port(), "gateway": free_port()}
     control_port = free_port()
-    with tempfile.TemporaryDirectory() as home:
-        processes = []
+    with tempfile.TemporaryDirectory() as folder:
+        home, processes = Path(folder), []
         try:
             url = f"http://127.0.0.1:{ports['direct']}"
-            save_table(Path(home) / "gateway" / "table.json", table())
-            config = GatewayConfig(
-                home=Path(home), port=ports["gateway"], admin_port=free_port(), control_url=f"http://127.0.0.1:{control_port}",
-                endpoints={"stable": (url,), "canary": (url,)},
+            save_table(home / "gateway" / "table.json", table())
+            key = KeyRecord(
+                id=KEY_ID, secret_sha256=hash_secret(SECRET), name="benchmark", created_at=time.time(),
+                requests_per_minute=100_000_000, tokens_per_minute=100_000_000_000, concurrency=100_000,
             )  # fmt: skip
-            commands = (
-                ["-m", "benchmarks.gateway_overhead", "--engine", str(ports["direct"]), str(control_port)],
+            (home / "keys.json").write_text(json.dumps([key.model_dump(mode="json")]))
+            config = GatewayConfig(
+                home=home, port=ports["gateway"], admin_port=free_port(), auth="keys",
+                control_url=f"http://127.0.0.1:{control_port}", endpoints={"stable": (url,), "canary": (url,)},
+                queue=QueueSettings(endpoint_concurrency=100_000),
+            )  # fmt: skip
+            engine = [str(ports["direct"]), str(control_port), str(home / "keys.json")]
+            for command in (
+                ["-m", "benchmarks.fake_engine", *engine],
                 ["-m", "serving.gateway.main", "--config", config.to_json()],
-            )
-            for command in commands:
-                arguments = [sys.executable, *command]
-                process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ})
+            ):
+                process = subprocess.Popen(
+                    [sys.executable, *command], cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ}
+                )
                 processes.append(process)
             wait_for(lambda: socket.create_connection(("127.0.0.1", ports["direct"])).close())
             wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{config.admin_port}/readyz").close())
-            measure(ports, psutil.Process(processes[-1].pid), args)
+            gateway = psutil.Process(processes[-1].pid)
+            if args.rounds:
+                measure(ports, gateway, args)
+            if args.requests:
+                memory(ports["gateway"], gateway, args)
         finally:
             for process in processes:
                 process.terminate()

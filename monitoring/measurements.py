@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class RequestOutcome(enum.StrEnum):
@@ -19,8 +20,7 @@ class RequestOutcome(enum.StrEnum):
     CLIENT_ABORT = "client_abort"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestMeasurement:
+class RequestMeasurement(NamedTuple):
     """One request, counted for the version that was picked first. None where something was not there to measure."""
 
     model: str

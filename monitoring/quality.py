@@ -1,12 +1,14 @@
-"""Cheap measures of an answer's text: does it repeat itself, is it empty. Pure.
+"""Cheap measures of an answer's text: does it repeat itself, is it empty, is it like another one. Pure.
 
-They look for *degenerate* output, as a damaged or badly quantised model gives it, not for style. The rule was
+The first two look for *degenerate* output, as a damaged or badly quantised model gives it, not for style. The rule was
 tuned so that prose, code, lists, tables and Chinese text pass (tests/unit/serving/test_quality.py).
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 
 MIN_TOKENS = 24
 """Below this many tokens nothing is said about n-grams: a short answer may well repeat a phrase."""
@@ -107,3 +109,47 @@ def _cycle_span(text: str) -> int:
         if length >= CYCLE_REPEATS * (length - matched):
             longest = length
     return longest
+
+
+SHINGLE = 3
+COMPARED_CHARS = 1024
+"""Of a longer text the first and the last so many characters are compared: bounds the cost, and a garbled end shows."""
+
+
+def similarity(a: str, b: str) -> float:
+    """How alike two texts are, by the characters they are written in, whatever the language.
+
+    The Dice coefficient of their multisets of character 3-grams, `2 |A & B| / (|A| + |B|)`, after compatibility
+    normalisation (NFKC), case folding and the collapse of white space (Dice, "Measures of the amount of ecologic
+    association between species", 1945; on n-grams of characters it needs no words, so it serves Chinese too). It says
+    nothing about meaning: an answer put otherwise is as unlike as a wrong one, so it needs a baseline to compare with.
+
+    Args:
+        a: A text; of more than 2,048 characters the first and the last 1,024 are compared.
+        b: Another one.
+
+    Returns:
+        In [0, 1]: 1 for texts that are equal once normalised, 0 for texts without a 3-gram in common. Symmetric. Cost:
+        linear, at most about a millisecond.
+
+    >>> similarity("Paris.", "paris. "), similarity("Paris.", "北京"), similarity("abcd", "abce")
+    (1.0, 0.0, 0.5)
+    """
+    left, right = _comparable(a), _comparable(b)
+    if left == right:
+        return 1.0
+    grams, others = _shingles(left), _shingles(right)
+    common = (grams & others).total()
+    return 2.0 * common / (grams.total() + others.total())
+
+
+def _comparable(text: str) -> str:
+    if len(text) > 2 * COMPARED_CHARS:
+        text = text[:COMPARED_CHARS] + text[-COMPARED_CHARS:]
+    text = unicodedata.normalize("NFKC", text)[: 3 * COMPARED_CHARS]  # one character may stand for eighteen
+    return " ".join(text.casefold().split())
+
+
+def _shingles(text: str) -> Counter[str]:
+    padded = f"\x02{text}\x03"  # so that a text of one character has a 3-gram too
+    return Counter([padded[i : i + SHINGLE] for i in range(max(1, len(padded) - SHINGLE + 1))])

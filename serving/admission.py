@@ -8,8 +8,9 @@ of 0 or 100, an arm without endpoints, an expired lease) is *forced* and carries
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from serving.traffic import Generation, ModelTraffic, RevisionTraffic, Role, assigned_role
 
@@ -26,6 +27,25 @@ class Reason(enum.StrEnum):
     PROMPT_REFUSED = "prompt_refused"
     UNKNOWN_URL = "unknown_url"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    MALFORMED_HTTP = "malformed_http"
+    """No HTTP request that is read here, or one that did not come in time."""
+    INVALID_API_KEY = "invalid_api_key"
+    """No key, one that nobody issued, or one that has expired or was revoked."""
+    NOT_PERMITTED = "not_permitted"
+    """The key lacks a scope, or may not ask this model."""
+    RATE_LIMITED = "rate_limited"
+    """The key's requests per minute are used up."""
+    TOKEN_RATE_LIMITED = "token_rate_limited"  # noqa: S105 - tokens of text
+    """The key's tokens per minute are used up."""
+    CONCURRENCY_LIMITED = "concurrency_limited"
+    """The key has as many requests under way as it may."""
+    KEYS_UNAVAILABLE = "keys_unavailable"
+    """The gateway itself has no keys yet, or only ones that are too old to be trusted."""
+    QUEUE_FULL = "queue_full"
+    OVERLOADED = "overloaded"
+    """Shed while the queue fills up, lowest priority first."""
+    DEADLINE_UNREACHABLE = "deadline_unreachable"
+    """It could not be answered within its time limit, so it is not begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +56,8 @@ class Rejection:
     message: str
     param: str | None = None
     retry_after_s: int | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Further headers of the answer, OpenAI's `x-ratelimit-*` for instance; names in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +84,28 @@ def route_of(traffic: ModelTraffic, generation: Generation) -> Route:
     return Route(traffic, generation, traffic.by_role(Role.STABLE), canary, weight)
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(NamedTuple):
     """The revision that a request is for. `evidence` is true when chance, and nothing else, chose it."""
 
     route: Route
     revision: RevisionTraffic
     evidence: bool
     pinned: bool = False
+    watched: bool = False
+    """There was no other arm, and the table asks to tell of it all the same: evidence for an absolute objective."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether its outcome is told to the controller as evidence of either kind."""
+        return self.evidence or self.watched
+
+    @property
+    def weight(self) -> int:
+        """The weight that it is told under: the canary's, or 100 where it had no other arm and is watched."""
+        return 100 if self.watched else self.route.weight
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Availability:
     """What could serve now. `ready(application)`: an endpoint takes requests; `known`: one exists at all."""
 
@@ -81,7 +114,27 @@ class Availability:
     lease_valid: bool
 
 
-def choose(route: Route, version: str | None, unit: str, available: Availability) -> Pick | Rejection:
+def is_tester(route: Route, fields: Mapping[bytes, bytes], key_id: str) -> bool:
+    """Whether a rule of the table sends this request to the canary.
+
+    Args:
+        route: The model's traffic.
+        fields: The request's headers by name, in lower case.
+        key_id: The caller's key, "" for none.
+    """
+    for tester in route.traffic.testers:
+        if tester.header is not None:
+            value = fields.get(tester.header.encode())
+            if value is not None and value.decode("utf-8", "replace") == tester.value:
+                return True
+        elif key_id and tester.key == key_id:
+            return True
+    return False
+
+
+def choose(
+    route: Route, version: str | None, unit: str, available: Availability, *, tester: bool = False
+) -> Pick | Rejection:
     """Pick the revision of one request.
 
     Args:
@@ -89,6 +142,7 @@ def choose(route: Route, version: str | None, unit: str, available: Availability
         version: The pinned version, or None.
         unit: The session, or a fresh random id.
         available: What could serve now.
+        tester: Whether a rule sends it to the canary whatever its weight, while that is ready.
 
     Returns:
         The pick, or a rejection: an unknown version, or nothing ready.
@@ -96,6 +150,8 @@ def choose(route: Route, version: str | None, unit: str, available: Availability
     if version is not None:
         return _pinned(route, version, available)
     stable, canary, weight = route.stable, route.canary, route.weight
+    if tester and canary is not None and available.ready(canary.application):
+        return Pick(route, canary, evidence=False)
     stable_ready = stable is not None and available.ready(stable.application)
     # A weight of 0 means "none", also while stable restarts: a canary that was taken back must not come back so.
     canary_ready = canary is not None and weight > 0 and available.ready(canary.application)
@@ -110,7 +166,7 @@ def choose(route: Route, version: str | None, unit: str, available: Availability
         return Pick(route, canary, evidence=False)
     # Stable's endpoints may all be ejected for the moment: trying one is better than refusing everybody.
     if stable is not None and (stable_ready or available.known(stable.application)):
-        return Pick(route, stable, evidence=False)
+        return Pick(route, stable, evidence=False, watched=weight == 0 and route.traffic.watch)
     return not_ready(route.model)
 
 

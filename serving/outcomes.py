@@ -103,12 +103,13 @@ class Event(Frozen):
 class Total(Frozen):
     """Cumulative counts of one revision of one model at one weight within one rollout (or outside any, "").
 
-    `admitted` counts units that carry evidence, `forced` those that do not (no choice of arm was possible, or
-    the version was pinned). `settled` counts evidence units with an outcome and all of whose predecessors have
-    one too, `settled_events` those of them that had an event, by `signal` or `signal:level`. `first_sights` counts
-    units whose session was seen for the first time (a request without a session is its own): what the sample-ratio
-    check looks at. Mirrored pairs are counted on both revisions at weight 50; `similarity_*` sums, over pairs, how
-    alike canary's answer is to stable's, `baseline_*` how alike a second answer of stable's is to its first.
+    `admitted` counts units that carry evidence, `forced` those that do not (no choice of arm was possible, the
+    version was pinned, or a mirrored pair was given up). `settled` counts evidence units with an outcome and all of
+    whose predecessors have one too, `settled_events` those of them that had an event, by `signal` or `signal:level`.
+    `first_sights` counts units whose session was seen for the first time (a request without a session is its own): what
+    the sample-ratio check looks at. Mirrored pairs are counted on both revisions at weight 50; `similarity_*` sums,
+    over pairs, how alike canary's answer is to stable's, `baseline_*` how alike a second answer of stable's is to its
+    first.
     """
 
     model: str

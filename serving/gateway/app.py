@@ -1,21 +1,32 @@
-"""The two ASGI applications of a gateway: the data plane, and the admin port."""
+"""The two applications of a gateway: the data plane, and the admin port."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import cache
+from typing import Any
 
 from monitoring.instruments import GatewayInstruments
 from serving.admission import Reason, Rejection, model_not_found
 from serving.endpoints import EndpointBook
-from serving.gateway.asgi import Receive, Scope, Send, send_reply
-from serving.gateway.forwarding import header
+from serving.gateway.exchange import Exchange
 from serving.gateway.pipeline import Pipeline
+from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
+from serving.gateway.seams import Caller
 from serving.gateway.traffic_state import TrafficState
 from serving.openai_protocol import Reply, json_reply, model_list, model_object, operation_of
+from serving.openapi import document
 
 MODELS = "/v1/models"
+_POSTED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+_ALIVE = json_reply(200, {"status": "ok"})
+
+
+@cache
+def _document() -> Reply:
+    return json_reply(200, document())
 
 
 class DataApp:
@@ -25,41 +36,48 @@ class DataApp:
         self._pipeline = pipeline
         self._state = state
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            raise RuntimeError(f"scope {scope['type']!r} is not served here, only http")
-        path: str = scope["path"]
-        method: str = scope["method"]
+    def begin(self, exchange: Exchange) -> Reply | None:
+        """Answer what needs no engine, refuse what is refused unread; None for a request to a model."""
+        path, method = exchange.path, exchange.method
+        if path == "/healthz" and method in ("GET", "HEAD"):
+            return _ALIVE
+        if path == "/openapi.json" and method in ("GET", "HEAD"):
+            return _document()
         operation = operation_of(path)
-        if method == "POST" and operation is not None and not path.startswith(MODELS):
-            await self._pipeline.serve(scope, receive, send, operation)
-        elif method in ("GET", "HEAD"):
-            await self._get(path, method, send)
-        elif operation is None:
-            await self._pipeline.reject(send, _unknown_url(method, path))
-        else:
-            await self._pipeline.reject(send, _not_allowed(method, path))
+        if operation is None:
+            return self._pipeline.rejection(_unknown_url(method, path))
+        rejected = self._pipeline.authenticate(exchange)
+        if rejected is not None:
+            return self._pipeline.rejection(rejected)
+        if method == "POST" and not path.startswith(MODELS):
+            exchange.operation = operation
+            return None
+        if method in ("GET", "HEAD"):
+            return self._get(path, method, exchange.caller)
+        return self._pipeline.rejection(_not_allowed(method, path))
 
-    async def _get(self, path: str, method: str, send: Send) -> None:
-        if path == "/healthz":
-            await send_reply(send, json_reply(200, {"status": "ok"}))
-        elif path == MODELS:
-            await send_reply(send, json_reply(200, model_list(self._state.routes, int(self._state.applied_at))))
-        elif path.startswith(MODELS + "/"):
-            await self._model(path[len(MODELS) + 1 :], send)
-        elif path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"):
-            await self._pipeline.reject(send, _not_allowed(method, path))
-        else:
-            await self._pipeline.reject(send, _unknown_url(method, path))
+    def serve(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
+        """Answer a request to a model."""
+        return self._pipeline.serve(exchange)
 
-    async def _model(self, name: str, send: Send) -> None:
-        bare, _, version = name.partition("@")
-        route = self._state.routes.get(bare)
-        if route is None or (version and route.traffic.by_version(version) is None):
-            await self._pipeline.reject(send, model_not_found(name))
-            return
-        await send_reply(send, json_reply(200, model_object(name, int(self._state.applied_at))))
+    def refuse(self, status: int, message: str) -> Reply:
+        """The answer to what HTTP itself forbids, in OpenAI's shape."""
+        reason = Reason.BODY_TOO_LARGE if status == 413 else Reason.MALFORMED_HTTP
+        reply = self._pipeline.rejection(Rejection(reason, message))
+        return Reply(status, reply.body, reply.headers)
+
+    def _get(self, path: str, method: str, caller: Caller) -> Reply:
+        created = int(self._state.applied_at)
+        if path == MODELS:
+            return json_reply(200, model_list(filter(caller.may_ask, self._state.routes), created))
+        if path.startswith(MODELS + "/"):
+            name = path[len(MODELS) + 1 :]
+            bare, _, version = name.partition("@")
+            route = self._state.routes.get(bare)
+            if route is None or not caller.may_ask(bare) or (version and route.traffic.by_version(version) is None):
+                return self._pipeline.rejection(model_not_found(name))
+            return json_reply(200, model_object(name, created))
+        return self._pipeline.rejection(_not_allowed(method, path) if path in _POSTED else _unknown_url(method, path))
 
 
 def _unknown_url(method: str, path: str) -> Rejection:
@@ -84,6 +102,7 @@ class AdminApp:
         instruments: GatewayInstruments,
         draining: Callable[[], bool],
         connected: Callable[[], bool],
+        protection: Protection,
     ) -> None:
         self._state = state
         self._book = book
@@ -91,29 +110,42 @@ class AdminApp:
         self._instruments = instruments
         self._draining = draining
         self._connected = connected
+        self._protection = protection
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            raise RuntimeError(f"scope {scope['type']!r} is not served here, only http")
-        match (scope["method"], scope["path"]):
+    def begin(self, exchange: Exchange) -> Reply | None:
+        """Answer one request; nothing here has a body to wait for."""
+        match (exchange.method, exchange.path):
             case ("GET" | "HEAD", "/metrics"):
-                await send_reply(send, self._metrics(scope))
+                return self._metrics(exchange)
             case ("GET" | "HEAD", "/healthz"):
-                await send_reply(send, json_reply(200, {"status": "ok"}))
+                return _ALIVE
             case ("GET" | "HEAD", "/readyz"):
-                await send_reply(send, self._readiness())
+                return self._readiness()
             case (method, path):
                 message = f"{method} {path[:128]} is not served; try GET /metrics, /healthz or /readyz"
-                await send_reply(send, json_reply(404, {"error": message}))
+                return json_reply(404, {"error": message})
 
-    def _metrics(self, scope: Scope) -> Reply:
+    async def serve(self, exchange: Exchange) -> None:
+        """Never called: `begin` has answered."""
+
+    def refuse(self, status: int, message: str) -> Reply:
+        """The answer to what HTTP itself forbids."""
+        return json_reply(status, {"error": message})
+
+    def _metrics(self, exchange: Exchange) -> Reply:
         self._instruments.set_in_flight(self._recorder.in_flight_by_version())
         self._instruments.set_events_dropped(self._recorder.outbox.dropped)
-        accept = (header(scope["headers"], b"accept") or b"").decode("latin-1")
+        self._instruments.set_queue_depths(self._protection.gatekeeper.queue_depths())
+        now = time.monotonic()
+        ready = {
+            (model, r.version): self._book.ready(r.application, now)
+            for model, revisions in ((name, route.traffic.revisions) for name, route in self._state.routes.items())
+            for r in revisions
+        }
+        self._instruments.set_serving(ready, lease_valid=self._state.lease_valid(now))
+        accept = exchange.fields.get(b"accept", b"").decode("latin-1")
         body, content_type = self._instruments.render(accept)
-        headers = ((b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body)))
-        return Reply(200, body, headers)
+        return Reply(200, body, ((b"content-type", content_type.encode()),))
 
     def _readiness(self) -> Reply:
         now = time.monotonic()
@@ -133,6 +165,8 @@ class AdminApp:
             missing.append(
                 f"none of {len(self._state.routes)} models has a stable revision with a ready endpoint; see `models`"
             )
+        if (no_keys := self._protection.missing(time.time())) is not None:
+            missing.append(no_keys)
         if self._draining():
             missing.append("draining: this gateway is stopping")
         ready = not missing

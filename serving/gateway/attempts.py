@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import hashlib
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from serving.endpoints import Endpoint, EndpointBook, connect_failed, connected, dispatched, finished, pick
+from serving.endpoints import (
+    Endpoint,
+    EndpointBook,
+    connect_failed,
+    connected,
+    dispatched,
+    failed,
+    finished,
+    first_token_came,
+    pick,
+    progressed,
+    succeeded,
+)
 from serving.errors import ConnectFailed, ConnectionLost, UpstreamTimeout
-from serving.gateway.forwarding import Header, engine_head, header
+from serving.gateway.forwarding import Header, engine_head
 from serving.gateway.recorder import Recorder, Unit
 from serving.gateway.transcript import Transcript
 from serving.gateway.upstream import Abandoned, Connection, Leash, UpstreamClient
 from serving.limits import PromptDeaths
 from serving.openai_protocol import Operation
 from serving.outcomes import Cause
+from serving.scoring import Demand, Picking
 from serving.streaming import is_error_event, read_stream
 from serving.traffic import RevisionTraffic
 
 GONE_AFTER_S = 0.02
 PROBE_S = 0.5
 """How long a connection to an engine whose answer broke off may take before it counts as gone."""
+
+MOST_HOSTS = 1024
+"""Values of the header `host` that are remembered."""
 
 HELD_BYTES = 256 * 1024
 """A JSON answer is held back until complete, up to this: an engine that dies in it costs no client a cut body."""
@@ -69,15 +88,28 @@ class Call:
     """Path and query."""
     headers: list[Header]
     body: bytes
+    prompt: bytes
+    """The body as the client sent it."""
     nonce: bytes
     own_id: bytes | None
     deadline: float
     """Monotonic seconds."""
-    prompt: Callable[[], bytes]
-    """Its fingerprint, made only when it is needed."""
+    own_lines: bytes
+    """Further headers of the answer, as they are written."""
+    show_version: bool
+    demand: Demand = field(default_factory=Demand)
     leash: Leash = field(default_factory=Leash)
     tried: set[str] = field(default_factory=set)
     first_attempt: bool = True
+
+    def fingerprint(self) -> bytes:
+        """Of the prompt, for remembering which ones kill engines."""
+        return fingerprint(self.prompt)
+
+
+def fingerprint(body: bytes) -> bytes:
+    """A short name of a body."""
+    return hashlib.blake2b(body, digest_size=16).digest()
 
 
 @dataclass(slots=True)
@@ -91,16 +123,26 @@ class Opened:
     first: bytes
     """What came so far: a JSON answer as a whole, of others the first piece."""
     whole: bool
+    is_json: bool
+    """Whether the engine says so."""
+    length: int | None
+    """Of the body, where the engine stated it."""
+    sent_at: float = 0.0
+    """When the request was sent, in monotonic seconds."""
 
     @property
     def status(self) -> int:
         """The HTTP status."""
         return self.connection.status
 
-    @property
-    def is_json(self) -> bool:
-        """Whether the engine says that it is JSON."""
-        return b"json" in (header(self.connection.headers, b"content-type") or b"")
+
+class Sent(NamedTuple):
+    """A request that is on its way to an endpoint; its answer is still to come."""
+
+    endpoint: Endpoint
+    connection: Connection
+    at: float
+    """Monotonic seconds."""
 
 
 class Attempts:
@@ -113,12 +155,16 @@ class Attempts:
         recorder: Recorder,
         deaths: PromptDeaths,
         suspect: Callable[[str], None],
+        picking: Picking,
     ) -> None:
         self._book = book
         self._client = client
         self._recorder = recorder
         self._deaths = deaths
         self._suspect = suspect
+        self._picking = picking
+        self._hosts: dict[tuple[str, int], bytes] = {}
+        self._chance = random.Random()  # noqa: S311 - which endpoints are looked at is no secret
 
     def untried(self, revision: RevisionTraffic, call: Call) -> bool:
         """Whether the revision has an endpoint that takes requests and was not tried for this call."""
@@ -126,19 +172,59 @@ class Attempts:
         found = pick(self._book.of(revision.application), now, call.tried)
         return found is not None
 
-    async def open(self, call: Call, revision: RevisionTraffic) -> Opened | Failure:
-        """Try one endpoint of a revision. Never raises but for being cancelled."""
+    def start(self, call: Call, revision: RevisionTraffic, on_ready: Callable[[], object]) -> Sent | None:
+        """Send to one endpoint of a revision at once, where an idle connection is there; None when there is none.
+
+        `on_ready` is called once, in the read that brings the answer's head or the news that it won't come. From then
+        on it is `concluded` or goes on with `open`; whoever wants to do so earlier takes the connection's `on_ready`.
+        """
         now = time.monotonic()
-        endpoint = pick(self._book.of(revision.application), now, call.tried)
+        endpoint = pick(self._book.of(revision.application), now, call.tried, call.demand, self._picking, self._chance)
         if endpoint is None:
-            return Failure(FailureKind.UNREACHABLE)
-        call.tried.add(endpoint.url)
-        if dispatched(endpoint, now) and call.first_attempt:
+            return None
+        head = self._head(call, endpoint)
+        key = (endpoint.host, endpoint.port)
+        connection = self._client.start(key, head, call.body, call.deadline, call.leash, on_ready)
+        if connection is None:
+            return None
+        self._dispatched(call, revision, endpoint, now)
+        return Sent(endpoint, connection, now)
+
+    def concluded(self, call: Call, revision: RevisionTraffic, sent: Sent) -> Transcript:
+        """The end of an attempt that `start` made and a good plain answer ended: `open` and `close` in one."""
+        endpoint, connection = sent.endpoint, sent.connection
+        plain, body = connection.plain, connection.take_whole()
+        assert plain is not None
+        assert body is not None
+        connected(endpoint)
+        progressed(endpoint, call.demand, 0)
+        succeeded(endpoint)
+        finished(endpoint, call.demand)
+        first, last = connection.first_body_at, connection.last_body_at
+        self._client.release(connection, call.leash)
+        self._recorder.over(revision)
+        return Transcript(False, plain.compressed, [body], len(body), b"", body, 1, first, last)
+
+    def _dispatched(self, call: Call, revision: RevisionTraffic, endpoint: Endpoint, now: float) -> None:
+        call.tried.add(endpoint.address.url)
+        if dispatched(endpoint, now, call.demand) and call.first_attempt:
             self._recorder.warming_up(call.unit)
         self._recorder.begun(revision)
+
+    async def open(self, call: Call, revision: RevisionTraffic, sent: Sent | None = None) -> Opened | Failure:
+        """Try one endpoint of a revision, or go on with what `start` sent. Never raises but for being cancelled."""
+        if sent is None:
+            now = time.monotonic()
+            peers = self._book.of(revision.application)
+            endpoint = pick(peers, now, call.tried, call.demand, self._picking, self._chance)
+            if endpoint is None:
+                return Failure(FailureKind.UNREACHABLE)
+            self._dispatched(call, revision, endpoint, now)
+        else:
+            endpoint, now = sent.endpoint, sent.at
         opened: Opened | None = None
         try:
-            opened = await self._exchange(call, revision, endpoint)
+            opened = await self._exchange(call, revision, endpoint, sent)
         except Abandoned:
             return Failure(FailureKind.ABANDONED)
         except UpstreamTimeout:
@@ -151,25 +237,46 @@ class Attempts:
             return Failure(await self.post_mortem(call, endpoint))
         finally:
             if opened is None:
-                finished(endpoint)
+                finished(endpoint, call.demand)
                 self._recorder.over(revision)
+        opened.sent_at = now
+        progressed(endpoint, call.demand, 0)
         return opened
 
-    async def _exchange(self, call: Call, revision: RevisionTraffic, endpoint: Endpoint) -> Opened:
+    def _head(self, call: Call, endpoint: Endpoint) -> bytes:
+        """The head of the request to an endpoint."""
         key = (endpoint.host, endpoint.port)
         target = endpoint.prefix.encode() + call.target if endpoint.prefix else call.target
-        host = f"{endpoint.host}:{endpoint.port}".encode()
-        request_id = call.nonce.hex().encode()
-        head = engine_head(target, host, call.headers, len(call.body), request_id, call.own_id)
-        connection = await self._client.send(key, head, call.body, call.deadline, call.leash)
+        host = self._hosts.get(key)
+        if host is None:
+            if len(self._hosts) > MOST_HOSTS:
+                self._hosts.clear()
+            host = self._hosts[key] = f"{endpoint.host}:{endpoint.port}".encode()
+        return engine_head(target, host, call.headers, len(call.body), call.nonce.hex().encode(), call.own_id)
+
+    async def _exchange(self, call: Call, revision: RevisionTraffic, endpoint: Endpoint, sent: Sent | None) -> Opened:
+        key = (endpoint.host, endpoint.port)
+        begun = sent.connection if sent is not None else None
+        connection = await self._client.send(
+            key, self._head(call, endpoint), call.body, call.deadline, call.leash, begun
+        )
         connected(endpoint)
-        kind = header(connection.headers, b"content-type") or b""
-        encoding = header(connection.headers, b"content-encoding")
-        transcript = Transcript(kind.startswith(b"text/event-stream"), encoding not in (None, b"identity"))
-        opened = Opened(revision, endpoint, connection, transcript, b"", whole=False)
+        fields = dict(connection.headers)
+        kind = fields.get(b"content-type", b"")
+        encoding = fields.get(b"content-encoding", b"identity")
+        length = fields.get(b"content-length")
+        transcript = Transcript(kind.startswith(b"text/event-stream"), encoding != b"identity")
+        opened = Opened(
+            revision, endpoint, connection, transcript, b"", whole=False, is_json=b"json" in kind,
+            length=int(length) if length is not None else None,
+        )  # fmt: skip
+        whole = connection.take_whole()
+        if whole is not None:
+            opened.first, opened.whole = whole, opened.is_json
+            return opened
         try:
             opened.first = await connection.read()
-            if b"json" in kind:
+            if opened.is_json:
                 await self._hold(opened)
         except BaseException:
             self._client.release(connection, call.leash)
@@ -178,9 +285,6 @@ class Attempts:
 
     async def _hold(self, opened: Opened) -> None:
         data = opened.first
-        if opened.connection.drained:
-            opened.whole = True
-            return
         parts, size = [data], len(data)
         while data and size < HELD_BYTES:
             data = await opened.connection.read()
@@ -191,9 +295,22 @@ class Attempts:
 
     def close(self, call: Call, opened: Opened) -> None:
         """Leave an answer: read to its end it gives back its connection, otherwise that is closed at once."""
+        self._judge(call, opened)
         self._client.release(opened.connection, call.leash)
-        finished(opened.endpoint)
+        finished(opened.endpoint, call.demand)
         self._recorder.over(opened.revision)
+
+    def _judge(self, call: Call, opened: Opened) -> None:
+        """Note how an answer went: well, badly, or neither when it was left or cut before its end."""
+        endpoint, connection, now = opened.endpoint, opened.connection, time.monotonic()
+        peers = self._book.of(endpoint.application)
+        if opened.status >= 500:
+            failed(endpoint, peers, now, self._picking)
+        elif connection.complete:
+            succeeded(endpoint)
+        if opened.transcript.event_stream and connection.first_body_at:
+            progressed(endpoint, call.demand, connection.bodies)
+            first_token_came(endpoint, connection.first_body_at - opened.sent_at, peers, now)
 
     async def post_mortem(self, call: Call, endpoint: Endpoint) -> FailureKind:
         """Tell why a connection broke: the engine has gone, or it lives and cut its answer short.
@@ -203,14 +320,22 @@ class Attempts:
         """
         await asyncio.sleep(GONE_AFTER_S)  # a process that ends closes its connections before its listening socket
         try:
-            async with asyncio.timeout(PROBE_S):
-                _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+            # A task of its own: requests run without one (see `running`), and a time-out needs it.
+            await asyncio.create_task(_knock(endpoint))
         except (OSError, TimeoutError):
-            self._deaths.record(call.prompt(), endpoint.url, time.monotonic())
+            self._deaths.record(call.fingerprint(), endpoint.url, time.monotonic())
+            connect_failed(endpoint, time.monotonic())
             self._suspect(endpoint.url)
             return FailureKind.LOST
-        writer.close()
+        failed(endpoint, self._book.of(endpoint.application), time.monotonic(), self._picking)
         return FailureKind.CUT
+
+
+async def _knock(endpoint: Endpoint) -> None:
+    """Connect and go: whoever takes the connection is alive."""
+    async with asyncio.timeout(PROBE_S):
+        _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+    writer.close()
 
 
 def failure_in(opened: Opened, operation: Operation) -> Failure | None:

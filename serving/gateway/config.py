@@ -9,14 +9,17 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
 from serving.errors import ServingError
 from serving.limits import MAX_BODY_BYTES
+from serving.mirroring import MirrorSettings
+from serving.queueing import QueueSettings
+from serving.scoring import Picking
 
 
 class InvalidConfig(ServingError):
@@ -28,7 +31,7 @@ class GatewayConfig:
     """One gateway. Times are in seconds; port 0 means any free one (for tests)."""
 
     home: Path
-    """The platform's home; the four paths below default to places in it."""
+    """The platform's home; the paths below default to places in it."""
     name: str = "gateway-0"
     """Names the gateway at the controller; two gateways must not share one."""
     host: str = "127.0.0.1"
@@ -41,6 +44,8 @@ class GatewayConfig:
     secret_file: Path | None = None
     credentials_file: Path | None = None
     ray_file: Path | None = None
+    keys_file: Path | None = None
+    usage_dir: Path | None = None
     endpoints: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
     """Application -> base URLs: a static list instead of asking Ray."""
     serve_port: int = 8100
@@ -55,21 +60,62 @@ class GatewayConfig:
     """On SIGTERM, how long streams may go on."""
     lease_s: float = 15.0
     """Without a word from the controller for so long, the canary gets no new requests."""
+    drain_delay_s: float = 0.0
+    """On SIGTERM, how long new connections are still accepted while readiness says no: until balancers have seen it."""
     max_body_bytes: int = MAX_BODY_BYTES
+    max_connections: int = 10_000
+    """Clients' connections that may be open; further ones are answered with 503."""
+    head_within_s: float = 10.0
+    """How long a client may take for the headers of a request, and for TLS to be agreed."""
+    body_within_s: float = 60.0
+    write_within_s: float = 60.0
+    """A client that has taken nothing of its answer for so long is cut off."""
+    client_idle_s: float = 75.0
+    """How long a client's idle connection is kept."""
+    tls_cert_file: Path | None = None
+    """Certificate chain of the public port, PEM; with `tls_key_file` it speaks TLS. Both are read again on change."""
+    tls_key_file: Path | None = None
+    reuse_port: bool = False
+    """Whether other gateway processes of this machine may listen on the same public port: see `for_process`."""
+    auth: Literal["none", "keys"] = "none"
+    """`keys`: every request to the API needs a key. Without keys nothing beyond loopback is listened on."""
+    keys_max_age_s: float | None = None
+    """How long keys hold without a word from the controller; None: for ever, so that it may be away, at the risk that a
+    gateway which is cut off goes on accepting a key that was revoked meanwhile."""
+    limit_share: float = 1.0
+    """This gateway's part of every key's limits. Each gateway limits alone: with n of them 1/n keeps the sum, but gives
+    a client that holds on to one connection no more than that part."""
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    """How much may be under way and wait, per model."""
+    picking: Picking = field(default_factory=Picking)
+    """How one of a revision's endpoints is picked."""
+    mirror: MirrorSettings = field(default_factory=MirrorSettings)
+    """How much may be mirrored to a shadow; whether anything is, the traffic table says."""
     show_version: bool = True
     """Whether answers say which version and role gave them; off where clients must not aim at the canary."""
 
     def __post_init__(self) -> None:
         for host, port in ((self.host, self.port), (self.admin_host, self.admin_port)):
-            if not _is_loopback(host):
+            if not _is_loopback(host) and self.auth == "none":
                 raise InvalidConfig(
                     f"the gateway would listen on {host}:{port}, beyond loopback, without API keys; "
-                    "use 127.0.0.1 or localhost and put an authenticating proxy in front"
+                    "use 127.0.0.1 or localhost and put an authenticating proxy in front, or ask for keys"
                 )
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise InvalidConfig("TLS needs both tls_cert_file and tls_key_file; give both, or neither")
+        if not 0 < self.limit_share <= 1:
+            raise InvalidConfig(f"limit_share is {self.limit_share}; give a part above 0 and at most 1")
         object.__setattr__(self, "table_file", self.table_file or self.home / "gateway" / "table.json")
         object.__setattr__(self, "secret_file", self.secret_file or self.home / "gateway" / "secret")
         object.__setattr__(self, "credentials_file", self.credentials_file or self.home / "credentials")
         object.__setattr__(self, "ray_file", self.ray_file or self.home / "run" / "ray.json")
+        object.__setattr__(self, "keys_file", self.keys_file or self.home / "gateway" / "keys.json")
+        object.__setattr__(self, "usage_dir", self.usage_dir or self.home / "gateway" / "usage")
+
+    def for_process(self, index: int) -> Self:
+        """The configuration of one of several processes on one public port: its own name and admin port."""
+        admin_port = self.admin_port + index if self.admin_port else 0
+        return replace(self, name=f"gateway-{index}", admin_port=admin_port, reuse_port=True)
 
     def to_json(self) -> str:
         """This configuration as one line of JSON."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 Header = tuple[bytes, bytes]
 
@@ -14,37 +15,31 @@ _HOP_BY_HOP = frozenset(
 # The gateway writes its own framing and id; the client's key is not the engine's business; a compressed answer could
 # not be judged.
 _NOT_TO_ENGINE = _HOP_BY_HOP | {
-    b"host", b"content-length", b"expect", b"accept-encoding", b"authorization", b"cookie", b"x-request-id",
-    b"x-request-timeout", b"x-client-request-id",
+    b"host", b"content-length", b"expect", b"accept-encoding", b"authorization", b"api-key", b"x-api-key", b"cookie",
+    b"x-request-id", b"x-request-timeout", b"x-client-request-id",
 }  # fmt: skip
 
 _NOT_TO_CLIENT = _HOP_BY_HOP | {
-    b"date", b"server", b"x-request-id", b"x-client-request-id", b"x-tidegate-version", b"x-tidegate-role",
+    b"content-length", b"date", b"server", b"x-request-id", b"x-client-request-id", b"x-tidegate-version",
+    b"x-tidegate-role",
 }  # fmt: skip
+
+_NONE: frozenset[bytes] = frozenset()
 
 MAX_CLIENT_ID_BYTES = 128
 
 
-def header(headers: Iterable[Header], name: bytes) -> bytes | None:
-    """The first value of a header; names are in lower case."""
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
-
-
 def _listed(headers: Iterable[Header]) -> frozenset[bytes]:
-    """Header names that `Connection` names: they are hop-by-hop too."""
+    """Header names that `Connection` names: they are hop-by-hop too. Nearly always none, which is seen at once."""
     for key, value in headers:
         if key == b"connection" and value.lower() not in (b"keep-alive", b"close"):
             return frozenset(token.strip().lower() for token in value.split(b","))
-    return frozenset()
+    return _NONE
 
 
-def client_id(headers: Iterable[Header]) -> bytes | None:
+def client_id(fields: Mapping[bytes, bytes]) -> bytes | None:
     """The client's own request id: `x-client-request-id`, else `x-request-id`, when it is printable and short."""
-    headers = list(headers)
-    value = header(headers, b"x-client-request-id") or header(headers, b"x-request-id")
+    value = fields.get(b"x-client-request-id") or fields.get(b"x-request-id")
     if not value or len(value) > MAX_CLIENT_ID_BYTES or not value.isascii() or not value.decode().isprintable():
         return None
     return value
@@ -85,3 +80,25 @@ def client_headers(headers: Iterable[Header], own: Iterable[Header]) -> list[Hea
     if listed:
         drop = drop | listed
     return [h for h in headers if h[0] not in drop] + list(own)
+
+
+def read_lines(lines: bytes) -> list[Header]:
+    """Headers that are written out, each with its CR LF, one by one.
+
+    >>> read_lines(b"a: 1" + bytes([13, 10]))
+    [(b'a', b'1')]
+    """
+    found = [line.partition(b": ") for line in lines.split(b"\r\n")]
+    return [(name, value) for name, _, value in found if name]
+
+
+@lru_cache(maxsize=1024)
+def version_lines(version: str, role: str) -> bytes:
+    """The headers that say which version answered, written out.
+
+    Raises:
+        ValueError: the version holds a line break.
+    """
+    if "\n" in version or "\r" in version:
+        raise ValueError("a version holds a line break, so it can't be told in a header")
+    return f"x-tidegate-version: {version}\r\nx-tidegate-role: {role}\r\n".encode()

@@ -1,46 +1,59 @@
 """Run one gateway: `python -m serving.gateway.main --config '{"home": "/home/me/.tidegate"}' [--name gateway-0]`.
 
 Both servers, the line to the controller and the endpoint poll live in one event loop of one process. SIGTERM or
-SIGINT: no new connections, streams may go on for the drain window, then the last totals are sent and it ends.
+SIGINT: readiness says no, the port is closed, keep-alive connections are closed with their next answer, streams may go
+on for the drain window, then the last totals are sent and it ends. SIGHUP: the certificate is read again.
+
+`--process 0`, `--process 1`, ... run several of them on one public port: the kernel spreads connections over them. Each
+has its own admin port, counted up from the configured one, and a name of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
+import gc
 import logging
 import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import uvicorn
 import uvloop
 
 from monitoring.instruments import GatewayInstruments
 from serving.endpoints import Address, EndpointBook
 from serving.errors import InvalidTable
 from serving.gateway.app import AdminApp, DataApp
+from serving.gateway.attempts import Attempts
 from serving.gateway.channel import Channel
 from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.discovery import EndpointSource, StaticEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
+from serving.gateway.http_server import HttpServer, ServerLimits
 from serving.gateway.logs import configure, log
+from serving.gateway.mirror import Mirroring
 from serving.gateway.pipeline import Pipeline
+from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import load_secret
+from serving.gateway.seams import Gatekeeper
+from serving.gateway.tls import Certificate
 from serving.gateway.traffic_state import TrafficState, load_table
 from serving.gateway.upstream import UpstreamClient
+from serving.limits import PromptDeaths
 from serving.traffic import TrafficTable
 
-KEEP_ALIVE_S = 75
 SWEEP_EVERY_S = 0.1
 PRUNE_EVERY_S = 5.0
+"""Also how often the certificate's files are looked at."""
+ADMIN_LIMITS = ServerLimits(body_bytes=64 * 1024, connections=256)
+ADMIN_DRAIN_S = 1.0
+GC_AFTER_OBJECTS = 10_000
 FLUSH_S = 0.15
 """One more round of events and totals."""
 
@@ -49,16 +62,8 @@ class PortTaken(InvalidConfig):
     """A port can't be had."""
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: two servers in one process would fight over them."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def bind(host: str, port: int, flag: str) -> socket.socket:
-    """Bind a listening socket.
+def bind(host: str, port: int, flag: str, *, share: bool = False) -> socket.socket:
+    """Bind a listening socket; with `share` other processes of this user may listen on it too.
 
     Raises:
         PortTaken: something else listens there, or it is not ours to take.
@@ -66,6 +71,8 @@ def bind(host: str, port: int, flag: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if share:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
     except OSError as e:
@@ -80,7 +87,17 @@ def bind(host: str, port: int, flag: str) -> socket.socket:
 class Gateway:
     """One gateway with all its parts. Made inside a running event loop; `start`, then `stop`."""
 
-    def __init__(self, config: GatewayConfig, source: EndpointSource | None = None) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        source: EndpointSource | None = None,
+        gatekeeper: Gatekeeper | None = None,
+    ) -> None:
+        """Make one that serves nothing yet.
+
+        Raises:
+            InvalidConfig: its certificate can't be used.
+        """
         assert config.table_file is not None
         assert config.secret_file is not None
         assert config.credentials_file is not None
@@ -97,10 +114,20 @@ class Gateway:
             idle_timeout_s=config.idle_timeout_s,
             keepalive_s=config.keepalive_s,
         )
+        self.protection = Protection(config, self.boot)
+        self.mirroring = Mirroring(
+            config.mirror, self.state, self.book, self.recorder, self.instruments,
+            Attempts(self.book, self.client, self.recorder, PromptDeaths(), self.source.suspect, config.picking),
+            self.protection.gatekeeper if gatekeeper is None else None, config.queue.endpoint_concurrency,
+        )  # fmt: skip
         pipeline = Pipeline(
             config, self.state, self.book, self.client, self.recorder, self.instruments,
             load_secret(config.secret_file), self.source.suspect,
+            gatekeeper or self.protection.gatekeeper, self.mirroring,
         )  # fmt: skip
+        self.certificate: Certificate | None = None
+        if config.tls_cert_file is not None and config.tls_key_file is not None:
+            self.certificate = Certificate(config.tls_cert_file, config.tls_key_file)
         self.data_app = DataApp(pipeline, self.state)
         self.channel: Channel | None = None
         if config.control_url is not None:
@@ -108,16 +135,19 @@ class Gateway:
                 gateway=config.name, boot=self.boot, control_url=config.control_url,
                 credentials_file=config.credentials_file, table_file=config.table_file,
                 state=self.state, book=self.book, recorder=self.recorder,
+                keys=self.protection.keys, usage=self.protection.usage,
             )  # fmt: skip
         self.draining = False
         self.admin_app = AdminApp(
             self.state, self.book, self.recorder, self.instruments,
             draining=lambda: self.draining,
-            connected=lambda: self.channel is not None and self.channel.connected,
+            connected=lambda: self.channel is not None and self.channel.connected, protection=self.protection,
         )  # fmt: skip
         self.state.on_applied(self.recorder.table_applied)
+        self.state.on_applied(self.mirroring.table_applied)
         self.state.on_applied(self._log_table)
-        self._servers: list[_Server] = []
+        self.data_server = HttpServer(self.data_app, _limits(config))
+        self.admin_server = HttpServer(self.admin_app, ADMIN_LIMITS)
         self._tasks: list[asyncio.Task[None]] = []
         self.port = config.port
         self.admin_port = config.admin_port
@@ -142,7 +172,7 @@ class Gateway:
         """
         config = self.config
         assert config.table_file is not None
-        data = bind(config.host, config.port, "--gateway-port")
+        data = bind(config.host, config.port, "--gateway-port", share=config.reuse_port)
         try:
             admin = bind(config.admin_host, config.admin_port, "--admin-port")
         except PortTaken:
@@ -155,58 +185,60 @@ class Gateway:
                 self.state.apply(table, time.time())
         except InvalidTable as e:
             log(logging.ERROR, "table-unreadable", reason=str(e))
-        self._serve(self.data_app, data)
-        self._serve(self.admin_app, admin)
+        self.protection.load()
+        self._follow_endpoints()
+        await self.data_server.start(data, self.certificate.context if self.certificate is not None else None)
+        await self.admin_server.start(admin)
         self._spawn(self.source.run(self._publish))
         self._spawn(self._housekeeping())
+        self._spawn(self.protection.usage.run())
         if self.channel is not None:
             self._spawn(self.channel.run())
-        while not all(server.started for server in self._servers):  # noqa: ASYNC110 - uvicorn offers a flag only
-            await asyncio.sleep(0.005)
         log(logging.INFO, "gateway-started", name=config.name, boot=self.boot, port=self.port,
             admin_port=self.admin_port)  # fmt: skip
-
-    def _serve(self, app: Any, listener: socket.socket) -> None:  # noqa: ANN401 - uvicorn's own ASGI types differ
-        server = _Server(
-            uvicorn.Config(
-                app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
-                server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, round(self.config.drain_s)),
-            )
-        )  # fmt: skip
-        self._servers.append(server)
-        self._spawn(server.serve(sockets=[listener]))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_complain_if_dead)
         self._tasks.append(task)
 
+    def _follow_endpoints(self) -> None:
+        self.protection.follow(self.state.table, self.book.ready_counts(time.monotonic()))
+
     async def _housekeeping(self) -> None:
         pruned_at = time.monotonic()
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             self.recorder.sweep()
+            self._follow_endpoints()
             now = time.monotonic()
             if now - pruned_at > PRUNE_EVERY_S:
                 pruned_at = now
                 self.recorder.prune()
+                if self.certificate is not None:
+                    self.certificate.reload(if_changed=True)
+
+    def reload(self) -> None:
+        """Read again what may have changed on disk."""
+        if self.certificate is not None:
+            self.certificate.reload(if_changed=False)
 
     async def stop(self) -> None:
         """Stop accepting, let streams finish within the drain window, send the last outcomes, end."""
         self.draining = True
+        self.mirroring.stop()
         log(logging.INFO, "gateway-draining", window_s=self.config.drain_s)
-        data, admin = self._servers
-        data.should_exit = True
-        await asyncio.wait([self._tasks[0]])
+        await asyncio.sleep(self.config.drain_delay_s)
+        await self.data_server.drain(self.config.drain_s)
         self.recorder.flush()
+        self.protection.usage.hurry()
         if self.channel is not None and self.channel.connected:
             await asyncio.sleep(FLUSH_S)
-        admin.should_exit = True
-        await asyncio.wait([self._tasks[1]])
+        await self.admin_server.drain(ADMIN_DRAIN_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.protection.close()
         self.client.close()
         log(logging.INFO, "gateway-stopped", name=self.config.name)
 
@@ -214,6 +246,13 @@ class Gateway:
 def _complain_if_dead(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         logging.getLogger("tidegate.gateway").error("a part of the gateway died", exc_info=task.exception())
+
+
+def _limits(config: GatewayConfig) -> ServerLimits:
+    return ServerLimits(
+        body_bytes=config.max_body_bytes, connections=config.max_connections, head_within_s=config.head_within_s,
+        body_within_s=config.body_within_s, idle_s=config.client_idle_s, write_within_s=config.write_within_s,
+    )  # fmt: skip
 
 
 def _source(config: GatewayConfig) -> EndpointSource:
@@ -231,10 +270,15 @@ async def serve(config: GatewayConfig, source: EndpointSource | None = None) -> 
     """
     gateway = Gateway(config, source)
     await gateway.start()
+    # What is there now stays, so collections need not look at it again; and what a request makes is gone with it, so
+    # they need not come every few requests.
+    gc.freeze()
+    gc.set_threshold(GC_AFTER_OBJECTS, 20, 20)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     await stopping.wait()
     await gateway.stop()
 
@@ -244,6 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.gateway.main", description=__doc__)
     parser.add_argument("--config", required=True, help="a GatewayConfig as JSON, or @FILE that holds it")
     parser.add_argument("--name", help="this gateway's name at the controller; wins over the configuration's")
+    parser.add_argument("--process", type=int, metavar="N", help="which of several processes on one port this is")
     given = parser.parse_args(arguments)
     try:
         text = given.config
@@ -251,6 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with open(text[1:], encoding="utf-8") as file:
                 text = file.read()
         config = GatewayConfig.from_json(text)
+        if given.process is not None:
+            config = config.for_process(given.process)
         if given.name:
             config = replace(config, name=given.name)
     except (InvalidConfig, OSError) as e:

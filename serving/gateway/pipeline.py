@@ -1,30 +1,35 @@
 """The way of one request, from its first byte to its outcome, in one file (docs/architecture.md).
 
-    read -> [authenticate] -> parse -> [limit] -> admit -> pick revision -> [input guardrails]
+    head -> authenticate -> body -> parse -> wait for a turn -> pick revision -> [input guardrails] -> (mirror)
     -> attempt -> (once more on stable) -> [output guardrails] -> release -> record
 
-Steps in brackets come with later work and have their place marked `seam`. Before the first byte is released a
-failed canary is rescued by stable; after it nothing is ever retried.
+Steps in brackets come with later work and have their place marked `seam`; who may ask, and when, is a gatekeeper's
+(`seams`). An answer's pieces go from the engine's socket to the client's in one call, without waking a task. From the
+attempt on, most requests that aren't streams take a short way (`express`) that does the same without waiting.
+
+Before the first byte is released a failed canary is rescued by stable, and a request whose engine has gone by another
+replica of its revision; after it nothing is ever retried.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestOutcome
-from serving.admission import Availability, Pick, Reason, Rejection, choose, model_not_found
+from serving.admission import Availability, Pick, Reason, Rejection, choose, is_tester, model_not_found
 from serving.endpoints import EndpointBook
 from serving.errors import UpstreamError, UpstreamTimeout
-from serving.gateway.asgi import Receive, Scope, Send, read_body, send_reply
-from serving.gateway.attempts import Attempts, Call, Failure, FailureKind, Opened, failure_in
+from serving.gateway.attempts import Attempts, Call, Failure, FailureKind, Opened, Sent, failure_in, fingerprint
 from serving.gateway.config import GatewayConfig
-from serving.gateway.forwarding import Header, client_headers, client_id, header
+from serving.gateway.exchange import Exchange
+from serving.gateway.express import Express
+from serving.gateway.forwarding import Header, client_headers, client_id, read_lines, version_lines
 from serving.gateway.recorder import Recorder
-from serving.gateway.request_ids import RequestFacts, fresh_nonce, issue
+from serving.gateway.request_ids import fresh_nonce, issue_bytes
+from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
 from serving.gateway.traffic_state import TrafficState
 from serving.gateway.upstream import Abandoned, UpstreamClient
 from serving.limits import PromptDeaths, prompt_refused, retry_allowed, timeout_of
@@ -33,6 +38,7 @@ from serving.openai_protocol import (
     Operation,
     Reply,
     Request,
+    cost_tokens,
     error_event,
     failure_reply,
     parse_request,
@@ -40,6 +46,7 @@ from serving.openai_protocol import (
     unpinned_body,
 )
 from serving.outcomes import Cause
+from serving.scoring import Demand, demand_of
 from serving.streaming import says_done
 from serving.traffic import RevisionTraffic, Role
 
@@ -60,6 +67,8 @@ class Pipeline:
         instruments: GatewayInstruments,
         secret: bytes,
         suspect: Callable[[str], None],
+        gatekeeper: Gatekeeper | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self._config = config
         self._state = state
@@ -67,86 +76,181 @@ class Pipeline:
         self._recorder = recorder
         self._instruments = instruments
         self._secret = secret
+        self._gatekeeper = gatekeeper
+        self._mirror = mirror
         self._deaths = PromptDeaths()
-        self._attempts = Attempts(book, client, recorder, self._deaths, suspect)
+        self._attempts = Attempts(book, client, recorder, self._deaths, suspect, config.picking)
         self._retries_in_flight = 0
-        self._loop = asyncio.get_running_loop()
-
-    async def serve(self, scope: Scope, receive: Receive, send: Send, operation: Operation) -> None:
-        """Answer one request."""
-        arrived = time.monotonic()
-        headers: list[Header] = scope["headers"]
-        # seam: authenticate, before a byte of the body is read
-        body = await read_body(headers, receive, self._config.max_body_bytes)
-        if body is None:
-            return
-        request = parse_request(body) if isinstance(body, bytes) else body
-        if isinstance(request, Rejection):
-            await self.reject(send, request)
-            return
-        assert isinstance(body, bytes)
-        admitted = self._admit(headers, body, request, arrived)
-        if isinstance(admitted, Rejection):
-            await self.reject(send, admitted, request.model)
-            return
-        pick, session, nonce, timeout_s = admitted
-        # seam: input guardrails, by the policy of the picked version
-        query = scope["query_string"]
-        raw_path: bytes = scope["raw_path"]
-        call = Call(
-            unit=self._recorder.admit(pick, operation, stream=request.stream, session=session),
-            target=raw_path + b"?" + query if query else raw_path,
-            headers=headers,
-            body=unpinned_body(request) if request.version is not None else body,
-            nonce=nonce,
-            own_id=client_id(headers),
-            deadline=arrived + timeout_s,
-            prompt=lambda: _fingerprint(body),
+        self._picked_at = 0.0
+        self._available = Availability(
+            ready=lambda application: book.ready(application, self._picked_at),
+            known=lambda application: bool(book.of(application)),
+            lease_valid=False,
         )
-        watcher = self._loop.create_task(_gone(receive))
-        watcher.add_done_callback(lambda _: call.leash.pull())
-        try:
-            await self._run(call, send)
-        except BaseException:  # also when cancelled: a unit without an outcome would hold up the watermark for ever
-            self._recorder.dropped(call.unit)
-            watcher.cancel()  # otherwise it ends by itself with the answer, which costs less
-            raise
 
-    def _admit(
-        self, headers: list[Header], body: bytes, request: Request, arrived: float
-    ) -> tuple[Pick, str | None, bytes, float] | Rejection:
-        """Admit a request and pick its revision: (pick, session, random id, seconds it may take)."""
-        # seam: limits per key, the bounded queue
-        route = self._state.routes.get(request.model)
-        if route is None:
-            version = f"@{request.version}" if request.version else ""
-            return model_not_found(request.model + version)
-        timeout_s = timeout_of(header(headers, b"x-request-timeout"), self._config.request_timeout_s)
-        if isinstance(timeout_s, Rejection):
-            return timeout_s
-        if len(self._deaths) and self._deaths.refused(_fingerprint(body), arrived):
-            return prompt_refused()
-        named = header(headers, b"x-session-id")
-        session = named.decode("utf-8", "replace")[:MAX_SESSION_CHARS] if named else request.session
-        nonce = fresh_nonce()
-        available = Availability(
-            ready=lambda application: self._book.ready(application, arrived),
-            known=lambda application: bool(self._book.of(application)),
-            lease_valid=self._state.lease_valid(arrived),
-        )
-        pick = choose(route, request.version, session or nonce.hex(), available)
-        return pick if isinstance(pick, Rejection) else (pick, session, nonce, timeout_s)
+    # Before the body is read
 
-    async def reject(self, send: Send, rejection: Rejection, model: str = "") -> None:
-        """Answer a request that is not served."""
+    def authenticate(self, exchange: Exchange) -> Rejection | None:
+        """Find out who asks: `exchange.caller` is set, or the request is rejected."""
+        caller: Caller | Rejection = ANYBODY
+        if self._gatekeeper is not None:
+            caller = self._gatekeeper.authenticate(exchange.headers, time.time())
+            if isinstance(caller, Rejection):
+                return caller
+        exchange.caller = caller
+        encoding = exchange.fields.get(b"content-encoding")
+        if encoding is not None and encoding.lower() != b"identity":
+            return Rejection(
+                Reason.UNSUPPORTED_ENCODING,
+                "The request body is compressed (content-encoding); only identity is accepted. Send it uncompressed.",
+            )
+        return None
+
+    def rejection(self, rejection: Rejection, model: str = "") -> Reply:
+        """Count a rejection and write the answer to it."""
         known = model if model in self._state.routes else ""  # what a client makes up never becomes a label
         self._instruments.rejected(known, rejection.reason.value)
-        await send_reply(send, rejection_reply(rejection), [(b"x-request-id", b"req_" + fresh_nonce().hex().encode())])
+        reply = rejection_reply(rejection)
+        request_id = b"req_" + fresh_nonce().hex().encode()
+        return Reply(reply.status, reply.body, (*reply.headers, (b"x-request-id", request_id)))
 
-    async def _run(self, call: Call, send: Send) -> None:
+    def _reject(self, exchange: Exchange, rejection: Rejection, model: str = "") -> None:
+        reply = self.rejection(rejection, model)
+        exchange.respond(reply.status, list(reply.headers), reply.body)
+
+    # The request as a whole
+
+    def serve(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
+        """Answer one request, whose body is there; a coroutine when that takes one, None when callbacks do it."""
+        request = parse_request(exchange.body)
+        if isinstance(request, Rejection):
+            self._reject(exchange, request)
+            return None
+        timeout_s = self._acceptable(exchange, request)
+        if isinstance(timeout_s, Rejection):
+            self._reject(exchange, timeout_s, request.model)
+            return None
+        deadline = exchange.arrived + timeout_s
+        permit: Permit | None = None
+        if self._gatekeeper is not None:
+            cost = cost_tokens(request, len(exchange.body))
+            entered = self._gatekeeper.enter_at_once(exchange.caller, request.model, cost, time.monotonic())
+            if entered is None:
+                return self._serve_in_turn(self._gatekeeper, exchange, request, cost, deadline)
+            if isinstance(entered, Rejection):
+                self._reject(exchange, entered, request.model)
+                return None
+            permit = entered
+        call = self._call(exchange, request, deadline, permit)
+        if call is None or Express(self, call, exchange).set_off(self._attempts):
+            return None
+        return self.go_on(call, exchange)
+
+    async def _serve_in_turn(
+        self, gatekeeper: Gatekeeper, exchange: Exchange, request: Request, cost: int, deadline: float
+    ) -> None:
+        """The same for a request that must wait for its turn. Cancelled when its client goes away meanwhile."""
+        exchange.on_gone = exchange.cancel
+        entered = await gatekeeper.enter(exchange.caller, request.model, cost, deadline, time.monotonic())
+        exchange.on_gone = None
+        if isinstance(entered, Rejection):
+            self._reject(exchange, entered, request.model)
+            return
+        call = self._call(exchange, request, deadline, entered)
+        if call is not None:
+            await self.go_on(call, exchange)
+
+    def _call(self, exchange: Exchange, request: Request, deadline: float, permit: Permit | None) -> Call | None:
+        """Pick the revision of a request whose turn it is, and book its admission; None when it was rejected."""
+        nonce = fresh_nonce()
+        named = exchange.fields.get(b"x-session-id")
+        session = named.decode("utf-8", "replace")[:MAX_SESSION_CHARS] if named else request.session
+        pick = self._pick(exchange, request, session or nonce.hex())
+        if isinstance(pick, Rejection):
+            if permit is not None:
+                permit.settle("", None, None)
+            self._reject(exchange, pick, request.model)
+            return None
+        # seam: input guardrails, by the policy of the picked version
+        call = Call(
+            unit=self._recorder.admit(pick, exchange.operation, stream=request.stream, session=session, permit=permit),
+            target=exchange.target,
+            headers=exchange.headers,
+            body=unpinned_body(request) if request.version is not None else exchange.body,
+            prompt=exchange.body,
+            nonce=nonce,
+            own_id=client_id(exchange.fields),
+            deadline=deadline,
+            own_lines=permit.lines() if permit is not None else b"",
+            show_version=self._config.show_version and exchange.caller.may_see_version,
+            demand=self._demand(exchange, request, pick.revision),
+        )
+        exchange.on_gone = call.leash.pull
+        if exchange.gone:  # while it waited for its turn
+            call.leash.pull()
+        if pick.route.traffic.mirror_percent and self._mirror is not None:
+            self._mirror.offer(call, request.fields)
+        return call
+
+    async def go_on(self, call: Call, exchange: Exchange, sent: Sent | None = None) -> None:
+        """See a call through to its outcome; `sent` when it is on its way already."""
+        try:
+            await self._run(call, exchange, sent)
+        except BaseException:  # also when cancelled: a unit without an outcome would hold up the watermark for ever
+            self._recorder.dropped(call.unit)
+            raise
+
+    async def give_up(self, call: Call, error: Exception) -> None:
+        """See `express.GeneralWay`."""
+        self._recorder.dropped(call.unit)
+        raise error
+
+    def finish_plain(self, call: Call, exchange: Exchange, sent: Sent) -> None:
+        """Attempt, release and record in one, for a good plain answer on the short way (`express`)."""
+        unit, plain = call.unit, sent.connection.plain
+        assert plain is not None
+        revision = unit.revision
+        transcript = self._attempts.concluded(call, revision, sent)
+        # seam: output guardrails hold back, check and release
+        exchange.respond_lines(plain.status, plain.lines + self._own_lines(call, revision), transcript.last)
+        self._recorder.conclude(unit, RequestOutcome.OK, transcript, answered_by=revision)
+
+    def _acceptable(self, exchange: Exchange, request: Request) -> float | Rejection:
+        """The seconds that the request may take, or why it is refused whatever the load."""
+        model, version = request.model, request.version
+        if model not in self._state.routes:
+            return model_not_found(model + (f"@{version}" if version else ""))
+        if version is not None and not exchange.caller.may_pin:
+            return Rejection(
+                Reason.NOT_PERMITTED,
+                f"This key may not name a version ({version[:64]}); leave out @ and what follows, or use another key.",
+                param="model",
+            )
+        if len(self._deaths) and self._deaths.refused(fingerprint(exchange.body), exchange.arrived):
+            return prompt_refused()
+        return timeout_of(exchange.fields.get(b"x-request-timeout"), self._config.request_timeout_s)
+
+    def _demand(self, exchange: Exchange, request: Request, revision: RevisionTraffic) -> Demand:
+        """What the request asks of an engine; looked into only where there is a choice of endpoints."""
+        if len(self._book.of(revision.application)) < 2:
+            return Demand()
+        return demand_of(exchange.operation, exchange.body, request.fields)
+
+    def _pick(self, exchange: Exchange, request: Request, unit: str) -> Pick | Rejection:
+        """Pick the revision, by the table in force now."""
+        route = self._state.routes.get(request.model)
+        if route is None:  # gone while the request waited
+            return model_not_found(request.model)
+        now = self._picked_at = time.monotonic()
+        available = self._available
+        available.lease_valid = self._state.lease_valid(now)
+        tester = bool(route.traffic.testers) and is_tester(route, exchange.fields, exchange.caller.key_id)
+        return choose(route, request.version, unit, available, tester=tester)
+
+    async def _run(self, call: Call, exchange: Exchange, sent: Sent | None) -> None:
         """Attempt, rescue, release."""
         unit = call.unit
-        result = await self._attempt(call, unit.revision)
+        result = await self._attempt(call, unit.revision, sent)
         failure = _failure(result, unit.operation)
         if failure is not None:
             if failure.kind is FailureKind.ABANDONED:
@@ -159,29 +263,33 @@ class Pipeline:
             if rescuer is not None:
                 if isinstance(result, Opened):
                     self._attempts.close(call, result)
-                await self._rescue(call, failure, rescuer, send)
+                await self._rescue(call, failure, rescuer, exchange)
                 return
-        await self._conclude(call, result, failure, send)
+        await self._conclude(call, result, failure, exchange)
 
-    async def _attempt(self, call: Call, revision: RevisionTraffic) -> Opened | Failure:
-        result = await self._attempts.open(call, revision)
+    async def _attempt(self, call: Call, revision: RevisionTraffic, sent: Sent | None = None) -> Opened | Failure:
+        result = await self._attempts.open(call, revision, sent)
         if call.first_attempt and isinstance(result, Opened) and result.transcript.event_stream:
             self._recorder.first_token(call.unit, result.connection.first_body_at)
         return result
 
     def _rescuer(self, call: Call, failure: Failure) -> RevisionTraffic | None:
-        """Who may answer instead, if anybody. A pinned request wants its version and no other."""
+        """Who may answer instead, if anybody. A pinned request wants its version and no other.
+
+        Another replica of the same revision has no budget: its revision's load is no more than it was.
+        """
         if failure.kind is FailureKind.TIMEOUT or time.monotonic() >= call.deadline:
             return None
         unit = call.unit
         if unit.revision.role is Role.CANARY and not unit.pick.pinned:
             stable = self._stable_now(call)
-            if stable is None or not self._attempts.untried(stable, call):
-                return None
-            in_flight = self._recorder.in_flight.get(stable.digest, 0)
-            return stable if retry_allowed(in_flight, self._retries_in_flight) else None
-        if failure.kind is FailureKind.UNREACHABLE and len(call.tried) < MOST_ENDPOINTS_TRIED:
-            return unit.revision if self._attempts.untried(unit.revision, call) else None
+            if stable is not None and self._attempts.untried(stable, call):
+                in_flight = self._recorder.in_flight.get(stable.digest, 0)
+                if retry_allowed(in_flight, self._retries_in_flight):
+                    return stable
+        gone = failure.kind in (FailureKind.UNREACHABLE, FailureKind.LOST)
+        if gone and len(call.tried) < MOST_ENDPOINTS_TRIED and self._attempts.untried(unit.revision, call):
+            return unit.revision
         return None
 
     def _stable_now(self, call: Call) -> RevisionTraffic | None:
@@ -190,13 +298,14 @@ class Pipeline:
         stable = route.stable if route is not None else None
         return stable if stable is not None and stable.digest != call.unit.revision.digest else None
 
-    async def _rescue(self, call: Call, failure: Failure, rescuer: RevisionTraffic, send: Send) -> None:
+    async def _rescue(self, call: Call, failure: Failure, rescuer: RevisionTraffic, exchange: Exchange) -> None:
         unit = call.unit
-        if rescuer.digest != unit.revision.digest:
+        by_stable = rescuer.digest != unit.revision.digest
+        if by_stable:
             self._recorder.retried(unit, failure.cause)
         else:
             self._instruments.retry(unit.pick.route.model, unit.revision.version, failure.cause.value)
-        self._retries_in_flight += 1
+        self._retries_in_flight += by_stable
         try:
             result = await self._attempt(call, rescuer)
             while (
@@ -205,19 +314,23 @@ class Pipeline:
                 and self._attempts.untried(rescuer, call)
             ):
                 result = await self._attempt(call, rescuer)
-            await self._conclude(call, result, _failure(result, unit.operation), send)
+            await self._conclude(call, result, _failure(result, unit.operation), exchange)
         finally:
-            self._retries_in_flight -= 1
+            self._retries_in_flight -= by_stable
 
-    async def _conclude(self, call: Call, result: Opened | Failure, failure: Failure | None, send: Send) -> None:
+    async def _conclude(
+        self, call: Call, result: Opened | Failure, failure: Failure | None, exchange: Exchange
+    ) -> None:
         """Give the client what there is: an answer, the engine's own error, or ours."""
         unit = call.unit
         if isinstance(result, Opened):
             try:
-                outcome = await self._release(call, result, failure, send)
+                outcome = await self._release(call, result, failure, exchange)
             finally:
                 self._attempts.close(call, result)
-            self._recorder.conclude(unit, outcome, result.transcript, first_attempt=call.first_attempt)
+            self._recorder.conclude(
+                unit, outcome, result.transcript, first_attempt=call.first_attempt, answered_by=result.revision
+            )
             return
         if result.kind is FailureKind.ABANDONED:
             self._recorder.conclude(unit, RequestOutcome.CLIENT_ABORT, None, first_attempt=False)
@@ -226,29 +339,27 @@ class Pipeline:
         outcome = RequestOutcome.TIMEOUT if timed_out else RequestOutcome.ERROR
         self._recorder.conclude(unit, outcome, None, first_attempt=False)
         reply = _failure_reply(result, unit.pick.route.model)
-        await send_reply(send, reply, self._own_headers(call, unit.revision))
+        exchange.respond(reply.status, [*reply.headers, *self._own_headers(call, unit.revision)], reply.body)
 
-    async def _release(self, call: Call, opened: Opened, failure: Failure | None, send: Send) -> RequestOutcome:
+    async def _release(self, call: Call, opened: Opened, failure: Failure | None, exchange: Exchange) -> RequestOutcome:
         """Send an answer on to the client, and say how that went. Nothing is retried from here on."""
         unit, status, connection, transcript = call.unit, opened.status, opened.connection, opened.transcript
         own = self._own_headers(call, opened.revision)
         if failure is not None and not (opened.is_json or transcript.event_stream):
             message = f"The engine answered with status {status}; try again."
-            await send_reply(send, failure_reply(status, message, "engine_error"), own)
+            reply = failure_reply(status, message, "engine_error")
+            exchange.respond(status, [*reply.headers, *own], reply.body)
             return RequestOutcome.ERROR
         headers = client_headers(connection.headers, own)
         # seam: output guardrails hold back, check and release
         if opened.whole:
-            if header(headers, b"content-length") is None:
-                headers.append((b"content-length", b"%d" % len(opened.first)))
             _keep(opened, opened.first)
             if 400 <= status < 500:
                 self._recorder.refused(unit)
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": opened.first, "more_body": False})
+            exchange.respond(status, headers, opened.first)
         else:
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            cut = await self._relay(call, opened, send)
+            exchange.begin(status, headers, opened.length)
+            cut = await self._relay(call, opened, exchange)
             if cut is not None:
                 return cut
             if 400 <= status < 500:
@@ -259,61 +370,60 @@ class Pipeline:
             return RequestOutcome.CLIENT_ERROR
         return RequestOutcome.OK if call.first_attempt or opened.revision is unit.revision else RequestOutcome.RETRIED
 
-    async def _relay(self, call: Call, opened: Opened, send: Send) -> RequestOutcome | None:
+    async def _relay(self, call: Call, opened: Opened, exchange: Exchange) -> RequestOutcome | None:
         """Pass the pieces of an answer on as they come. Returns how it was cut short, or None."""
         unit, connection, transcript = call.unit, opened.connection, opened.transcript
-        data = opened.first
+        add, write = transcript.add, exchange.write
+
+        def pass_on(data: bytes) -> None:
+            add(data)
+            write(data)
+
+        exchange.on_pause, exchange.on_resume = connection.pause, connection.resume
         try:
-            while data:
-                transcript.add(data)
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-                data = await connection.read()
+            if opened.first:
+                pass_on(opened.first)
+            await connection.relay(pass_on)
         except Abandoned:
             self._recorder.aborted(unit)
             return RequestOutcome.CLIENT_ABORT
         except UpstreamTimeout:
             self._recorder.failed(unit, Cause.TIMEOUT)
-            await _break_off(opened, send, "The engine did not finish its answer in time.", "timeout")
+            _break_off(opened, exchange, "The engine did not finish its answer in time.", "timeout")
             return RequestOutcome.TIMEOUT
         except UpstreamError:
-            await _break_off(opened, send, "The engine was lost in the middle of its answer.", "engine_connection_lost")
+            message = "The engine was lost in the middle of its answer."
+            _break_off(opened, exchange, message, "engine_connection_lost")
             self._recorder.failed(unit, Failure(await self._attempts.post_mortem(call, opened.endpoint)).cause)
             return RequestOutcome.ERROR
         finally:
             _stamp(opened)
         if transcript.event_stream and opened.status < 400 and not says_done(unit.operation, transcript.tail):
             self._recorder.failed(unit, Cause.VERSION)
-            await _break_off(opened, send, "The engine ended its stream before its end.", "stream_cut")
+            _break_off(opened, exchange, "The engine ended its stream before its end.", "stream_cut")
             return RequestOutcome.ERROR
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        exchange.finish()
         return None
 
     def _own_headers(self, call: Call, answered_by: RevisionTraffic) -> list[Header]:
+        """The gateway's own headers of an answer."""
+        return read_lines(self._own_lines(call, answered_by))
+
+    def _own_lines(self, call: Call, answered_by: RevisionTraffic) -> bytes:
+        """The same as they are written."""
         pick, role = call.unit.pick, answered_by.role
-        by_chance = role.value[0] if pick.evidence else "f"
+        by_chance = role[0] if pick.evidence else "f"
         kind = by_chance if answered_by is pick.revision else "r"
-        facts = RequestFacts(kind, pick.route.generation, pick.route.model, answered_by.version)
-        own = [(b"x-request-id", issue(self._secret, call.nonce, facts).encode())]
+        route, version = pick.route, answered_by.version
+        request_id = issue_bytes(self._secret, call.nonce, kind, route.generation, route.traffic.model, version)
+        lines = b"x-request-id: %b\r\n%b" % (request_id, call.own_lines)
         if call.own_id is not None:
-            own.append((b"x-client-request-id", call.own_id))
-        if self._config.show_version:
-            own.append((b"x-tidegate-version", answered_by.version.encode()))
-            own.append((b"x-tidegate-role", role.value.encode()))
-        return own
-
-
-async def _gone(receive: Receive) -> None:
-    """Wait until the client goes away."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+            lines += b"x-client-request-id: %b\r\n" % call.own_id
+        return lines + version_lines(version, role) if call.show_version else lines
 
 
 def _failure(result: Opened | Failure, operation: Operation) -> Failure | None:
     return result if isinstance(result, Failure) else failure_in(result, operation)
-
-
-def _fingerprint(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=16).digest()
 
 
 def _keep(opened: Opened, data: bytes) -> None:
@@ -327,12 +437,14 @@ def _stamp(opened: Opened) -> None:
     transcript.first_at, transcript.last_at = connection.first_body_at, connection.last_body_at
 
 
-async def _break_off(opened: Opened, send: Send, message: str, code: str) -> None:
+def _break_off(opened: Opened, exchange: Exchange, message: str, code: str) -> None:
     """End an event stream with an error event. Other bodies simply end too early, which HTTP lets a client see."""
-    if opened.transcript.event_stream:
+    if opened.transcript.event_stream and opened.length is None:
         separator = b"" if opened.transcript.last.endswith(b"\n\n") else b"\n\n"
-        event = separator + error_event(message, kind="server_error", code=code)
-        await send({"type": "http.response.body", "body": event, "more_body": False})
+        exchange.write(separator + error_event(message, kind="server_error", code=code))
+        exchange.finish()
+    else:
+        exchange.cut()
 
 
 def _failure_reply(failure: Failure, model: str) -> Reply:

@@ -11,19 +11,21 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
-from monitoring.quality import is_repetitive
 from serving.admission import Pick
-from serving.gateway.latency import LatencyWindow, Thresholds, exceeded
+from serving.gateway.judging import GENERATING, read_transcript, signals_in
+from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger, Ticket
 from serving.gateway.outbox import Outbox
+from serving.gateway.seams import Permit, Witness
 from serving.gateway.sessions import Sessions, session_hash
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Operation
-from serving.outcomes import Cause, Event, Signal
-from serving.streaming import Answer, read_body, read_stream
+from serving.outcomes import LEVELS, Cause, Event, Signal
+from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, TrafficTable
 
 logger = logging.getLogger("tidegate.gateway")
@@ -37,7 +39,9 @@ MOST_WAITING = 256
 SLICE_S = 0.0015
 """How long answers are read before others get their turn."""
 
-_GENERATING = (Operation.CHAT, Operation.COMPLETIONS, Operation.RESPONSES)
+
+_EVENT_NAMES = {(s, level): f"{s.value}:{level}" if level else s.value for s in Signal for level in ("", *LEVELS)}
+"""As the ledger counts them."""
 
 
 @dataclass(slots=True)
@@ -53,6 +57,7 @@ class Unit:
     started: float
     """Monotonic seconds."""
     session: str | None = None
+    """Its name; what travels is a keyed hash of it, made for the few units that have an event."""
     request_index: int = 1
     no_latency: bool = False
     """Cold cache or warm-up: latency is no evidence."""
@@ -60,6 +65,9 @@ class Unit:
     per_token_limits: Thresholds | None = None
     first_token_seen: bool = False
     late_levels: tuple[str, ...] = ()
+    permit: Permit | None = None
+    witness: Witness | None = None
+    """Who else hears of its outcome: it is half of a mirrored pair."""
     events: list[str] = field(default_factory=list)
 
     @property
@@ -70,16 +78,16 @@ class Unit:
     @property
     def judged(self) -> bool:
         """Whether events of it still count."""
-        return self.pick.evidence and not self.ticket.settled
+        return self.ticket.number > 0 and not self.ticket.settled
 
 
-@dataclass(slots=True)
-class _Ended:
+class _Ended(NamedTuple):
     unit: Unit
     outcome: RequestOutcome
     duration_s: float
     transcript: Transcript | None
     first_attempt: bool
+    answered_by: RevisionTraffic | None
 
 
 class Recorder:
@@ -102,6 +110,7 @@ class Recorder:
         self._defer = defer
         self._monotonic = monotonic
         self._wall = wall
+        self._apart = Apart()
         self._windows: dict[tuple[str, str], LatencyWindow] = {}
         self._awaiting_first: dict[int, Unit] = {}
         self._ended: deque[_Ended] = deque()
@@ -128,26 +137,34 @@ class Recorder:
     def prune(self) -> None:
         """Forget totals that nobody needs any more. Call it now and then."""
         self.ledger.prune(self._live, self._wall())
+        self._apart.prune(self._live)
         self.in_flight = {d: n for d, n in self.in_flight.items() if n or d in self._names}
 
     # One request, in the order of its life
 
-    def admit(self, pick: Pick, operation: Operation, *, stream: bool, session: str | None) -> Unit:
+    def admit(
+        self, pick: Pick, operation: Operation, *, stream: bool, session: str | None, permit: Permit | None = None
+    ) -> Unit:
         """Count an admission and freeze the latency limits that it will be judged by."""
         wall = self._wall()
-        traffic, revision, weight = pick.route.traffic, pick.revision, pick.route.weight
+        route = pick.route
+        traffic, revision = route.traffic, pick.revision
         rollout = traffic.rollout or ""
-        ticket = self.ledger.admit(
-            traffic.model, rollout, revision.digest, revision.role, weight, evidence=pick.evidence, now=wall
-        )
-        unit = Unit(pick, operation, stream, ticket, wall, self._monotonic())
+        request_index, moved, first_sight = 1, False, pick.evidence
         if session is not None:
-            visit = self.sessions.visit(traffic.model, session, rollout, revision.digest)
-            unit.request_index, unit.no_latency = visit.request_index, visit.moved
-            if pick.evidence:
-                unit.session = session_hash(traffic.salt, session)
-        stable = pick.route.stable
-        if pick.evidence and not unit.no_latency and stable is not None and operation in _GENERATING:
+            request_index, moved, first_sight = self.sessions.visit(
+                traffic.model, session, rollout, revision.digest, by_chance=pick.evidence
+            )
+        ticket = self.ledger.admit(
+            traffic.model, rollout, revision.digest, revision.role, pick.weight,
+            evidence=pick.counted, now=wall, first_sight=first_sight,
+        )  # fmt: skip
+        unit = Unit(pick, operation, stream, ticket, wall, self._monotonic(), permit=permit)
+        if session is not None:
+            unit.request_index, unit.no_latency = request_index, moved
+            unit.session = session
+        stable = route.stable
+        if pick.evidence and not unit.no_latency and stable is not None and operation in GENERATING:
             unit.per_token_limits = self._limits(stable.digest, "stream" if stream else "unary")
             if stream:
                 unit.first_token_limits = self._limits(stable.digest, "first")
@@ -186,7 +203,8 @@ class Recorder:
             self._late(unit, now - unit.started)
 
     def _late(self, unit: Unit, waited_s: float) -> None:
-        levels = exceeded(waited_s, unit.revision.role, unit.first_token_limits)
+        traffic = unit.pick.route.traffic
+        levels = exceeded(waited_s, unit.revision.role, unit.first_token_limits, traffic.max_slowdown)
         for level in levels[len(unit.late_levels) :]:
             self._emit(unit, Signal.SLOW_FIRST_TOKEN, level=level)
         if len(levels) > len(unit.late_levels):
@@ -196,20 +214,29 @@ class Recorder:
         """The first attempt failed."""
         self._emit(unit, Signal.ERROR, cause=cause)
         self._settle(unit)
+        if unit.witness is not None:
+            unit.witness.failed(cause)
 
     def refused(self, unit: Unit) -> None:
         """The engine answered the first attempt with a 4xx."""
         self._emit(unit, Signal.ENGINE_4XX)
         self._settle(unit)
+        if unit.witness is not None:
+            unit.witness.refused()
 
     def aborted(self, unit: Unit) -> None:
         """The client went away."""
         self._emit(unit, Signal.CLIENT_ABORT)
         self._settle(unit)
+        if unit.witness is not None:
+            unit.witness.left()
 
     def dropped(self, unit: Unit) -> None:
         """The gateway itself gave it up (it is stopping, say): an outcome without any event, nobody's fault."""
         self._settle(unit)
+        self._release(unit, unit.revision.version, Answer())
+        if unit.witness is not None:
+            unit.witness.left()
 
     def retried(self, unit: Unit, cause: Cause) -> None:
         """Stable is asked in the canary's place."""
@@ -217,7 +244,13 @@ class Recorder:
         self.instruments.retry(unit.pick.route.model, unit.revision.version, cause.value)
 
     def conclude(
-        self, unit: Unit, outcome: RequestOutcome, transcript: Transcript | None, *, first_attempt: bool = True
+        self,
+        unit: Unit,
+        outcome: RequestOutcome,
+        transcript: Transcript | None,
+        *,
+        first_attempt: bool = True,
+        answered_by: RevisionTraffic | None = None,
     ) -> None:
         """The request is over for its client. What was answered is read later.
 
@@ -226,15 +259,18 @@ class Recorder:
             outcome: How it ended.
             transcript: What was answered, None when nothing was.
             first_attempt: False when stable answered in the canary's place: then the text is nobody's evidence.
+            answered_by: Who answered, None when nobody did.
         """
         duration_s = self._monotonic() - unit.started
         self._awaiting_first.pop(id(unit), None)
-        self._ended.append(_Ended(unit, outcome, duration_s, transcript, first_attempt))
+        self._ended.append(_Ended(unit, outcome, duration_s, transcript, first_attempt, answered_by))
         if len(self._ended) > MOST_WAITING:
             self._read(self._ended.popleft())
         if not self._scheduled:
             self._scheduled = True
             self._defer(self._work)
+        if unit.witness is not None:
+            unit.witness.over(transcript)
 
     def _work(self) -> None:
         until = self._monotonic() + SLICE_S
@@ -254,82 +290,74 @@ class Recorder:
     # What an answer says
 
     def _read(self, ended: _Ended) -> None:
+        answer = Answer()
         try:
-            self._judge(ended)
+            answer = self._judge(ended)
         except Exception:
             # A unit without an outcome would hold up the watermark for ever, so it is settled whatever happens.
             logger.exception("reading an answer failed; its outcome counts without its text")
         finally:
             self._settle(ended.unit)
+            if ended.unit.permit is not None:
+                self._release(ended.unit, _worked(ended), answer)
 
-    def _judge(self, ended: _Ended) -> None:
+    @staticmethod
+    def _release(unit: Unit, version: str, answer: Answer) -> None:
+        permit, unit.permit = unit.permit, None
+        if permit is not None:
+            permit.settle(version, answer.input_tokens, answer.output_tokens)
+
+    def _judge(self, ended: _Ended) -> Answer:
         unit, transcript, outcome = ended.unit, ended.transcript, ended.outcome
         answer = Answer()
         first_s = per_token_s = None
         if transcript is not None:
-            answer = self._answer(unit, transcript)
+            answer = read_transcript(unit.operation, transcript, usage_only=not unit.judged)
             if unit.stream and transcript.first_at:
                 first_s = transcript.first_at - unit.started
             per_token_s = _per_token_s(unit, transcript, answer, ended.duration_s)
-            if outcome is RequestOutcome.OK and not transcript.compressed:
+            if outcome is RequestOutcome.OK:
                 outcome = self._quality(unit, transcript, answer)
             if outcome is RequestOutcome.OK and ended.first_attempt:
                 self._latency(unit, first_s, per_token_s)
         self.instruments.record(
             RequestMeasurement(
-                unit.pick.route.model, unit.revision.version, unit.operation.value, outcome, ended.duration_s,
+                unit.pick.route.traffic.model, unit.pick.revision.version, unit.operation, outcome, ended.duration_s,
                 first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens,
             )
         )  # fmt: skip
-
-    def _answer(self, unit: Unit, transcript: Transcript) -> Answer:
-        if transcript.compressed or unit.operation is Operation.OTHER:
-            return Answer()
-        if not transcript.event_stream:
-            return read_body(unit.operation, transcript.text) if transcript.whole else Answer(ended=True)
-        if not unit.judged:  # only the usage at its end is needed
-            return read_stream(unit.operation, transcript.tail)
-        answer = read_stream(unit.operation, transcript.text)
-        if not transcript.whole:
-            end = read_stream(unit.operation, transcript.tail)
-            answer.finish_reasons += end.finish_reasons
-            answer.input_tokens, answer.output_tokens = end.input_tokens, end.output_tokens
-            answer.error_code = answer.error_code or end.error_code
         return answer
 
     def _quality(self, unit: Unit, transcript: Transcript, answer: Answer) -> RequestOutcome:
-        if unit.operation not in _GENERATING:
+        signals = signals_in(unit.operation, transcript, answer, texts=unit.judged)
+        if not signals:
             return RequestOutcome.OK
-        if answer.error_code is not None:
-            client_error = answer.error_code[:1] == "4" or answer.error_code == "BadRequestError"
-            self._emit(unit, Signal.ENGINE_4XX if client_error else Signal.ERROR)
-            return RequestOutcome.CLIENT_ERROR if client_error else RequestOutcome.ERROR
-        if not transcript.event_stream and not answer.ended:  # no JSON: cut, or garbage
-            self._emit(unit, Signal.ERROR)
+        for signal in signals:
+            self._emit(unit, signal)
+        if Signal.ERROR in signals:
             return RequestOutcome.ERROR
-        if unit.judged:
-            if answer.length_stop:
-                self._emit(unit, Signal.LENGTH_STOP)
-            if transcript.whole and not answer.has_content:
-                self._emit(unit, Signal.EMPTY)
-            if any(map(is_repetitive, answer.texts)):
-                self._emit(unit, Signal.REPETITION)
-        return RequestOutcome.OK
+        return RequestOutcome.CLIENT_ERROR if Signal.ENGINE_4XX in signals else RequestOutcome.OK
 
     def _latency(self, unit: Unit, first_s: float | None, per_token_s: float | None) -> None:
         if per_token_s is not None:
-            for level in exceeded(per_token_s, unit.revision.role, unit.per_token_limits):
+            slowdown = unit.pick.route.traffic.max_slowdown
+            for level in exceeded(per_token_s, unit.revision.role, unit.per_token_limits, slowdown):
                 self._emit(unit, Signal.SLOW_TOKENS, level=level)
-        if unit.no_latency or unit.operation not in _GENERATING:
+        if unit.no_latency or unit.operation not in GENERATING:
             return
         digest = unit.revision.digest
         if digest not in self._names:
             return
         if first_s is not None:
-            self._windows.setdefault((digest, "first"), LatencyWindow()).add(first_s)
+            self._window(digest, "first").add(first_s)
         if per_token_s is not None:
-            kind = "stream" if unit.stream else "unary"
-            self._windows.setdefault((digest, kind), LatencyWindow()).add(per_token_s)
+            self._window(digest, "stream" if unit.stream else "unary").add(per_token_s)
+
+    def _window(self, digest: str, kind: str) -> LatencyWindow:
+        window = self._windows.get((digest, kind))
+        if window is None:
+            window = self._windows[(digest, kind)] = LatencyWindow()
+        return window
 
     # Evidence
 
@@ -340,8 +368,11 @@ class Recorder:
     def _emit(self, unit: Unit, signal: Signal, *, level: str = "", cause: Cause = Cause.VERSION) -> None:
         if not unit.judged:
             return
-        unit.events.append(f"{signal.value}:{level}" if level else signal.value)
+        unit.events.append(_EVENT_NAMES[signal, level])
         route = unit.pick.route
+        now = self._wall()
+        if level and not self._tells(unit, signal, level, now):
+            return
         self.outbox.append(
             Event(
                 sequence=self.outbox.next_sequence(),
@@ -352,15 +383,20 @@ class Recorder:
                 cause=cause,
                 arm=unit.revision.role,
                 digest=unit.revision.digest,
-                weight=route.weight,
-                session=unit.session,
+                weight=unit.pick.weight,
+                session=session_hash(route.traffic.salt, unit.session) if unit.session is not None else None,
                 request_index=unit.request_index,
                 admission=unit.ticket.number,
                 admitted_at=unit.admitted_at,
-                settled_at=self._wall(),
+                settled_at=now,
             )
         )
         self.on_event()
+
+    def _tells(self, unit: Unit, signal: Signal, level: str, now: float) -> bool:
+        """Whether this unit's event at a level of latency goes to the controller."""
+        traffic = unit.pick.route.traffic
+        return self._apart.told(traffic.model, traffic.rollout or "", signal, level, unit.admitted_at, now)
 
     def in_flight_by_version(self) -> list[tuple[str, str, int]]:
         """(model, version, answers under way) of all revisions in the table."""
@@ -372,6 +408,14 @@ def _per_token_s(unit: Unit, transcript: Transcript, answer: Answer, duration_s:
         if transcript.bodies < MIN_CHUNKS:
             return None
         return (transcript.last_at - transcript.first_at) / (transcript.bodies - 1)
-    if unit.operation in _GENERATING and answer.output_tokens:
+    if unit.operation in GENERATING and answer.output_tokens:
         return duration_s / answer.output_tokens
     return None
+
+
+def _worked(ended: _Ended) -> str:
+    """The version whose engine worked on a request, "" when none did: also for one whose client left, or gave up on."""
+    if ended.answered_by is not None:
+        return ended.answered_by.version
+    given_up = ended.outcome in (RequestOutcome.CLIENT_ABORT, RequestOutcome.TIMEOUT)
+    return ended.unit.revision.version if given_up else ""

@@ -13,18 +13,20 @@ import hashlib
 import hmac
 import os
 import secrets
-from dataclasses import dataclass
+from binascii import b2a_base64
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from serving.traffic import Generation
 
 _RANDOM = 9
 _SIGNATURE = 6
 _PREFIX = "req_"
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
+class RequestFacts(NamedTuple):
     """What a request id says."""
 
     kind: str
@@ -34,8 +36,12 @@ class RequestFacts:
 
 
 def _mask(secret: bytes, nonce: bytes, payload: bytes) -> bytes:
-    stream = hashlib.shake_128(secret + b"mask" + nonce).digest(len(payload))
-    return bytes(a ^ b for a, b in zip(payload, stream, strict=True))
+    size = len(payload)
+    stream = hashlib.blake2b(nonce, key=secret[:64], person=b"tg-mask").digest()
+    if size > len(stream):
+        stream += hashlib.shake_128(secret + b"mask" + nonce).digest(size - len(stream))
+    stream = stream[:size]
+    return (int.from_bytes(payload, "big") ^ int.from_bytes(stream, "big")).to_bytes(size, "big")
 
 
 def _sign(secret: bytes, signed: bytes) -> bytes:
@@ -44,10 +50,18 @@ def _sign(secret: bytes, signed: bytes) -> bytes:
 
 def issue(secret: bytes, nonce: bytes, facts: RequestFacts) -> str:
     """Make the id of one request from 9 random bytes."""
-    generation = facts.generation
-    payload = f"{facts.kind}{generation.fence}.{generation.sequence} {facts.model}@{facts.version}".encode()
-    signed = nonce + _mask(secret, nonce, payload)
-    return _PREFIX + base64.urlsafe_b64encode(signed + _sign(secret, signed)).decode().rstrip("=")
+    return issue_bytes(secret, nonce, *facts).decode()
+
+
+def issue_bytes(secret: bytes, nonce: bytes, kind: str, generation: Generation, model: str, version: str) -> bytes:
+    """The same as it is written in a header; what it shall say as in `RequestFacts`."""
+    signed = nonce + _mask(secret, nonce, _payload(kind, generation, model, version))
+    return b"req_" + b2a_base64(signed + _sign(secret, signed), newline=False).translate(_URL_SAFE).rstrip(b"=")
+
+
+@lru_cache(maxsize=1024)
+def _payload(kind: str, generation: Generation, model: str, version: str) -> bytes:
+    return f"{kind}{generation.fence}.{generation.sequence} {model}@{version}".encode()
 
 
 def read(secret: bytes, request_id: str) -> RequestFacts | None:
@@ -69,9 +83,25 @@ def read(secret: bytes, request_id: str) -> RequestFacts | None:
     return RequestFacts(payload[0], Generation(int(fence), int(sequence)), model, version)
 
 
-def fresh_nonce() -> bytes:
-    """9 random bytes."""
-    return os.urandom(_RANDOM)
+class _Nonces:
+    """Random bytes from the kernel, fetched for some hundred requests at once."""
+
+    __slots__ = ("_at", "_bytes")
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._at = 0
+
+    def next(self) -> bytes:
+        at = self._at
+        if at >= len(self._bytes):
+            self._bytes, at = os.urandom(_RANDOM * 512), 0
+        self._at = at + _RANDOM
+        return self._bytes[at : at + _RANDOM]
+
+
+fresh_nonce = _Nonces().next
+"""9 random bytes."""
 
 
 def load_secret(path: Path) -> bytes:

@@ -17,10 +17,14 @@ def session_hash(salt: str, unit: str) -> str:
 
 
 class Visit(NamedTuple):
-    """One request of a session: its index within the rollout (from 1), and whether the session just changed arms."""
+    """One request of a session."""
 
     request_index: int
+    """Within the rollout, from 1."""
     moved: bool
+    """The session has just changed arms."""
+    first_sight: bool
+    """Chance has picked its arm for the first time within the rollout, as far as this gateway remembers."""
 
 
 @dataclass(slots=True)
@@ -28,6 +32,7 @@ class _Session:
     rollout: str
     count: int
     digest: str
+    sighted: bool
 
 
 class Sessions:
@@ -37,22 +42,24 @@ class Sessions:
         self._capacity = capacity
         self._seen: OrderedDict[tuple[str, int], _Session] = OrderedDict()
 
-    def visit(self, model: str, unit: str, rollout: str, digest: str) -> Visit:
-        """Note one request of a session for a revision."""
+    def visit(self, model: str, unit: str, rollout: str, digest: str, *, by_chance: bool) -> Visit:
+        """Note one request of a session for a revision that chance, or something else, has picked."""
         key = (model, hash(unit))
         session = self._seen.get(key)
         if session is None:
-            self._seen[key] = _Session(rollout, 1, digest)
+            self._seen[key] = _Session(rollout, 1, digest, by_chance)
             if len(self._seen) > self._capacity:
                 self._seen.popitem(last=False)
-            return Visit(1, moved=False)
+            return Visit(1, moved=False, first_sight=by_chance)
         self._seen.move_to_end(key)
         if session.rollout != rollout:
-            session.rollout, session.count = rollout, 0
+            session.rollout, session.count, session.sighted = rollout, 0, False
         session.count += 1
         moved = session.digest != digest
         session.digest = digest
-        return Visit(session.count, moved)
+        first_sight = by_chance and not session.sighted
+        session.sighted = session.sighted or by_chance
+        return Visit(session.count, moved, first_sight)
 
     def __len__(self) -> int:
         return len(self._seen)

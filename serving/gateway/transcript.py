@@ -35,7 +35,7 @@ class Transcript:
     @property
     def whole(self) -> bool:
         """Whether all of it was kept."""
-        return sum(map(len, self.parts)) == self.size_bytes
+        return self.size_bytes <= KEPT_BYTES or sum(map(len, self.parts)) == self.size_bytes
 
     @property
     def tail(self) -> bytes:
@@ -45,4 +45,4 @@ class Transcript:
     @property
     def text(self) -> bytes:
         """What was kept."""
-        return b"".join(self.parts)
+        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)

@@ -1,10 +1,13 @@
 """A pooled keep-alive HTTP/1.1 client on asyncio.Protocol, with httptools' parser. Every token passes here.
 
-One connection carries one exchange at a time. What arrives is kept as references until the relay takes it; above
-64 KiB not taken the socket is no longer read, so a slow client holds back its engine instead of growing memory.
+One connection carries one exchange at a time. What arrives is handed on in the moment it is read, or kept as
+references until it is taken; above 64 KiB not taken the socket is no longer read. A slow client pauses its engine.
 
 Failures are `serving.errors`: ConnectFailed (nothing was sent), ConnectionLost, UpstreamTimeout; and Abandoned, when
 the client went away. An engine is told of that the way HTTP/1.1 can: its connection is closed at once.
+
+A plain answer that comes whole in the first read (`answer_heads`) does not pass through the parser, and whoever sent
+with `start` hears of it in that very read, without a future or a task.
 
 A reused connection may be closed by the engine in the moment it is taken. Only then (no byte of an answer, within
 a second) the request is sent once more, silently, on a fresh connection.
@@ -21,6 +24,7 @@ from typing import cast
 import httptools
 
 from serving.errors import ConnectFailed, ConnectionLost, ServingError, UpstreamTimeout
+from serving.gateway.answer_heads import AnswerHead, plain_head
 
 HIGH_WATER_BYTES = 64 * 1024
 STALE_WITHIN_S = 1.0
@@ -61,19 +65,21 @@ class Connection(asyncio.Protocol):
     """One connection to one engine. Made by `UpstreamClient` only."""
 
     __slots__ = (
-        "_buffered",
         "_chunks",
         "_closed",
         "_deadline",
         "_error",
         "_framed",
         "_keep_alive",
+        "_last_chunk",
         "_loop",
         "_on_closed",
         "_parser",
         "_paused",
+        "_sink",
         "_transport",
         "_waiter",
+        "begun_at",
         "bodies",
         "busy",
         "complete",
@@ -84,6 +90,9 @@ class Connection(asyncio.Protocol):
         "key",
         "last_activity",
         "last_body_at",
+        "on_body",
+        "on_ready",
+        "plain",
         "started",
         "status",
     )
@@ -94,6 +103,8 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self.key = key
         self._on_closed = on_closed
+        self._chunks: list[bytes] = []
+        self.on_body = self._chunks.append  # httptools calls it for each piece of a body, with nothing in between
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -104,15 +115,21 @@ class Connection(asyncio.Protocol):
         self.last_activity = 0.0
         self.busy = False
         self.deadline = 0.0
+        self.begun_at = 0.0
         self._reset()
 
     def _reset(self) -> None:
-        self._chunks: list[bytes] = []
-        self._buffered = 0
+        self._chunks.clear()
+        self._last_chunk = 0
         self._error: ServingError | None = None
         self._framed = False
         self._keep_alive = False
+        self._sink: Callable[[bytes], object] | None = None
         self.started = False
+        self.on_ready: Callable[[], object] | None = None
+        """Called once, instead of waking a waiter, when the head of the answer is there or won't come."""
+        self.plain: AnswerHead | None = None
+        """The head of a plain answer, which is then complete."""
         self.status = 0
         self.headers: list[Header] = []
         self.complete = False
@@ -122,17 +139,17 @@ class Connection(asyncio.Protocol):
 
     # What the client does with it
 
-    def begin(self, head: bytes, body: bytes, timeout_s: float) -> None:
-        """Send a request. `timeout_s` is what is left of its deadline."""
+    def begin(self, head: bytes, body: bytes, deadline: float) -> None:
+        """Send a request. `deadline` is in monotonic seconds."""
         self._reset()
         assert self._transport is not None
         if self._closed:
             raise ConnectionLost("the engine closed the connection before the request was sent")
         self.busy = True
-        self.last_activity = time.monotonic()
-        self.deadline = self.last_activity + timeout_s
-        if timeout_s < EXACT_BELOW_S:
-            self._deadline = self._loop.call_later(timeout_s, self.out_of_time)
+        now = self.begun_at = self.last_activity = time.monotonic()
+        self.deadline = deadline
+        if deadline - now < EXACT_BELOW_S:
+            self._deadline = self._loop.call_later(deadline - now, self.out_of_time)
         if len(body) < JOIN_BELOW_BYTES:
             self._transport.write(head + body)
         else:
@@ -162,16 +179,51 @@ class Connection(asyncio.Protocol):
             if self.complete:
                 return b""
             await self._wait()
+        data = self._take()
+        if self._paused:
+            self.resume()
+        return data
+
+    def take_whole(self) -> bytes | None:
+        """The body, if all of it has come and nothing of it was read; else None."""
+        return self._take() if self.complete and self._error is None else None
+
+    def _take(self) -> bytes:
         chunks = self._chunks
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self._chunks = []
-        self._buffered = 0
+        chunks.clear()
+        return data
+
+    async def relay(self, sink: Callable[[bytes], object]) -> None:
+        """Hand the rest of the body to `sink`, piece by piece in the moment it comes, until it is complete.
+
+        It is called from within the read of the socket: no task is woken for a piece. Whoever calls this slows the
+        engine down with `pause` and `resume`.
+
+        Raises:
+            ConnectionLost, UpstreamTimeout, Abandoned: the rest won't come; what had come before was handed on.
+        """
+        if self._chunks:
+            sink(self._take())
+        self._sink = sink
+        while not self.complete:
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+
+    def pause(self) -> None:
+        """Read no further: whoever takes the answer is too slow."""
+        if not self._paused and not self._closed and not self.complete and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
         if self._paused:
             self._paused = False
             if self._transport is not None and not self._closed:
                 self._transport.resume_reading()
             self.last_activity = time.monotonic()
-        return data
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -181,6 +233,12 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
     def _wake(self) -> None:
+        on_ready = self.on_ready
+        if on_ready is not None:
+            if self.status or self._error is not None:
+                self.on_ready = None
+                on_ready()
+            return
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -189,7 +247,8 @@ class Connection(asyncio.Protocol):
         """End the exchange with this error, unless it is over, and close the connection at once."""
         if not self.complete and self._error is None:
             self._error = error
-            self._chunks = [] if isinstance(error, Abandoned) else self._chunks
+            if isinstance(error, Abandoned):
+                self._chunks.clear()
         self.close()
         self._wake()
 
@@ -203,9 +262,12 @@ class Connection(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
         self.busy = False
+        self._sink = None
         reusable = self.complete and not self._closed and self._error is None and self._keep_alive
         if not reusable:
             self.close()
+        elif self._paused:
+            self.resume()
         return reusable
 
     def close(self) -> None:
@@ -219,11 +281,6 @@ class Connection(asyncio.Protocol):
     def closed(self) -> bool:
         """Whether it is closed, or about to be."""
         return self._closed
-
-    @property
-    def drained(self) -> bool:
-        """Whether the answer is complete and all of it was read."""
-        return self.complete and not self._chunks
 
     @property
     def silent_since(self) -> float | None:
@@ -244,22 +301,47 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self.last_activity = time.monotonic()
-        self.started = True
-        had = self.bodies
+        if not self.started:
+            self.started = True
+            if self._read_plain(data):
+                self._wake()
+                return
+        chunks = self._chunks
+        had = len(chunks)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.fail(ConnectionLost("the engine's answer is not HTTP/1.1"))
             return
-        if self.bodies != had:
+        if self.complete:
+            del chunks[self._last_chunk :]  # of a second answer in the same read, which nobody asked for
+        if len(chunks) > had:
             self.last_body_at = self.last_activity
-            if not had:
+            if not self.bodies:
                 self.first_body_at = self.last_activity
-            if self._buffered > HIGH_WATER_BYTES and not self._paused and not self.complete:
-                self._paused = True
-                assert self._transport is not None
-                self._transport.pause_reading()
+            self.bodies += len(chunks) - had
+            if self._sink is not None:
+                self._sink(self._take())
+                if not self.complete:
+                    return
+            elif not self.complete and sum(map(len, chunks)) > HIGH_WATER_BYTES:
+                self.pause()
         self._wake()
+
+    def _read_plain(self, data: bytes) -> bool:
+        """Take in a plain answer, if the first read is one from its first byte to its last."""
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        head = plain_head(data[:end])
+        if head is None or not head.length or head.length != len(data) - end - 4:
+            return False
+        self.plain, self.status, self.headers = head, head.status, head.headers
+        self._chunks.append(data[end + 4 :])
+        self._framed = self._keep_alive = self.complete = True
+        self.first_body_at = self.last_body_at = self.last_activity
+        self.bodies = self._last_chunk = 1
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed it, or we did."""
@@ -298,18 +380,11 @@ class Connection(asyncio.Protocol):
             self.status = status
             self._keep_alive = self._parser.should_keep_alive()  # once the answer is complete, the parser forgot
 
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        if self.complete:
-            return
-        self._chunks.append(body)
-        self._buffered += len(body)
-        self.bodies += 1
-
     def on_message_complete(self) -> None:
         """The answer is complete."""
-        if self.status:
+        if self.status and not self.complete:
             self.complete = True
+            self._last_chunk = len(self._chunks)
 
 
 class UpstreamClient:
@@ -324,7 +399,34 @@ class UpstreamClient:
         self._all: set[Connection] = set()
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
-    async def send(self, key: EndpointKey, head: bytes, body: bytes, deadline: float, leash: Leash) -> Connection:
+    def start(
+        self, key: EndpointKey, head: bytes, body: bytes, deadline: float, leash: Leash, on_ready: Callable[[], object]
+    ) -> Connection | None:
+        """Send a request at once, if there is an idle connection; None, and nothing is sent, when there is none.
+
+        `on_ready` is called once, when the head of the answer is there or won't come: then `plain` says whether the
+        whole answer is there, or `send` goes on with the connection as `begun`. Whoever wants to go on earlier takes
+        `on_ready` away first.
+        """
+        if leash.pulled:
+            return None
+        connection = self._take_idle(key)
+        if connection is None:
+            return None
+        leash.connection = connection
+        connection.begin(head, body, deadline)
+        connection.on_ready = on_ready
+        return connection
+
+    async def send(
+        self,
+        key: EndpointKey,
+        head: bytes,
+        body: bytes,
+        deadline: float,
+        leash: Leash,
+        begun: Connection | None = None,
+    ) -> Connection:
         """Send a request and wait for the head of its answer.
 
         Args:
@@ -333,6 +435,7 @@ class UpstreamClient:
             body: The body.
             deadline: Monotonic seconds by which the whole answer must be there.
             leash: Where the client's going away is told.
+            begun: The connection on which `start` has sent this already.
 
         Returns:
             The connection, its `status` and `headers` set; give it back with `release`.
@@ -340,29 +443,36 @@ class UpstreamClient:
         Raises:
             ConnectFailed, ConnectionLost, UpstreamTimeout, Abandoned: there is no answer.
         """
-        if leash.pulled:
+        if leash.pulled and begun is None:
             raise Abandoned("the client went away")
-        reused = self._take_idle(key)
+        reused = begun or self._take_idle(key)
         if reused is not None:
-            begun = time.monotonic()
             try:
-                return await self._exchange(reused, head, body, deadline, leash)
+                if begun is None:
+                    leash.connection = reused
+                    reused.begin(head, body, deadline)
+                return await self._head(reused, leash)
             except ConnectionLost as lost:
-                if reused.started or time.monotonic() - begun > STALE_WITHIN_S:
+                if reused.started or time.monotonic() - reused.begun_at > STALE_WITHIN_S:
                     raise
                 try:
-                    fresh = await self._connect(key, deadline, leash)
+                    fresh = await self._loop.create_task(self._connect(key, deadline, leash))
                 except ConnectFailed:
                     raise lost from None  # it took the request and is gone: a death, not a refusal
             return await self._exchange(fresh, head, body, deadline, leash)
-        return await self._exchange(await self._connect(key, deadline, leash), head, body, deadline, leash)
+        made = await self._loop.create_task(self._connect(key, deadline, leash))
+        return await self._exchange(made, head, body, deadline, leash)
 
     async def _exchange(
         self, connection: Connection, head: bytes, body: bytes, deadline: float, leash: Leash
     ) -> Connection:
         leash.connection = connection
+        connection.begin(head, body, deadline)
+        return await self._head(connection, leash)
+
+    @staticmethod
+    async def _head(connection: Connection, leash: Leash) -> Connection:
         try:
-            connection.begin(head, body, deadline - time.monotonic())
             await connection.head()
         except BaseException:
             leash.connection = None

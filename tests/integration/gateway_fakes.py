@@ -319,8 +319,11 @@ def _write_credentials(home: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def rig(home: Path, *, first: TrafficTable | None = None, **config: Any) -> AsyncIterator[Rig]:
+async def rig(
+    home: Path, *, first: TrafficTable | None = None, controller: FakeController | None = None, **config: Any
+) -> AsyncIterator[Rig]:
     made = Rig(home)
+    made.controller = controller or made.controller
     await made.stable.start()
     await made.canary.start()
     await made.controller.start()
