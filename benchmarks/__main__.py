@@ -1,5 +1,6 @@
 """`make bench`: every benchmark, one after the other, never two at once. `python -m benchmarks NAME...` runs some.
 
+`python -m benchmarks NAME --quick` hands what follows the name to that benchmark.
 The last one starts the platform with the bundled model on a home of its own, unless one answers already.
 """
 
@@ -14,7 +15,18 @@ from pathlib import Path
 from tidegate import bundled
 from tidegate.settings import load_settings
 
-NAMES = ("rollout_exposure", "gateway_overhead", "serving_throughput")
+NAMES = (
+    "rollout_exposure",
+    "rollout_speed",
+    "controller_speed",
+    "drift_detection",
+    "gateway_overhead",
+    "gateway_peers",
+    "gateway_prefix_affinity",
+    "gateway_soak",
+    "guardrails_rules",
+    "serving_throughput",
+)
 
 
 def run(name: str, *arguments: str) -> int:
@@ -44,11 +56,18 @@ def through_the_platform() -> int:
 
 def main() -> int:
     """Run what is asked for, else everything; the worst exit code."""
-    wanted = sys.argv[1:] or list(NAMES)
+    given = sys.argv[1:]
+    first = next((place for place, part in enumerate(given) if part.startswith("-")), len(given))
+    wanted, flags = given[:first] or list(NAMES), given[first:]
     unknown = sorted(set(wanted) - set(NAMES))
     if unknown:
         sys.stderr.write(f"no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}\n")
         return 2
+    if flags and len(wanted) > 1:
+        sys.stderr.write(f"options ({' '.join(flags)}) go to one benchmark, and {len(wanted)} would run; name one\n")
+        return 2
+    if flags:
+        return run(wanted[0], *flags)
     return max(through_the_platform() if name == "serving_throughput" else run(name) for name in wanted)
 
 

@@ -19,6 +19,8 @@ CONTRACTS = {contract["id"]: contract for contract in PYPROJECT["tool"]["importl
 PURE = set(CONTRACTS["pure"]["source_modules"])
 
 SHELL = {
+    "guardrails.pipeline": "awaits models, reads the clock",
+    "guardrails.plugins": "loads other packages",
     "registry.baking": "writes a version's folder",
     "registry.facets": "reads a version's folder",
     "registry.files": "reads and copies a version's files",
@@ -26,11 +28,15 @@ SHELL = {
     "registry.registration": "makes a folder ready to be registered",
     "registry.sources": "fetches a version's files",
     "registry.verification": "reads a version's files again",
+    "rollout.accounting": "asks the store of keys and usage, in threads",
     "rollout.actuate": "acts on workloads and traffic",
-    "rollout.control_api": "the control plane over HTTP",
+    "rollout.announcer": "reads the log and tells receivers",
     "rollout.controller": "the loop: reads the clock, writes the log",
+    "rollout.leadership": "takes the lease, writes the log",
     "rollout.observe": "asks workloads and gateways",
+    "rollout.smoke_runner": "asks candidates over HTTP",
     "rollout.versions": "asks the registry, in threads",
+    "rollout.watching": "asks workloads and gateways",
     "monitoring.instruments": "the home of prometheus_client",
     "monitoring.tracing": "exports spans",
 }
@@ -39,7 +45,7 @@ SHELL = {
 IMPORTED_AS = {"pyyaml": "yaml", "prometheus-client": "prometheus_client", "pydantic-settings": "pydantic_settings"}
 COMES_WITH = {"ray[serve]": {"aiohttp", "starlette"}, "fastapi": {"starlette"}, "pydantic": {"pydantic_core"}}
 """What a dependency is made of and hands out in its own interface."""
-OF_EXTRAS = {"vllm", "torch", "transformers", "gguf", "accelerate", "openai", "numpy"}
+OF_EXTRAS = {"vllm", "torch", "transformers", "gguf", "accelerate", "openai", "numpy", "grafana_foundation_sdk"}
 
 
 def lint_imports(folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
