@@ -1,0 +1,221 @@
+"""What the dashboards for versions show: the overview for the person on call, rollouts, latency, safety. Pure.
+
+The overview answers three questions from top to bottom: which version is rolling out, whether users feel it, and what
+the evidence says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from monitoring.dashboards.panels import VARIABLE_MODEL as MODEL
+from monitoring.dashboards.panels import Dashboard, Panel, Query, Row, Shape, Unit, by_role, with_role
+
+GREEN_TO_RED = ((None, "green"), (0.5, "yellow"), (1.0, "red"))
+TROUBLE = ((None, "green"), (1.0, "red"))
+
+
+def share_of_threshold(matchers: str = "") -> str:
+    """Evidence over what takes the version back; two controllers tell the same, so one of them is taken."""
+    evidence = f"max by (model, version, signal) (tidegate_rollout_log_evidence{{{MODEL}{matchers}}})"
+    return f"{evidence} / max by (model, version, signal) (tidegate_rollout_evidence_threshold)"
+
+
+ALL_REQUESTS = f"sum by (model, version) (increase(tidegate_requests_total{{{MODEL}}}[$__range]))"
+
+PHASE = Panel(
+    "Phase", "Progressing, Paused (waits for somebody), Healthy, or Degraded (the last rollout was taken back).",
+    (Query(f"max by (model, phase) (tidegate_rollout_phase{{{MODEL}}}) == 1", "{{model}}: {{phase}}"),),
+    Shape.NAMES, width=8, height=5, links=(("rollouts", "tidegate-rollout"),),
+)  # fmt: skip
+VERSIONS = Panel(
+    "Versions", "Which version is stable and which is the canary, as gateways have it.",
+    (Query(f'max by (model, version, role) (tidegate_revision_info{{{MODEL},role!="draining"}})',
+           "{{model}} {{role}}: {{version}}"),),
+    Shape.NAMES, width=8, height=5,
+)  # fmt: skip
+WEIGHT = Panel(
+    "Canary's part of new requests", "Decided, and confirmed by every gateway. No observed line: one does not follow.",
+    (Query(f"max by (model, state) (tidegate_rollout_weight_ratio{{{MODEL}}})", "{{model}} {{state}}"),),
+    unit=Unit.RATIO, most=1.0, height=5,
+)  # fmt: skip
+BAD = Panel(
+    "Bad requests, stable against canary", "Errors and time-outs of requests that count, over 5 minutes.",
+    by_role(f"model_version:tidegate_requests_bad:ratio_rate5m{{{MODEL}}}"), unit=Unit.RATIO,
+    links=(("latency and tokens", "tidegate-latency"),),
+)  # fmt: skip
+FIRST_TOKEN = Panel(
+    "Time to first token, p95", "From a request's arrival at the gateway to its first output, of streams.",
+    by_role(f"model_version:tidegate_first_token_seconds:p95_5m{{{MODEL}}}"), unit=Unit.SECONDS,
+)  # fmt: skip
+EVIDENCE = Panel(
+    "Evidence against the canary, of what takes it back",
+    "ln W over its threshold, by signal. At 1 the version is taken back by itself; a healthy one gets there with "
+    "probability alpha, however long it runs. Below 0 nothing speaks against it.",
+    (Query(share_of_threshold(), "{{model}} {{version}} {{signal}}"),),
+    Shape.BARS, Unit.RATIO, 12, 8, GREEN_TO_RED, 1.0,
+)  # fmt: skip
+EXPOSURE = Panel(
+    "Requests that met the canary", "In the time range shown, of every outcome.",
+    (Query(with_role(ALL_REQUESTS, "canary"), "{{model}} {{version}}"),), Shape.STAT, width=6, height=8,
+)  # fmt: skip
+ROLLBACKS = Panel(
+    "Rollbacks by why", "Since the event log began. A rollback by itself is a ticket, no emergency: stable serves.",
+    (Query(f"max by (model, trigger) (tidegate_rollbacks_total{{{MODEL}}})", "{{model}} {{trigger}}"),),
+    Shape.STAT, width=6, height=8,
+)  # fmt: skip
+
+OVERVIEW = Dashboard(
+    "tidegate-overview", "Tidegate / Overview",
+    "For the person on call: which version is rolling out, whether users feel it, and what the evidence says.",
+    (
+        Row("Which version is rolling out", (PHASE, VERSIONS, WEIGHT)),
+        Row("Do users feel it", (
+            Panel("Alerts that fire", "Each has a runbook.",
+                  (Query('max by (alertname, severity, model) (ALERTS{alertname=~"Tidegate.*",alertstate="firing"})',
+                         "{{severity}}: {{alertname}} {{model}}"),),
+                  Shape.NAMES, width=6, steps=((None, "red"),)),
+            BAD,
+            replace(FIRST_TOKEN, width=10),
+            Panel("Shed requests", "Of all that came, over 5 minutes: the engines were at their limit.",
+                  (Query(f"model:tidegate_shed:ratio_rate5m{{{MODEL}}}", "{{model}}"),),
+                  Shape.STAT, Unit.RATIO, 6, 5, ((None, "green"), (0.01, "yellow"), (0.2, "red"))),
+            Panel("Requests per second", "Finished requests of every version.",
+                  (Query(f"sum by (model) (model_version:tidegate_requests:rate5m{{{MODEL}}})", "{{model}}"),),
+                  Shape.STAT, Unit.PER_SECOND, 6, 5),
+            Panel("Ready endpoints of stable", "At the gateway that has fewest.",
+                  (Query(f"min by (model, version) ({with_role(f'tidegate_endpoints_ready{{{MODEL}}}', 'stable')})",
+                         "{{model}} {{version}}"),),
+                  Shape.STAT, width=6, height=5, steps=((None, "red"), (1.0, "green"))),
+            Panel("Gateways that hear a controller", "Without one canaries get no traffic.",
+                  (Query("sum(tidegate_gateway_lease_valid)", "hear one"),
+                   Query("count(tidegate_gateway_lease_valid)", "gateways")),
+                  Shape.STAT, width=6, height=5),
+        )),
+        Row("What the evidence says", (EVIDENCE, EXPOSURE, ROLLBACKS)),
+    ),
+)  # fmt: skip
+
+ROLLOUT = Dashboard(
+    "tidegate-rollout", "Tidegate / Rollouts",
+    "One rollout from near: its weight, its evidence over time, and how many requests it has cost.",
+    (
+        Row("Weight and phase", (
+            PHASE, VERSIONS, WEIGHT,
+        )),
+        Row("Evidence", (
+            Panel("Evidence over time, of what takes it back", EVIDENCE.text,
+                  (Query(share_of_threshold(), "{{version}} {{signal}}"),), unit=Unit.RATIO, width=16, height=9,
+                  steps=TROUBLE),
+            Panel("ln W now", "The raw evidence against the canary, by signal.",
+                  (Query(f"tidegate_rollout_log_evidence{{{MODEL}}}", "{{version}} {{signal}}"),),
+                  Shape.TABLE, height=9),
+        )),
+        Row("Exposure", (
+            EXPOSURE,
+            Panel("Requests by version", "Per second, of every outcome.",
+                  by_role(f"model_version:tidegate_requests:rate5m{{{MODEL}}}", others=True), unit=Unit.PER_SECOND,
+                  width=9, height=8),
+            Panel("Saved by stable", "Requests sent once more because the version failed before its first byte.",
+                  (Query(f"sum by (model, version, cause) (rate(tidegate_retries_total{{{MODEL}}}[5m]))",
+                         "{{version}} {{cause}}"),), unit=Unit.PER_SECOND, width=9, height=8),
+            Panel("Mirrored copies", "By what became of them; they reach nobody and are in no other metric.",
+                  (Query(f"sum by (model, version, result) (rate(tidegate_mirrored_requests_total{{{MODEL}}}[5m]))",
+                         "{{version}} {{result}}"),), unit=Unit.PER_SECOND),
+            Panel("Streams in flight", "Answers under way by version, so also of one that drains.",
+                  (Query(f"sum by (model, version) (tidegate_streams_in_flight{{{MODEL}}})",
+                         "{{model}} {{version}}"),)),
+            Panel("Evidence lost", "Events that gateways had to drop since the controller was away.",
+                  (Query("sum(increase(tidegate_gateway_events_dropped_total[$__range]))", "events"),), Shape.STAT,
+                  steps=TROUBLE),
+        )),
+    ),
+)  # fmt: skip
+
+
+def _quantile(ratio: float, histogram: str) -> Panel:
+    rate = f"sum by (model, version, le) (rate({histogram}_bucket{{{MODEL}}}[$__rate_interval]))"
+    queries = by_role(f"histogram_quantile({ratio}, {rate})")
+    return Panel(f"p{ratio * 100:g}", "Stable against canary.", queries, unit=Unit.SECONDS)
+
+
+def _latency(title: str, histogram: str) -> Row:
+    return Row(title, tuple(_quantile(ratio, histogram) for ratio in (0.5, 0.95, 0.99)))
+
+
+LATENCY = Dashboard(
+    "tidegate-latency", "Tidegate / Latency and tokens",
+    "What clients felt, measured at the gateway; and what went in and out.",
+    (
+        _latency("Time to first token", "gen_ai_server_time_to_first_token_seconds"),
+        _latency("Time per output token", "gen_ai_server_time_per_output_token_seconds"),
+        _latency("Whole request", "gen_ai_server_request_duration_seconds"),
+        Row("Requests and tokens", (
+            Panel("Requests by outcome", "Per second.",
+                  (Query(f"sum by (model, outcome) (rate(tidegate_requests_total{{{MODEL}}}[$__rate_interval]))",
+                         "{{model}} {{outcome}}"),), unit=Unit.PER_SECOND),
+            Panel("Rejected before any engine", "Per second and reason; model is empty when the request named none.",
+                  (Query("sum by (model, reason) (rate(tidegate_rejections_total[$__rate_interval]))",
+                         "{{model}} {{reason}}"),), unit=Unit.PER_SECOND),
+            Panel("Tokens per second", "As engines report them.",
+                  (Query(f"sum by (model, direction) (model_version_direction:tidegate_tokens:rate5m{{{MODEL}}})",
+                         "{{model}} {{direction}}"),), unit=Unit.TOKENS_PER_SECOND),
+        )),
+    ),
+)  # fmt: skip
+
+
+def _mean_answer() -> str:
+    parts = (
+        f'sum by (model, version) (rate(gen_ai_client_token_usage_{end}{{{MODEL},gen_ai_token_type="output"}}[5m]))'
+        for end in ("sum", "count")
+    )
+    return " / ".join(parts)
+
+
+def _ended(outcome: str) -> tuple[Query, ...]:
+    all_of = f"model_version:tidegate_requests:rate5m{{{MODEL}}}"
+    ended = f'sum by (model, version) (rate(tidegate_requests_total{{{MODEL},outcome="{outcome}"}}[5m]))'
+    return by_role(f"({ended} or 0 * {all_of}) / {all_of}")
+
+
+ON_ANSWERS = "empty|length-stop|repetition|guardrail/.*"
+
+QUALITY = Dashboard(
+    "tidegate-quality", "Tidegate / Guardrails, drift and quality",
+    "Whether what goes in and what comes out has changed, by version.",
+    (
+        Row("Guardrails", (
+            Panel("Verdicts", "By check, direction and verdict.",
+                  (Query("sum by (check, direction, verdict) "
+                         f"(rate(tidegate_guardrail_verdicts_total{{{MODEL}}}[$__rate_interval]))",
+                         "{{check}} {{direction}} {{verdict}}"),), unit=Unit.PER_SECOND, width=16),
+            Panel("Blocked answers", "Per second, stable against canary.",
+                  by_role("sum by (model, version) (rate(tidegate_guardrail_verdicts_total"
+                          f'{{{MODEL},direction="output",verdict="block"}}[5m]))'), unit=Unit.PER_SECOND),
+        )),
+        Row("Drift", (
+            Panel("Drift alarms in force", "1 while a detector's alarm is on.",
+                  (Query(f"tidegate_drift_alarm_active{{{MODEL}}}", "{{model}} {{version}} {{detector}}"),),
+                  Shape.STAT, steps=TROUBLE),
+            Panel("Drift statistic", "By detector.",
+                  (Query(f"tidegate_drift_statistic{{{MODEL}}}", "{{model}} {{version}} {{detector}}"),)),
+            Panel("Drift alarms", "In the time range shown.",
+                  (Query(f"sum by (model, detector) (increase(tidegate_drift_alarms_total{{{MODEL}}}[$__range]))",
+                         "{{model}} {{detector}}"),), Shape.STAT),
+        )),
+        Row("Quality", (
+            Panel("Mean answer", "Output tokens per answer: a version that babbles or stops early is seen here first.",
+                  by_role(_mean_answer())),
+            Panel("Clients that left", "Share of requests whose client went away before the end.",
+                  _ended("client_abort"), unit=Unit.RATIO),
+            Panel("Evidence on answers", "Empty, cut and repetitive answers, of what takes the canary back.",
+                  (Query(share_of_threshold(f',signal=~"{ON_ANSWERS}"'),
+                         "{{version}} {{signal}}"),), unit=Unit.RATIO),
+            Panel("Thumbs down", "Share of feedback, stable against canary.",
+                  by_role(f'sum by (model, version) (rate(tidegate_feedback_total{{{MODEL},rating="down"}}[1h])) '
+                          f"/ sum by (model, version) (rate(tidegate_feedback_total{{{MODEL}}}[1h]))"),
+                  unit=Unit.RATIO),
+        )),
+    ),
+)  # fmt: skip

@@ -1,0 +1,118 @@
+"""Every metric that dashboards and rules may name: whose it is, its labels, and whether it is there yet. Pure.
+
+A panel that needs a metric which is only promised is left out of the dashboards until the metric is exported; then
+its line moves from `PROMISED` to `EXPORTED` and the panel appears with the next generation. A panel without data
+teaches people not to look.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Source(enum.StrEnum):
+    """Who exports it."""
+
+    GATEWAY = "gateway"
+    CONTROL = "control plane"
+    ENGINE = "vLLM"
+    GPU = "DCGM exporter"
+    HOST = "node exporter"
+    PROMETHEUS = "Prometheus"
+
+
+class Kind(enum.StrEnum):
+    """Prometheus' types."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family: its name as it is asked for (a histogram without `_bucket`)."""
+
+    name: str
+    kind: Kind
+    source: Source
+    labels: tuple[str, ...] = ()
+
+    @property
+    def series_names(self) -> tuple[str, ...]:
+        """The names that series of it have."""
+        if self.kind is Kind.HISTOGRAM:
+            return tuple(f"{self.name}_{end}" for end in ("bucket", "count", "sum"))
+        return (self.name,)
+
+
+_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+_GEN_AI = ("model", "version", "gen_ai_operation_name", "gen_ai_provider_name")
+
+
+def _gateway(name: str, kind: Kind, *labels: str) -> Metric:
+    return Metric(name, kind, Source.GATEWAY, labels)
+
+
+def _control(name: str, kind: Kind, *labels: str) -> Metric:
+    return Metric(name, kind, Source.CONTROL, labels)
+
+
+EXPORTED = (
+    _gateway("tidegate_requests_total", _C, "model", "version", "outcome"),
+    _gateway("tidegate_tokens_total", _C, "model", "version", "direction"),
+    _gateway("gen_ai_server_time_to_first_token_seconds", _H, *_GEN_AI),
+    _gateway("gen_ai_server_time_per_output_token_seconds", _H, *_GEN_AI),
+    _gateway("gen_ai_server_request_duration_seconds", _H, *_GEN_AI, "error_type"),
+    _gateway("gen_ai_client_token_usage", _H, *_GEN_AI, "gen_ai_token_type"),
+    _gateway("tidegate_retries_total", _C, "model", "version", "cause"),
+    _gateway("tidegate_mirrored_requests_total", _C, "model", "version", "result"),
+    _gateway("tidegate_rejections_total", _C, "model", "reason"),
+    _gateway("tidegate_streams_in_flight", _G, "model", "version"),
+    _gateway("tidegate_queue_depth", _G, "model", "priority"),
+    _gateway("tidegate_endpoints_ready", _G, "model", "version"),
+    _gateway("tidegate_revision_info", _G, "model", "version", "revision", "role"),
+    _gateway("tidegate_gateway_events_dropped_total", _C),
+    _gateway("tidegate_gateway_lease_valid", _G),
+    _control("tidegate_rollout_weight_ratio", _G, "model", "state"),
+    _control("tidegate_rollout_phase", _G, "model", "phase"),
+    _control("tidegate_rollout_log_evidence", _G, "model", "version", "signal"),
+    _control("tidegate_rollout_evidence_threshold", _G, "model", "version", "signal"),
+    _control("tidegate_rollbacks_total", _C, "model", "trigger"),
+)
+"""What Tidegate exports now."""
+
+PROMISED = (
+    _gateway("tidegate_guardrail_verdicts_total", _C, "model", "version", "check", "direction", "verdict"),
+    _gateway("tidegate_drift_statistic", _G, "model", "version", "detector"),
+    _gateway("tidegate_drift_alarms_total", _C, "model", "version", "detector"),
+    _gateway("tidegate_drift_alarm_active", _G, "model", "version", "detector"),
+    _gateway("tidegate_feedback_total", _C, "model", "version", "rating"),
+)
+"""Names that docs/interface.md promises and nothing exports yet."""
+
+
+def _foreign(source: Source, kind: Kind, *names: str) -> tuple[Metric, ...]:
+    return tuple(Metric(name, kind, source) for name in names)
+
+
+FOREIGN = (
+    *_foreign(Source.ENGINE, _G, "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
+    *_foreign(Source.ENGINE, _C, "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total",
+              "vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:num_preemptions_total"),
+    *_foreign(Source.ENGINE, _H, "vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds"),
+    *_foreign(Source.GPU, _G, "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_FREE",
+              "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_XID_ERRORS"),
+    *_foreign(Source.HOST, _C, "node_cpu_seconds_total", "node_network_receive_bytes_total",
+              "node_network_transmit_bytes_total"),
+    *_foreign(Source.HOST, _G, "node_memory_MemAvailable_bytes", "node_memory_MemTotal_bytes", "node_load1",
+              "node_filesystem_avail_bytes", "node_filesystem_size_bytes", "node_hwmon_temp_celsius"),
+    *_foreign(Source.PROMETHEUS, _G, "up", "ALERTS"),
+)  # fmt: skip
+"""What others export; Ray puts `ray_` before vLLM's names and `_` for the colon."""
+
+
+def known_series(metrics: tuple[Metric, ...]) -> frozenset[str]:
+    """The names of all series of these metrics."""
+    return frozenset(name for metric in metrics for name in metric.series_names)

@@ -1,0 +1,104 @@
+"""Where Prometheus collects what, and whom Alertmanager tells: configurations as text. Pure.
+
+Job names are part of the interface: alerts ask for `up{job="tidegate-gateway"}` and `up{job="tidegate-control"}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+GATEWAY_JOB = "tidegate-gateway"
+CONTROL_JOB = "tidegate-control"
+ENGINE_JOB = "tidegate-engine"
+GPU_JOB = "dcgm"
+HOST_JOB = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """HOST:PORT of what is collected from; what is empty gets no job."""
+
+    gateways: tuple[str, ...] = ()
+    """Admin ports."""
+    controls: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    alertmanagers: tuple[str, ...] = ()
+
+
+def prometheus_document(targets: Targets, rule_files: Sequence[str], interval_s: int = 15) -> dict[str, Any]:
+    """The configuration of a Prometheus as plain data.
+
+    Args:
+        targets: What to collect from.
+        rule_files: Paths of rule files; relative ones are relative to the configuration.
+        interval_s: How often.
+    """
+    jobs = (
+        (GATEWAY_JOB, targets.gateways), (CONTROL_JOB, targets.controls), (ENGINE_JOB, targets.engines),
+        (GPU_JOB, targets.gpus), (HOST_JOB, targets.hosts),
+    )  # fmt: skip
+    found: dict[str, Any] = {
+        "global": {"scrape_interval": f"{interval_s}s", "evaluation_interval": "30s"},
+        "rule_files": list(rule_files),
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": list(addresses)}]} for job, addresses in jobs if addresses
+        ],
+    }
+    if targets.alertmanagers:
+        managers = {"static_configs": [{"targets": list(targets.alertmanagers)}]}
+        found["alerting"] = {"alertmanagers": [managers]}
+    return found
+
+
+def prometheus_text(targets: Targets, rule_files: Sequence[str], interval_s: int = 15) -> str:
+    """The configuration of a Prometheus as its file."""
+    return yaml.safe_dump(prometheus_document(targets, rule_files, interval_s), sort_keys=False)
+
+
+ALERTMANAGER_EXAMPLE = """\
+# An example for Alertmanager: pages go to one receiver at once, tickets to another, gathered by the hour.
+# Put addresses of your own in place of these.
+route:
+  receiver: tickets
+  group_by: [alertname, model]
+  group_wait: 30s
+  group_interval: 5m
+  repeat_interval: 24h
+  routes:
+    - matchers: [severity="page"]
+      receiver: pager
+      repeat_interval: 1h
+inhibit_rules:
+  # A model that is being paged for needs no ticket of the same alert.
+  - source_matchers: [severity="page"]
+    target_matchers: [severity="ticket"]
+    equal: [alertname, model]
+  # Nobody needs to hear what a gateway that is down can't do.
+  - source_matchers: [alertname="TidegateGatewayDown"]
+    target_matchers: [alertname=~"TidegateGatewayWithoutController|TidegateNoReadyEndpoint"]
+    equal: [instance]
+receivers:
+  - name: pager
+    webhook_configs:
+      - url: http://127.0.0.1:9099/pager
+  - name: tickets
+    webhook_configs:
+      - url: http://127.0.0.1:9099/tickets
+"""
+
+GRAFANA_PROVIDER = """\
+# For Grafana's folder provisioning/dashboards: loads the dashboards beside this file. Correct the path.
+apiVersion: 1
+providers:
+  - name: tidegate
+    folder: Tidegate
+    type: file
+    options:
+      path: {path}
+"""

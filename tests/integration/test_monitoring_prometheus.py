@@ -1,0 +1,337 @@
+"""A real Prometheus collects from a gateway under load: panels and rules have data, and no name is misspelt.
+
+The control plane is stood in for by its own instruments; engines, GPUs and the host by files of what exporters say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from monitoring.dashboards.catalogue import EXPORTED, Kind, Source
+from monitoring.dashboards.expressions import metric_names
+from monitoring.instruments import RolloutInstruments
+from monitoring.measurements import RolloutMeasurement
+from monitoring.rules.collection import Targets, prometheus_text
+from monitoring.rules.document import rules_document
+from monitoring.slo import ServiceLevels
+from serving.endpoints import Address
+from serving.traffic import Role
+from tests.integration.gateway_fakes import Rig, rig, session_on, table
+from tests.integration.test_cli_platform import Shell
+from tests.ports import free_ports
+from tests.promtool import require
+from tidegate.launcher import clear_leftovers
+from tidegate.monitoring_files import dashboards, prepare_prometheus
+from tidegate.parts import monitoring_parts
+from tidegate.settings import Settings
+
+pytestmark = pytest.mark.integration
+
+EXPORTERS = Path(__file__).with_name("exporters")
+PHASES = ("Progressing", "Paused", "Healthy", "Degraded")
+ROLLOUT = RolloutMeasurement(
+    "chat",
+    "1.1.0",
+    "Progressing",
+    PHASES,
+    0.5,
+    0.5,
+    (("error", 1.5, 5.3), ("empty", -0.2, 6.7), ("repetition", 0.4, 6.7)),
+)
+
+SILENT = {
+    "ALERTS": "no alert fires",
+    "tidegate_mirrored_requests_total": "nothing is mirrored",
+    "ray_vllm_": "engines are asked directly here",
+    'role="draining"': "nothing drains",
+}
+"""What an expression may hold whose panel rightly stays empty in this rig."""
+
+
+def control_plane() -> bytes:
+    return RolloutInstruments().render([ROLLOUT], {("chat", "signal"): 1}, "")[0]
+
+
+class Exporters:
+    """One HTTP server per text."""
+
+    def __init__(self) -> None:
+        self._servers: list[ThreadingHTTPServer] = []
+
+    def serve(self, text: Any) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = text()
+                self.send_response(200)
+                self.send_header("content-type", "text/plain; version=0.0.4")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self._servers.append(server)
+        return f"127.0.0.1:{server.server_address[1]}"
+
+    def stop(self) -> None:
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+
+@contextlib.contextmanager
+def prometheus(argv: tuple[str, ...], url: str, log: Path) -> Iterator[httpx.Client]:
+    with log.open("wb") as out, httpx.Client(base_url=url, timeout=10, trust_env=False) as client:
+        process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                assert process.poll() is None, log.read_text()
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get("/-/ready").status_code == 200:
+                        break
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            yield client
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class Asked:
+    """Prometheus' answers."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        answer = self._client.post("/api/v1/query", data={"query": expression}).json()
+        assert answer["status"] == "success", f"{expression}: {answer}"
+        return answer["data"]["result"]
+
+    def get(self, path: str) -> Any:
+        return self._client.get(path).json()["data"]
+
+
+async def load(r: Rig) -> None:
+    """Streams and whole answers to both versions; failures of every kind that a client can be told of."""
+    limits = httpx.Limits(max_connections=20)
+    async with httpx.AsyncClient(base_url=r.url, timeout=30, trust_env=False, limits=limits) as client:
+        sessions = [session_on(role, 50, i * 100) for i in range(5) for role in (Role.STABLE, Role.CANARY)]
+        fakes: list[dict[str, Any]] = [{}, {}, {"status": 500}, {"do": "die-mid"}, {"status": 400}]
+        requests = [
+            ({"model": "chat", "stream": stream, "fake": fake,
+              "messages": [{"role": "user", "content": "你好"}], "mark": "x"}, {"x-session-id": session})
+            for session in sessions for stream in (True, False) for fake in fakes
+        ]  # fmt: skip
+        requests.append(({"model": "nobody", "messages": []}, {}))
+
+        async def one(body: dict[str, Any], headers: dict[str, str]) -> None:
+            with contextlib.suppress(httpx.HTTPError):
+                await client.post("/v1/chat/completions", json=body, headers=headers)
+
+        await asyncio.gather(*(one(body, headers) for body, headers in requests))
+
+
+@contextlib.asynccontextmanager
+async def collected(folder: Path) -> AsyncIterator[tuple[Rig, Asked, set[str]]]:
+    """A platform under load and the Prometheus that has looked at it for some seconds."""
+    program = require("prometheus")
+    exporters = Exporters()
+    files = {name: (EXPORTERS / f"{name}.prom").read_bytes() for name in ("vllm", "dcgm", "node")}
+    try:
+        async with rig(folder / "home", first=table(1, 50)) as r:
+            engine, gpu, host = (exporters.serve(lambda name=name: files[name]) for name in ("vllm", "dcgm", "node"))
+            targets = Targets(
+                gateways=(f"127.0.0.1:{r.gateway.admin_port}",), controls=(exporters.serve(control_plane),),
+                engines=(engine,), gpus=(gpu,), hosts=(host,),
+            )  # fmt: skip
+            rules = rules_document(ServiceLevels())
+            for group in rules["groups"]:
+                group["interval"] = "1s"
+            (folder / "rules.yml").write_text(yaml.safe_dump(rules))
+            (folder / "prometheus.yml").write_text(prometheus_text(targets, ["rules.yml"], interval_s=1))
+            port = free_ports(1)[0]
+            argv = (program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn")  # fmt: skip
+            with prometheus(argv, f"http://127.0.0.1:{port}", folder / "prometheus.log") as client:
+                asked = Asked(client)
+                await load(r)
+                deadline = time.monotonic() + 90
+                while not await asyncio.to_thread(seen, asked):
+                    assert time.monotonic() < deadline, "Prometheus saw no load"
+                    await load(r)
+                    await asyncio.sleep(1)
+                async with httpx.AsyncClient(trust_env=False) as direct:
+                    text = (await direct.get(f"{r.admin_url}/metrics")).text + control_plane().decode()
+                yield r, asked, {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE ")}
+    finally:
+        exporters.stop()
+
+
+def seen(asked: Asked) -> bool:
+    """Whether increases of every kind that the load makes have been recorded."""
+    wanted = (
+        'model_version:tidegate_requests_bad:ratio_rate5m{version="1.1.0"} > 0',
+        "model:tidegate_first_tokens_slow:ratio_rate3d >= 0",
+        "model:tidegate_requests_bad:ratio_rate3d > 0",
+        "sum(rate(tidegate_retries_total[5m])) > 0",
+        'sum(rate(tidegate_rejections_total{reason="model_not_found"}[5m])) > 0',
+        'model_version_direction:tidegate_tokens:rate5m{direction="output"} > 0',
+    )
+    return all(asked.query(expression) for expression in wanted)
+
+
+def in_grafanas_stead(expression: str) -> str:
+    values = {"$model": ".*", "$__rate_interval": "1m", "$__range": "5m"}
+    for name, value in values.items():
+        expression = expression.replace(name, value)
+    assert "$" not in expression
+    return expression
+
+
+def expressions() -> list[tuple[str, str]]:
+    found = [
+        (f"{name}: {panel['title']}", in_grafanas_stead(target["expr"]))
+        for name, text in dashboards().items()
+        for panel in json.loads(text)["panels"]
+        for target in panel.get("targets") or ()
+    ]
+    rules = [rule for group in rules_document(ServiceLevels())["groups"] for rule in group["rules"]]
+    return found + [(f"rule {rule['record']}", rule["expr"]) for rule in rules if "record" in rule]
+
+
+async def test_every_panel_and_rule_has_data_and_every_name_is_exported(tmp_path: Path) -> None:
+    async with collected(tmp_path) as (_, asked, families):
+        empty = {where: expr for where, expr in expressions() if not await asyncio.to_thread(asked.query, expr)}
+        unexplained = {w: e for w, e in empty.items() if not any(n in e for n in SILENT)}
+        assert unexplained == {}
+
+        groups = (await asyncio.to_thread(asked.get, "/api/v1/rules"))["groups"]
+        unhealthy = {r["name"]: r.get("lastError") for g in groups for r in g["rules"] if r["health"] != "ok"}
+        assert unhealthy == {}
+        targets = (await asyncio.to_thread(asked.get, "/api/v1/targets"))["activeTargets"]
+        assert {t["labels"]["job"]: t["health"] for t in targets} == dict.fromkeys(
+            ("tidegate-gateway", "tidegate-control", "tidegate-engine", "dcgm", "node"), "up"
+        )
+
+        ours = {m.name.removesuffix("_created") for m in EXPORTED}
+        told = {name for name in families if not name.endswith("_created")}
+        assert told == ours, "the catalogue and what is exported are the same"
+
+        stored = set(await asyncio.to_thread(asked.get, "/api/v1/label/__name__/values"))
+        named = {n for _, e in expressions() for n in metric_names(e)}
+        missing = {n for n in named - stored if not any(n.startswith(s) for s in SILENT)}
+        assert missing == set()
+
+
+async def test_labels_are_those_of_the_catalogue_and_no_others(tmp_path: Path) -> None:
+    async with collected(tmp_path) as (_, asked, _families):
+        added = {"__name__", "instance", "job", "le"}
+        for metric in EXPORTED:
+            series = metric.name + ("_bucket" if metric.kind is Kind.HISTOGRAM else "")
+            for found in await asyncio.to_thread(asked.query, series):
+                assert set(found["metric"]) - added <= set(metric.labels), series
+        gateway = [m for m in EXPORTED if m.source is Source.GATEWAY]
+        assert all("session" not in m.labels and "request_id" not in m.labels for m in gateway)
+
+
+async def test_the_platforms_own_prometheus_starts_collects_and_keeps_below_the_home(tmp_path: Path) -> None:
+    require("prometheus")
+    async with rig(tmp_path / "gateway", first=table(1, 50)) as r:
+        settings = Settings(
+            home=tmp_path / "home", monitoring=True, prometheus_port=free_ports(1)[0], admin_port=r.gateway.admin_port
+        )
+        prepare_prometheus(settings)
+        (part,) = monitoring_parts(settings)
+        assert not part.ready(time.time())
+        with prometheus(part.argv, settings.local_prometheus_url, tmp_path / "log") as client:
+            assert part.ready(time.time())
+            deadline = time.monotonic() + 60
+            while True:
+                found = await asyncio.to_thread(Asked(client).query, "tidegate_revision_info")
+                if len(found) == 2:
+                    break
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.3)
+            flags = Asked(client).get("/api/v1/status/flags")
+            assert flags["storage.tsdb.path"].startswith(str(tmp_path / "home"))
+            assert (flags["storage.tsdb.retention.time"], flags["storage.tsdb.retention.size"]) == ("15d", "2GiB")
+            assert flags["web.listen-address"].startswith("127.0.0.1:")
+            loaded = Asked(client).get("/api/v1/rules")["groups"]
+            assert {g["name"] for g in loaded} == {"tidegate-recording", "tidegate-alerts"}
+
+
+async def test_a_gateway_tells_its_ready_endpoints_and_that_nobody_leads_it(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=table(1, 50), lease_s=0.5) as r, httpx.AsyncClient(trust_env=False) as client:
+
+        async def told(line: str) -> bool:
+            return line in (await client.get(f"{r.admin_url}/metrics")).text.splitlines()
+
+        async def comes(line: str) -> None:
+            deadline = time.monotonic() + 20
+            while not await told(line):
+                assert time.monotonic() < deadline, line
+                await asyncio.sleep(0.05)
+
+        await comes("tidegate_gateway_lease_valid 1.0")
+        assert await told('tidegate_endpoints_ready{model="chat",version="1.0.0"} 1.0')
+        r.controller.beating = False
+        await comes("tidegate_gateway_lease_valid 0.0")
+        r.gateway.book.replace({"canary-app": [Address(r.canary.url)]})
+        await comes('tidegate_endpoints_ready{model="chat",version="1.0.0"} 0.0')
+        assert await told('tidegate_endpoints_ready{model="chat",version="1.1.0"} 1.0')
+
+
+def test_up_with_monitoring_runs_prometheus_and_down_stops_it(tmp_path: Path) -> None:
+    require("prometheus")
+    shell = Shell(tmp_path)
+    site = tmp_path / "site" / "sitecustomize.py"
+    stand_ins = "for p, a in zip(real(s), args)\n    )"
+    assert stand_ins in site.read_text()
+    site.write_text(site.read_text().replace(stand_ins, stand_ins + " + real(s)[3:]"))
+    port = free_ports(1)[0]
+    shell.env["TIDEGATE_PROMETHEUS_PORT"] = str(port)
+    try:
+        code, out, err = shell("up", "--bare", "--detach", "--with-monitoring", "--timeout", "60")
+        assert code == 0, err
+        assert f"http://127.0.0.1:{port}" in out
+        assert [p["state"] for p in shell.status()["processes"] if p["name"] == "prometheus"] == ["ready"]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            deadline, jobs = time.monotonic() + 30, set()
+            while jobs != {"tidegate-gateway", "tidegate-control"}:
+                assert time.monotonic() < deadline, jobs
+                time.sleep(0.1)
+                jobs = {t["labels"]["job"] for t in Asked(client).get("/api/v1/targets")["activeTargets"]}
+        assert (shell.home / "prometheus" / "data").is_dir()
+        assert shell("down")[0] == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/-/ready", trust_env=False)
+    finally:
+        shell("down", "--timeout", "5")
+        clear_leftovers(Settings(home=shell.home))
+
+
+def test_without_being_asked_for_there_is_no_prometheus(tmp_path: Path) -> None:
+    assert monitoring_parts(Settings(home=tmp_path)) == ()

@@ -1,0 +1,56 @@
+"""How many series a gateway can make: what docs/monitoring.md promises."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from monitoring.instruments import GatewayInstruments
+from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
+from serving.admission import Reason
+from serving.mirroring import MirrorResult
+from serving.openai_protocol import Operation
+from serving.outcomes import Cause
+
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs/monitoring.md"
+PRIORITIES = ("interactive", "standard", "batch")
+
+
+def filled(models: int, versions: int, operations: int) -> str:
+    """The exposition of a gateway to which everything has happened that can."""
+    instruments = GatewayInstruments()
+    all_of = [(f"m{m}", f"{v}.0.0") for m in range(models) for v in range(versions)]
+    instruments.set_revisions(RevisionInfo(m, v, f"{m}{v}", "stable") for m, v in all_of)
+    for model, version in all_of:
+        for operation in list(Operation)[:operations]:
+            for outcome in RequestOutcome:
+                instruments.record(RequestMeasurement(model, version, operation.value, outcome, 1.0, 0.1, 0.01, 9, 9))
+        for cause in Cause:
+            instruments.retry(model, version, cause.value)
+        for result in MirrorResult:
+            instruments.mirrored_request(model, version, result.value)
+    for model in ["", *(f"m{m}" for m in range(models))]:
+        for reason in Reason:
+            instruments.rejected(model, reason.value)
+    instruments.set_in_flight([(m, v, 1) for m, v in all_of])
+    instruments.set_queue_depths({(f"m{m}", p): 1 for m in range(models) for p in PRIORITIES})
+    instruments.set_serving(dict.fromkeys(all_of, 1), lease_valid=True)
+    return instruments.render("application/openmetrics-text")[0].decode()
+
+
+def series(text: str) -> int:
+    """What Prometheus stores of it: every line but comments."""
+    return sum(not line.startswith("#") for line in text.splitlines() if line)
+
+
+@pytest.mark.parametrize(("models", "versions", "operations"), [(1, 1, 1), (2, 3, 2), (3, 2, 5)])
+def test_a_gateway_to_which_everything_happened_has_as_many_series_as_documented(
+    models: int, versions: int, operations: int
+) -> None:
+    formula = re.search(r"`series <= (.+)`", DOCUMENT.read_text())
+    assert formula is not None
+    each, version, model, rest = (int(n) for n in re.findall(r"\d+", formula[1]))
+    most = each * models * versions * operations + version * models * versions + model * models + rest
+    assert series(filled(models, versions, operations)) == most
