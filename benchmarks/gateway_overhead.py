@@ -35,7 +35,7 @@ import uvloop
 from serving.gateway.config import GatewayConfig
 from serving.gateway.traffic_state import save_table
 from serving.keys import KeyRecord, hash_secret, write_key
-from serving.queueing import QueueSettings
+from serving.knobs import QueueSettings
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
 
 ROOT = Path(__file__).resolve().parents[1]

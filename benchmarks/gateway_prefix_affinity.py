@@ -31,7 +31,7 @@ from benchmarks.gateway_overhead import free_port, wait_for
 from benchmarks.prefix_workload import Conversation, Shape, Speed, conversations, replay
 from serving.gateway.config import GatewayConfig
 from serving.gateway.traffic_state import save_table
-from serving.scoring import LEAST_WORK, ROUND_ROBIN, Picking
+from serving.knobs import LEAST_WORK, ROUND_ROBIN, Picking
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from serving.endpoints import Address, Endpoint, EndpointBook, dispatched, finished, pick, progressed, succeeded
 from serving.engines.sim_cache import PrefixCache
 from serving.engines.sim_text import split_tokens
+from serving.knobs import Picking
 from serving.openai_protocol import Operation
-from serving.scoring import Demand, Picking, bound_of, demand_of
+from serving.scoring import Demand, bound_of, demand_of
 
 _WORDS = (
     "tide", "harbour", "engine", "valve", "pilot", "anchor", "current", "signal", "depth", "bridge", "keeper", "route",

@@ -36,11 +36,11 @@ from urllib.parse import urlsplit
 from zlib import crc32
 
 from serving.affinity import BlockMemory, home_rank
+from serving.knobs import Picking
 from serving.scoring import (
     STREAMING_TOKENS,
     TYPICAL_ANSWER_TOKENS,
     Demand,
-    Picking,
     answer_work,
     bound_of,
     load_of,

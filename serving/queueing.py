@@ -28,15 +28,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import ConfigDict
-
-from serving.errors import ServingError
 from serving.keys import Priority
-
-
-class InvalidQueue(ServingError, ValueError):
-    """Bounds that no queue can have."""
-
 
 WEIGHTS: Mapping[Priority, int] = {Priority.INTERACTIVE: 64, Priority.STANDARD: 8, Priority.BATCH: 1}
 """Tokens that a class gets beside the others while all of them wait."""
@@ -52,32 +44,6 @@ MEMORY = 32
 
 _LEAST_RETRY_S, _MOST_RETRY_S = 1, 60
 _RANKS = {priority: rank for rank, priority in enumerate(WEIGHTS)}  # 0 goes first
-
-
-@dataclass(frozen=True, slots=True)
-class QueueSettings:
-    """How much may be under way and wait, for one model at one gateway.
-
-    Raises:
-        InvalidQueue: a number is out of range.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    endpoint_concurrency: int | None = 256
-    """Requests under way per ready endpoint: what vLLM batches at once by default, so the queue of the engine stays
-    short and this one, which knows priorities, decides. None: as many as come, and then nothing ever waits."""
-    most_waiting: int = 1024
-    """Four full batches of one endpoint: what is beyond would wait longer than clients do."""
-    most_waiting_tokens: int = 4_000_000
-    """Bounds the memory of waiting bodies to about 16 MB, and the wait when prompts are long."""
-    wait_s: float = 60.0
-    """The longest that a request may wait, whatever its deadline."""
-
-    def __post_init__(self) -> None:
-        bounds = (self.most_waiting, self.most_waiting_tokens, self.wait_s)
-        if min(bounds) < 0 or (self.endpoint_concurrency is not None and self.endpoint_concurrency < 1):
-            raise InvalidQueue(f"{self}: endpoint_concurrency is at least 1 or null, the others at least 0")
 
 
 class Place(enum.Enum):

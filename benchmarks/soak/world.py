@@ -16,7 +16,7 @@ from benchmarks.processes import Engine, Gateway, Processes, free_port
 from benchmarks.soak.stand_ins import Controller, ReplicaList
 from serving.gateway.config import GatewayConfig
 from serving.keys import KeyRecord, Scope, hash_secret, write_key
-from serving.queueing import QueueSettings
+from serving.knobs import QueueSettings
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
 
 MODEL = "chat"

@@ -29,10 +29,11 @@ from serving.gateway.forwarding import Header, engine_head
 from serving.gateway.recorder import Recorder, Unit
 from serving.gateway.transcript import Transcript
 from serving.gateway.upstream import Abandoned, Connection, Leash, UpstreamClient
+from serving.knobs import Picking
 from serving.limits import PromptDeaths
 from serving.openai_protocol import Operation
 from serving.outcomes import Cause
-from serving.scoring import Demand, Picking
+from serving.scoring import Demand
 from serving.streaming import is_error_event, read_stream
 from serving.traffic import RevisionTraffic
 

@@ -16,10 +16,9 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter, ValidationError
 
 from serving.errors import ServingError
+from serving.knobs import Picking, QueueSettings
 from serving.limits import MAX_BODY_BYTES
 from serving.mirroring import MirrorSettings
-from serving.queueing import QueueSettings
-from serving.scoring import Picking
 
 
 class InvalidConfig(ServingError):

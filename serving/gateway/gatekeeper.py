@@ -19,7 +19,8 @@ from serving.gateway.keyring import Holder, Keyring
 from serving.gateway.seams import ANYBODY, Caller, Header
 from serving.gateway.usage import UsageBook
 from serving.keys import KeyRecord
-from serving.queueing import ModelQueue, Moved, Place, QueueSettings, Refusal, Ticket
+from serving.knobs import QueueSettings
+from serving.queueing import ModelQueue, Moved, Place, Refusal, Ticket
 from serving.rate_limits import KeyLimits, Limit, Shortage
 
 logger = logging.getLogger("tidegate.gateway")

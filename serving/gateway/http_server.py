@@ -82,8 +82,8 @@ class _Phase(enum.Enum):
 _BEFORE_A_HEAD = (_Phase.IDLE, _Phase.FRESH, _Phase.HEAD)
 
 
-class ServerConnection(asyncio.Protocol):
-    """One client's connection. Made by `HttpServer` only."""
+class ServerConnection:
+    """One client's connection, an asyncio.Protocol in all but its base. Made by `HttpServer` only."""
 
     __slots__ = (
         "_buffer",
@@ -532,8 +532,9 @@ class HttpServer:
         """Accept connections on a bound socket, with TLS when a context is given."""
         handshake_s = self.limits.head_within_s if context is not None else None
         self._server = await self.loop.create_server(
-            lambda: ServerConnection(self), sock=listener, backlog=2048, ssl=context, ssl_handshake_timeout=handshake_s
-        )
+            lambda: cast(asyncio.Protocol, ServerConnection(self)),
+            sock=listener, backlog=2048, ssl=context, ssl_handshake_timeout=handshake_s,
+        )  # fmt: skip
         self._tick()
 
     @property

@@ -61,8 +61,8 @@ class Leash:
             self.connection.fail(Abandoned("the client went away"))
 
 
-class Connection(asyncio.Protocol):
-    """One connection to one engine. Made by `UpstreamClient` only."""
+class Connection:
+    """One connection to one engine, an asyncio.Protocol in all but its base. Made by `UpstreamClient` only."""
 
     __slots__ = (
         "_chunks",
@@ -496,7 +496,7 @@ class UpstreamClient:
         connection = Connection(self._loop, key, self._forget)
         try:
             async with asyncio.timeout(min(self._connect_timeout_s, left)):
-                await self._loop.create_connection(lambda: connection, key[0], key[1])
+                await self._loop.create_connection(lambda: cast(asyncio.Protocol, connection), key[0], key[1])
         except TimeoutError:
             raise ConnectFailed(
                 f"no connection to {key[0]}:{key[1]} within {min(self._connect_timeout_s, left):g} s"

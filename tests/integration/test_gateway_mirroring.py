@@ -16,9 +16,9 @@ import pytest
 from rollout.analysis.ledger import EvidenceIncrement, Ledger
 from rollout.observation import Verdict
 from rollout.specs import parse_spec
+from serving.knobs import QueueSettings
 from serving.mirroring import PAIRED_WEIGHT, MirrorSettings
 from serving.outcomes import Cause, Signal, Total
-from serving.queueing import QueueSettings
 from serving.traffic import ModelTraffic, Role, Tester, TrafficTable
 from tests.integration.gateway_fakes import (
     CANARY_DIGEST,

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.scoring import ROUND_ROBIN
+from serving.knobs import ROUND_ROBIN
 from tests.integration.gateway_fakes import FakeEngine, Rig, rig, table, until
 
 pytestmark = pytest.mark.integration

@@ -21,8 +21,8 @@ from serving.accounting import UsageRow
 from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.traffic_state import save_table
 from serving.keys import KeyRecord, Priority, Scope, hash_secret, write_key
+from serving.knobs import QueueSettings
 from serving.outcomes import KeysPush, UsageAccepted, UsageReport
-from serving.queueing import QueueSettings
 from tests.integration.gateway_fakes import FakeController, FakeEngine, Rig, rig, table, until
 from tests.ports import free_ports
 

@@ -27,7 +27,8 @@ from serving.endpoints import (
     succeeded,
     usable,
 )
-from serving.scoring import LEAST_WORK, ROUND_ROBIN, Demand, Picking, bound_of
+from serving.knobs import LEAST_WORK, ROUND_ROBIN, Picking
+from serving.scoring import Demand, bound_of
 
 PICKINGS = (
     Picking(),

@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 
 from benchmarks.prefix_workload import Replay, Shape, Speed, replay
-from serving.scoring import LEAST_WORK, ROUND_ROBIN, Picking
+from serving.knobs import LEAST_WORK, ROUND_ROBIN, Picking
 
 SHARED = Shape()
 ONE_HOT_PROMPT = Shape(system_prompts=1, conversations_each=48)

@@ -25,7 +25,8 @@ from serving.endpoints import (
     progressed,
     succeeded,
 )
-from serving.scoring import LEAST_WORK, ROUND_ROBIN, Demand, InvalidPicking, Picking, bound_of, slowness
+from serving.knobs import LEAST_WORK, ROUND_ROBIN, InvalidPicking, Picking
+from serving.scoring import Demand, bound_of, slowness
 
 CHAIN = tuple(range(100, 110))
 

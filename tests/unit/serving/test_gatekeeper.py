@@ -18,8 +18,8 @@ from serving.gateway.keyring import Keyring
 from serving.gateway.seams import ANYBODY, Caller
 from serving.gateway.usage import UsageBook
 from serving.keys import KeyRecord, Priority, hash_secret, write_key
+from serving.knobs import QueueSettings
 from serving.openai_protocol import rejection_reply
-from serving.queueing import QueueSettings
 
 NOW = 1_700_000_000.0
 A, B, C = "a" * 12, "b" * 12, "c" * 12
