@@ -63,6 +63,8 @@ def is_repetitive(text: str) -> bool:
     (True, False)
     """
     if len(text) < CYCLE_MIN_CHARS:
+        if text.isascii():
+            return False  # so many words need twice as many characters
         return len(text) >= MIN_TOKENS and distinct_share(text) < MIN_DISTINCT_SHARE
     text = text[-MAX_CHARS:]
     return distinct_share(text) < MIN_DISTINCT_SHARE or _ends_in_cycle(text)

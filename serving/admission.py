@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from serving.traffic import Generation, ModelTraffic, RevisionTraffic, Role, assigned_role
 
@@ -84,15 +83,25 @@ def route_of(traffic: ModelTraffic, generation: Generation) -> Route:
     return Route(traffic, generation, traffic.by_role(Role.STABLE), canary, weight)
 
 
-class Pick(NamedTuple):
+@dataclass(slots=True, init=False)
+class Pick:
     """The revision that a request is for. `evidence` is true when chance, and nothing else, chose it."""
 
     route: Route
     revision: RevisionTraffic
     evidence: bool
-    pinned: bool = False
-    watched: bool = False
+    pinned: bool
+    watched: bool
     """There was no other arm, and the table asks to tell of it all the same: evidence for an absolute objective."""
+
+    def __init__(
+        self, route: Route, revision: RevisionTraffic, evidence: bool, pinned: bool = False, watched: bool = False
+    ) -> None:
+        self.route = route
+        self.revision = revision
+        self.evidence = evidence
+        self.pinned = pinned
+        self.watched = watched
 
     @property
     def counted(self) -> bool:

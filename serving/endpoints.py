@@ -114,6 +114,10 @@ class Endpoint:
     """Requests sent there since it was first seen."""
     used_at: float = float("-inf")
     seed: int = 0
+    key: tuple[str, int] = ("", 0)
+    """Host and port."""
+    authority: bytes = b""
+    """The same as a header writes them."""
 
     failures: int = 0
     """Ejections in a row."""
@@ -165,7 +169,11 @@ def endpoint_of(application: str, address: Address) -> Endpoint:
     if parts.scheme != "http" or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"endpoint {address.url!r} of {application!r}: expected http://host:port[/prefix]")
     prefix, seed = parts.path.rstrip("/"), crc32(address.url.encode())
-    return Endpoint(application, address, parts.hostname, parts.port or 80, prefix, address.draining, seed=seed)
+    host, port = parts.hostname, parts.port or 80
+    return Endpoint(
+        application, address, host, port, prefix, address.draining, seed=seed,
+        key=(host, port), authority=f"{host}:{port}".encode(),
+    )  # fmt: skip
 
 
 # --- filters

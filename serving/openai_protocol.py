@@ -11,7 +11,7 @@ import enum
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from pydantic_core import from_json
@@ -60,17 +60,22 @@ def operation_of(path: str) -> Operation | None:
     return Operation.OTHER if path.startswith("/v1/") else None
 
 
-class Request(NamedTuple):
+class Request:
     """What the gateway needs to know of a body."""
 
-    model: str
-    """The registered model's name, without a version."""
-    version: str | None
-    """The pinned semantic version of `model@version`, or None."""
-    stream: bool
-    session: str | None
-    """The session named in the body, or None."""
-    fields: Mapping[str, Any]
+    __slots__ = ("fields", "model", "session", "stream", "version")
+
+    def __init__(
+        self, model: str, version: str | None, stream: bool, session: str | None, fields: Mapping[str, Any]
+    ) -> None:
+        self.model = model
+        """The registered model's name, without a version."""
+        self.version = version
+        """The pinned semantic version of `model@version`, or None."""
+        self.stream = stream
+        self.session = session
+        """The session named in the body, or None."""
+        self.fields = fields
 
 
 def parse_request(body: bytes) -> Request | Rejection:

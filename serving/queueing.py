@@ -65,16 +65,21 @@ class Refusal(enum.StrEnum):
     """It can't start in time."""
 
 
-@dataclass(slots=True, eq=False)
 class Ticket:
     """One request's place. `flow` names whom fairness is for: a key."""
 
-    flow: str
-    priority: Priority
-    cost: int
-    start_by: float
-    place: Place = Place.WAITING
-    started_at: float = 0.0
+    __slots__ = ("cost", "flow", "place", "priority", "start_by", "started_at")
+
+    def __init__(
+        self, flow: str, priority: Priority, cost: int, start_by: float, place: Place = Place.WAITING,
+        started_at: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.flow = flow
+        self.priority = priority
+        self.cost = cost
+        self.start_by = start_by
+        self.place = place
+        self.started_at = started_at
 
 
 @dataclass(frozen=True, slots=True)

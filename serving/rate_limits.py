@@ -29,7 +29,7 @@ class Bucket:
     (0.5, 0.5)
     """
 
-    __slots__ = ("_at", "_left", "_per_s", "limit")
+    __slots__ = ("_at", "_left", "_lines", "_lines_of", "_per_s", "limit")
 
     def __init__(self, limit: float, now: float) -> None:
         self.limit = limit
@@ -37,6 +37,17 @@ class Bucket:
         self._per_s = limit / MINUTE_S
         self._left = float(limit)
         self._at = now
+        self._lines_of = -1.0
+        self._lines = b""
+
+    def lines(self, kind: bytes, now: float) -> bytes:
+        """OpenAI's three headers for this limit, as they are written."""
+        left, limit = self.left(now), self.limit
+        if self._lines_of != limit:
+            self._lines_of = limit
+            self._lines = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: " % (kind, limit, kind)
+        reset = b"0s" if left >= limit else _written_millis(_millis((limit - left) / self._per_s))
+        return b"%b%d\r\nx-ratelimit-reset-%b: %b\r\n" % (self._lines, left if left > 0 else 0, kind, reset)
 
     def left(self, now: float) -> float:
         """What may be taken now; below zero after an answer cost more than was taken for it."""
@@ -171,23 +182,14 @@ class KeyLimits:
     def lines(self, now: float) -> bytes:
         """The same as they are written, each with its CR LF. They go out with every answer."""
         requests, tokens = self._requests, self._tokens
-        lines = _lines(b"requests", requests, now) if requests is not None else b""
-        return lines + _lines(b"tokens", tokens, now) if tokens is not None else lines
+        lines = requests.lines(b"requests", now) if requests is not None else b""
+        return lines + tokens.lines(b"tokens", now) if tokens is not None else lines
 
 
 def _short(limit: Limit, bucket: Bucket, amount: int, now: float) -> Shortage:
     wait_s = bucket.wait_s(amount, now)
     used = math.ceil(bucket.limit - bucket.left(now))
     return Shortage(limit, int(bucket.limit), used, amount, wait_s if math.isfinite(wait_s) else None)
-
-
-def _lines(kind: bytes, bucket: Bucket, now: float) -> bytes:
-    left, limit = bucket.left(now), bucket.limit
-    reset = b"0s" if left >= limit else _written_millis(_millis(bucket.full_in_s(now)))
-    return (
-        b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
-        kind, limit, kind, left if left > 0 else 0, kind, reset)
-    )  # fmt: skip
 
 
 def _part(limit: int | None, share: float) -> int | None:
@@ -214,7 +216,10 @@ def written_duration(seconds: float) -> str:
 
 
 def _millis(seconds: float) -> int:
-    return math.ceil(round(seconds * 1000, 6))
+    """Rounded up, but for what is less than a nanosecond."""
+    exact = seconds * 1000
+    whole = int(exact)
+    return whole + 1 if exact - whole > 1e-6 else whole
 
 
 @lru_cache(maxsize=4096)

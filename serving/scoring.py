@@ -43,24 +43,44 @@ LEAST_WEIGHT = 0.1
 """A fresh or slow endpoint's weight is never lower (Envoy's default for slow start)."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Demand:
     """What one request asks of an engine. One per attempt under way: it keeps what is counted for it where it runs."""
 
-    prompt_tokens: int = 0
+    prompt_tokens: int
     """A guess, from the length of the body."""
-    most_answer_tokens: int | None = None
+    most_answer_tokens: int | None
     """The request's own limit, over all its choices."""
-    chain: tuple[int, ...] = ()
-    head: int = 0
-    prompt_work: int = 0
+    chain: tuple[int, ...]
+    head: int
+    prompt_work: int
     """Counted for the prompt at the endpoint it is at, in generated tokens."""
-    answer_work: int = 0
+    answer_work: int
     """Counted for the answer there."""
-    answered_tokens: int = 0
+    answered_tokens: int
     """Tokens that have come so far."""
-    probe: bool = False
+    probe: bool
     """Whether this is the one request that may probe a half-open endpoint."""
+
+    def __init__(
+        self,
+        prompt_tokens: int = 0,
+        most_answer_tokens: int | None = None,
+        chain: tuple[int, ...] = (),
+        head: int = 0,
+        prompt_work: int = 0,
+        answer_work: int = 0,
+        answered_tokens: int = 0,
+        probe: bool = False,
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.most_answer_tokens = most_answer_tokens
+        self.chain = chain
+        self.head = head
+        self.prompt_work = prompt_work
+        self.answer_work = answer_work
+        self.answered_tokens = answered_tokens
+        self.probe = probe
 
     def again(self) -> Demand:
         """The same for another attempt beside this one, as for a mirrored request."""

@@ -7,7 +7,6 @@ complete. The parser is tolerant: an event that isn't JSON is skipped, unknown f
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -18,22 +17,25 @@ DONE = b"[DONE]"
 ERROR_PREFIXES = (b'data: {"error"', b'data:{"error"', b"event: error")
 
 
-@dataclass(slots=True)
 class Answer:
     """What was found in an answer. `texts` and `finish_reasons` have one entry per choice."""
 
-    texts: tuple[str, ...] = ()
-    finish_reasons: tuple[str, ...] = ()
-    has_content: bool = False
-    """Some text, tool call, refusal or reasoning was there."""
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    events: int = 0
-    """Server-sent events with data, without the final mark."""
-    ended: bool = False
-    """The stream said itself that it was complete."""
-    error_code: str | None = None
-    """An error that the engine reported inside the answer."""
+    __slots__ = ("ended", "error_code", "events", "finish_reasons", "has_content", "input_tokens", "output_tokens",
+                 "texts")  # fmt: skip
+
+    def __init__(self, ended: bool = False) -> None:
+        self.texts: tuple[str, ...] = ()
+        self.finish_reasons: tuple[str, ...] = ()
+        self.has_content = False
+        """Some text, tool call, refusal or reasoning was there."""
+        self.input_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.events = 0
+        """Server-sent events with data, without the final mark."""
+        self.ended = ended
+        """The stream said itself that it was complete."""
+        self.error_code: str | None = None
+        """An error that the engine reported inside the answer."""
 
     @property
     def length_stop(self) -> bool:
@@ -41,11 +43,11 @@ class Answer:
         return "length" in self.finish_reasons
 
 
-@dataclass(slots=True)
 class _Choices:
-    texts: dict[int, list[str]] = field(default_factory=dict)
-    reasons: dict[int, str] = field(default_factory=dict)
-    other_content: bool = False
+    def __init__(self) -> None:
+        self.texts: dict[int, list[str]] = {}
+        self.reasons: dict[int, str] = {}
+        self.other_content = False
 
     def into(self, answer: Answer) -> None:
         if len(self.texts) == 1 and self.reasons.keys() <= self.texts.keys():  # one choice: nearly always

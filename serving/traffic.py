@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from functools import lru_cache
 from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -124,8 +125,15 @@ class TrafficTable(Frozen):
 
 def unit_interval(salt: str, unit: str) -> float:
     """Map a unit (a session, or one request) to [0, 1), uniformly, keyed by the rollout's secret salt."""
-    digest = hashlib.blake2b(unit.encode(), key=salt.encode()[:64], digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2.0**64
+    keyed = _keyed(salt).copy()
+    keyed.update(unit.encode())
+    return int.from_bytes(keyed.digest(), "big") / 2.0**64
+
+
+@lru_cache(maxsize=256)
+def _keyed(salt: str) -> hashlib.blake2b:
+    """The hash with its key taken in: copying it saves half of what starting anew costs."""
+    return hashlib.blake2b(key=salt.encode()[:64], digest_size=8)
 
 
 def assigned_role(salt: str, unit: str, canary_weight: int) -> Role:

@@ -7,9 +7,9 @@ import enum
 import hashlib
 import random
 import time
+from binascii import hexlify
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from serving.endpoints import (
     Endpoint,
@@ -40,9 +40,6 @@ from serving.traffic import RevisionTraffic
 GONE_AFTER_S = 0.02
 PROBE_S = 0.5
 """How long a connection to an engine whose answer broke off may take before it counts as gone."""
-
-MOST_HOSTS = 1024
-"""Values of the header `host` that are remembered."""
 
 HELD_BYTES = 256 * 1024
 """A JSON answer is held back until complete, up to this: an engine that dies in it costs no client a cut body."""
@@ -80,7 +77,7 @@ class Failure:
                 return Cause.VERSION
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Call:
     """One request on its way, over all its attempts."""
 
@@ -88,6 +85,9 @@ class Call:
     target: bytes
     """Path and query."""
     headers: list[Header]
+    """The client's."""
+    passed_on: bytes
+    """Those of them that go on to the engine, as they are written (`forwarding.passed_on`)."""
     body: bytes
     prompt: bytes
     """The body as the client sent it."""
@@ -98,10 +98,44 @@ class Call:
     own_lines: bytes
     """Further headers of the answer, as they are written."""
     show_version: bool
-    demand: Demand = field(default_factory=Demand)
-    leash: Leash = field(default_factory=Leash)
-    tried: set[str] = field(default_factory=set)
-    first_attempt: bool = True
+    demand: Demand
+    leash: Leash
+    tried: set[str]
+    first_attempt: bool
+
+    def __init__(  # written out, since it may come compiled (docs/adr/0007), as what a dataclass makes never does
+        self,
+        unit: Unit,
+        target: bytes,
+        headers: list[Header],
+        passed_on: bytes,
+        body: bytes,
+        prompt: bytes,
+        nonce: bytes,
+        own_id: bytes | None,
+        deadline: float,
+        own_lines: bytes,
+        show_version: bool,
+        demand: Demand,
+        leash: Leash | None = None,
+        tried: set[str] | None = None,
+        first_attempt: bool = True,
+    ) -> None:
+        self.unit = unit
+        self.target = target
+        self.headers = headers
+        self.passed_on = passed_on
+        self.body = body
+        self.prompt = prompt
+        self.nonce = nonce
+        self.own_id = own_id
+        self.deadline = deadline
+        self.own_lines = own_lines
+        self.show_version = show_version
+        self.demand = demand
+        self.leash = leash if leash is not None else Leash()
+        self.tried = tried if tried is not None else set()
+        self.first_attempt = first_attempt
 
     def fingerprint(self) -> bytes:
         """Of the prompt, for remembering which ones kill engines."""
@@ -137,13 +171,16 @@ class Opened:
         return self.connection.status
 
 
-class Sent(NamedTuple):
+class Sent:
     """A request that is on its way to an endpoint; its answer is still to come."""
 
-    endpoint: Endpoint
-    connection: Connection
-    at: float
-    """Monotonic seconds."""
+    __slots__ = ("at", "connection", "endpoint")
+
+    def __init__(self, endpoint: Endpoint, connection: Connection, at: float) -> None:
+        self.endpoint = endpoint
+        self.connection = connection
+        self.at = at
+        """Monotonic seconds."""
 
 
 class Attempts:
@@ -164,7 +201,6 @@ class Attempts:
         self._deaths = deaths
         self._suspect = suspect
         self._picking = picking
-        self._hosts: dict[tuple[str, int], bytes] = {}
         self._chance = random.Random()  # noqa: S311 - which endpoints are looked at is no secret
 
     def untried(self, revision: RevisionTraffic, call: Call) -> bool:
@@ -184,8 +220,7 @@ class Attempts:
         if endpoint is None:
             return None
         head = self._head(call, endpoint)
-        key = (endpoint.host, endpoint.port)
-        connection = self._client.start(key, head, call.body, call.deadline, call.leash, on_ready)
+        connection = self._client.start(endpoint.key, head, call.body, call.deadline, call.leash, on_ready)
         if connection is None:
             return None
         self._dispatched(call, revision, endpoint, now)
@@ -201,10 +236,14 @@ class Attempts:
         progressed(endpoint, call.demand, 0)
         succeeded(endpoint)
         finished(endpoint, call.demand)
-        first, last = connection.first_body_at, connection.last_body_at
+        transcript = Transcript(compressed=plain.compressed)
+        transcript.parts.append(body)
+        transcript.last = body
+        transcript.size_bytes, transcript.bodies = len(body), 1
+        transcript.first_at, transcript.last_at = connection.first_body_at, connection.last_body_at
         self._client.release(connection, call.leash)
         self._recorder.over(revision)
-        return Transcript(False, plain.compressed, [body], len(body), b"", body, 1, first, last)
+        return transcript
 
     def _dispatched(self, call: Call, revision: RevisionTraffic, endpoint: Endpoint, now: float) -> None:
         call.tried.add(endpoint.address.url)
@@ -246,20 +285,16 @@ class Attempts:
 
     def _head(self, call: Call, endpoint: Endpoint) -> bytes:
         """The head of the request to an endpoint."""
-        key = (endpoint.host, endpoint.port)
         target = endpoint.prefix.encode() + call.target if endpoint.prefix else call.target
-        host = self._hosts.get(key)
-        if host is None:
-            if len(self._hosts) > MOST_HOSTS:
-                self._hosts.clear()
-            host = self._hosts[key] = f"{endpoint.host}:{endpoint.port}".encode()
-        return engine_head(target, host, call.headers, len(call.body), call.nonce.hex().encode(), call.own_id)
+        lines = call.passed_on
+        if call.own_id is not None:
+            lines += b"x-client-request-id: %b\r\n" % call.own_id
+        return engine_head(target, endpoint.authority, lines, len(call.body), hexlify(call.nonce))
 
     async def _exchange(self, call: Call, revision: RevisionTraffic, endpoint: Endpoint, sent: Sent | None) -> Opened:
-        key = (endpoint.host, endpoint.port)
         begun = sent.connection if sent is not None else None
         connection = await self._client.send(
-            key, self._head(call, endpoint), call.body, call.deadline, call.leash, begun
+            endpoint.key, self._head(call, endpoint), call.body, call.deadline, call.leash, begun
         )
         connected(endpoint)
         fields = dict(connection.headers)

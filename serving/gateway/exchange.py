@@ -44,8 +44,8 @@ class Exchange:
     """One request and its answer, as the application sees them."""
 
     __slots__ = ("_chunked", "_connection", "_head", "_left", "_server", "arrived", "begun", "body", "caller", "cancel",
-                 "fields", "headers", "keep_alive", "method", "on_gone", "on_pause", "on_resume", "operation", "path",
-                 "target")  # fmt: skip
+                 "fields", "headers", "keep_alive", "method", "notes", "on_gone", "on_pause", "on_resume", "operation",
+                 "path", "target")  # fmt: skip
 
     def __init__(self, connection: ServerConnection, head: Head, arrived: float) -> None:
         self._connection: ServerConnection | None = connection
@@ -54,6 +54,7 @@ class Exchange:
         self.method, self.target, self.path = start.method, start.target, start.path
         self.headers = head.headers
         self.fields = head.fields
+        self.notes = head.notes
         self.keep_alive = head.keep_alive
         self.arrived = arrived
         """Monotonic seconds."""

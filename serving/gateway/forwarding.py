@@ -16,7 +16,7 @@ _HOP_BY_HOP = frozenset(
 # not be judged.
 _NOT_TO_ENGINE = _HOP_BY_HOP | {
     b"host", b"content-length", b"expect", b"accept-encoding", b"authorization", b"api-key", b"x-api-key", b"cookie",
-    b"x-request-id", b"x-request-timeout", b"x-client-request-id",
+    b"x-request-id", b"x-request-timeout", b"x-client-request-id", b"x-tidegate-mirror",
 }  # fmt: skip
 
 _NOT_TO_CLIENT = _HOP_BY_HOP | {
@@ -45,32 +45,31 @@ def client_id(fields: Mapping[bytes, bytes]) -> bytes | None:
     return value
 
 
-def engine_head(
-    target: bytes, host: bytes, headers: Iterable[Header], body_bytes: int, request_id: bytes, own_id: bytes | None
-) -> bytes:
+def passed_on(headers: Iterable[Header]) -> bytes:
+    """The lines of a client's head that go on to an engine, each with its CR LF; names in lower case."""
+    drop = _NOT_TO_ENGINE
+    listed = _listed(headers)
+    if listed:
+        drop = drop | listed
+    lines: list[bytes] = []
+    for key, value in headers:
+        if key not in drop and b"\n" not in value and b"\r" not in value:
+            lines += (key, b": ", value, b"\r\n")
+    return b"".join(lines)
+
+
+def engine_head(target: bytes, host: bytes, lines: bytes, body_bytes: int, request_id: bytes) -> bytes:
     """The head of the request to the engine.
 
     Args:
         target: Path and query.
         host: `host:port` of the engine.
-        headers: The client's, names in lower case.
+        lines: Further ones, each with its CR LF: `passed_on`, and the client's own id.
         body_bytes: Length of the body.
         request_id: Passed on as `x-request-id`.
-        own_id: The client's own id, passed on as `x-client-request-id`.
     """
-    drop = _NOT_TO_ENGINE
-    listed = _listed(headers)
-    if listed:
-        drop = drop | listed
-    lines = [b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % (
-        target, host, body_bytes, request_id)]  # fmt: skip
-    for key, value in headers:
-        if key not in drop and b"\n" not in value and b"\r" not in value:
-            lines += (key, b": ", value, b"\r\n")
-    if own_id is not None:
-        lines += (b"x-client-request-id: ", own_id, b"\r\n")
-    lines.append(b"\r\n")
-    return b"".join(lines)
+    return b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n" % (
+        target, host, body_bytes, request_id, lines)  # fmt: skip
 
 
 def client_headers(headers: Iterable[Header], own: Iterable[Header]) -> list[Header]:

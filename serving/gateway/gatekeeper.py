@@ -15,6 +15,7 @@ from typing import assert_never
 
 from serving.admission import Reason, Rejection, model_not_found
 from serving.gateway.forwarding import read_lines
+from serving.gateway.http_parsing import Notes
 from serving.gateway.keyring import Holder, Keyring
 from serving.gateway.seams import ANYBODY, Caller, Header
 from serving.gateway.usage import UsageBook
@@ -67,9 +68,12 @@ class QueueingGatekeeper:
 
     # Keys
 
-    def authenticate(self, headers: list[Header], now: float) -> Caller | Rejection:
+    def authenticate(self, headers: list[Header], now: float, notes: Notes | None = None) -> Caller | Rejection:
         """See `seams.Gatekeeper`."""
-        return self._anybody if self._keyring is None else self._keyring.authenticate(headers, now)
+        if self._keyring is None:
+            return self._anybody
+        known = self._keyring.recall(notes, now) if notes is not None else None
+        return known if known is not None else self._keyring.authenticate(headers, now, notes)
 
     def replace_keys(self, keys: Iterable[KeyRecord], confirmed_at: float) -> None:
         """Obey these keys from the next request on; whoever waits with a key that is gone is turned away.

@@ -30,6 +30,7 @@ from serving.gateway.http_parsing import (
     Head,
     Header,
     MalformedRequest,
+    Notes,
     StartLine,
     check_beginning,
     parse_head,
@@ -50,7 +51,7 @@ FRESH_WHILE_DRAINING_S = 1.0
 
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NO_HEAD = Head(StartLine("", b"", "", 1), [], {}, 0, keep_alive=False, awaits_continue=False)
+_NO_HEAD = Head(StartLine("", b"", "", 1), [], {}, 0, keep_alive=False, awaits_continue=False, notes=Notes())
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from serving.admission import Reason, Rejection
 from serving.errors import ServingError
 from serving.gateway.durable import replace_file
+from serving.gateway.http_parsing import Notes
 from serving.gateway.seams import Caller, Header
 from serving.keys import KeyRecord, Scope, matches, split_key
 from serving.outcomes import KeysPush
@@ -32,13 +32,16 @@ class KeysUnreadable(ServingError):
     """The file with the keys of the last run can't be read as such."""
 
 
-@dataclass(frozen=True, slots=True)
 class Holder:
     """One key and the caller that it makes."""
 
-    record: KeyRecord
-    caller: Caller
-    may_infer: bool
+    __slots__ = ("caller", "expires_at", "may_infer", "record")
+
+    def __init__(self, record: KeyRecord, caller: Caller, may_infer: bool) -> None:
+        self.record = record
+        self.caller = caller
+        self.may_infer = may_infer
+        self.expires_at = record.expires_at
 
 
 class Keyring:
@@ -53,6 +56,8 @@ class Keyring:
         """
         self._hash_key = hash_key
         self._max_age_s = max_age_s
+        self._version = 0
+        """Grows whenever the keys are others."""
         self._holders: dict[str, Holder] = {}
         self._verified: dict[bytes, Holder] = {}
         self._confirmed_at: float | None = None
@@ -71,6 +76,7 @@ class Keyring:
         live = (r for r in keys if r.revoked_at is None)
         self._holders = {r.id: Holder(r, self._caller(r), Scope.INFERENCE in r.scopes) for r in live}
         self._verified.clear()
+        self._version += 1
         self._confirmed_at = confirmed_at
         return frozenset(before.keys() - self._holders.keys())
 
@@ -96,8 +102,22 @@ class Keyring:
     def __len__(self) -> int:
         return len(self._holders)
 
-    def authenticate(self, headers: Iterable[Header], now: float) -> Caller | Rejection:
-        """The caller that a request's headers name, or why there is none."""
+    def recall(self, notes: Notes, now: float) -> Caller | None:
+        """The caller whom `authenticate` found for an equal head, if it would find them again."""
+        if notes.caller_as_of != self._version or not self.usable(now):
+            return None
+        holder: Holder = notes.caller
+        expires_at = holder.expires_at
+        return holder.caller if expires_at is None or now < expires_at else None
+
+    def authenticate(self, headers: Iterable[Header], now: float, notes: Notes | None = None) -> Caller | Rejection:
+        """The caller that a request's headers name, or why there is none.
+
+        Args:
+            headers: The request's, names in lower case.
+            now: Wall-clock seconds.
+            notes: Where the caller is noted for `recall`.
+        """
         if not self.usable(now):
             return _unusable(self._confirmed_at)
         presented = presented_key(headers)
@@ -115,6 +135,8 @@ class Keyring:
             return _expired(record)
         if not holder.may_infer:
             return missing_scope(record.id, Scope.INFERENCE)
+        if notes is not None:
+            notes.caller, notes.caller_as_of = holder, self._version
         return holder.caller
 
     def _verify(self, presented: bytes) -> Holder | None:

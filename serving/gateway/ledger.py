@@ -73,13 +73,15 @@ class Count:
         )
 
 
-@dataclass(slots=True)
 class Ticket:
     """One admitted request. `number` is its place among the model's evidence units, 0 for a forced one."""
 
-    count: Count
-    number: int
-    settled: bool = False
+    __slots__ = ("count", "number", "settled")
+
+    def __init__(self, count: Count, number: int) -> None:
+        self.count = count
+        self.number = number
+        self.settled = False
 
 
 @dataclass(slots=True)

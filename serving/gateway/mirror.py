@@ -239,6 +239,7 @@ class Mirroring:
         copy = replace(
             call,
             headers=[*(h for h in call.headers if h[0] != MARK[0]), MARK],
+            passed_on=call.passed_on + b"%b: %b\r\n" % MARK,
             body=body,
             prompt=body,
             nonce=fresh_nonce(),

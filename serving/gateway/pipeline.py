@@ -26,7 +26,7 @@ from serving.gateway.attempts import Attempts, Call, Failure, FailureKind, Opene
 from serving.gateway.config import GatewayConfig
 from serving.gateway.exchange import Exchange
 from serving.gateway.express import Express
-from serving.gateway.forwarding import Header, client_headers, client_id, read_lines, version_lines
+from serving.gateway.forwarding import Header, client_headers, client_id, passed_on, read_lines, version_lines
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import fresh_nonce, issue_bytes
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
@@ -94,7 +94,7 @@ class Pipeline:
         """Find out who asks: `exchange.caller` is set, or the request is rejected."""
         caller: Caller | Rejection = ANYBODY
         if self._gatekeeper is not None:
-            caller = self._gatekeeper.authenticate(exchange.headers, time.time())
+            caller = self._gatekeeper.authenticate(exchange.headers, time.time(), exchange.notes)
             if isinstance(caller, Rejection):
                 return caller
         exchange.caller = caller
@@ -163,8 +163,12 @@ class Pipeline:
     def _call(self, exchange: Exchange, request: Request, deadline: float, permit: Permit | None) -> Call | None:
         """Pick the revision of a request whose turn it is, and book its admission; None when it was rejected."""
         nonce = fresh_nonce()
-        named = exchange.fields.get(b"x-session-id")
-        session = named.decode("utf-8", "replace")[:MAX_SESSION_CHARS] if named else request.session
+        notes = exchange.notes
+        if notes.passed_on is None:
+            notes.passed_on = passed_on(exchange.headers)
+            named = exchange.fields.get(b"x-session-id")
+            notes.session = named.decode("utf-8", "replace")[:MAX_SESSION_CHARS] if named else None
+        session = notes.session or request.session
         pick = self._pick(exchange, request, session or nonce.hex())
         if isinstance(pick, Rejection):
             if permit is not None:
@@ -176,6 +180,7 @@ class Pipeline:
             unit=self._recorder.admit(pick, exchange.operation, stream=request.stream, session=session, permit=permit),
             target=exchange.target,
             headers=exchange.headers,
+            passed_on=notes.passed_on,
             body=unpinned_body(request) if request.version is not None else exchange.body,
             prompt=exchange.body,
             nonce=nonce,

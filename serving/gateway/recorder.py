@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
@@ -44,36 +42,46 @@ _EVENT_NAMES = {(s, level): f"{s.value}:{level}" if level else s.value for s in 
 """As the ledger counts them."""
 
 
-@dataclass(slots=True)
 class Unit:
     """One admitted request and what is to be known of it."""
 
-    pick: Pick
-    operation: Operation
-    stream: bool
-    ticket: Ticket
-    admitted_at: float
-    """Wall-clock seconds."""
-    started: float
-    """Monotonic seconds."""
-    session: str | None = None
-    """Its name; what travels is a keyed hash of it, made for the few units that have an event."""
-    request_index: int = 1
-    no_latency: bool = False
-    """Cold cache or warm-up: latency is no evidence."""
-    first_token_limits: Thresholds | None = None
-    per_token_limits: Thresholds | None = None
-    first_token_seen: bool = False
-    late_levels: tuple[str, ...] = ()
-    permit: Permit | None = None
-    witness: Witness | None = None
-    """Who else hears of its outcome: it is half of a mirrored pair."""
-    events: list[str] = field(default_factory=list)
+    __slots__ = ("admitted_at", "events", "first_token_limits", "first_token_seen", "late_levels", "no_latency",
+                 "operation", "per_token_limits", "permit", "pick", "request_index", "revision", "session", "started",
+                 "stream", "ticket", "witness")  # fmt: skip
 
-    @property
-    def revision(self) -> RevisionTraffic:
+    def __init__(
+        self,
+        pick: Pick,
+        operation: Operation,
+        stream: bool,
+        ticket: Ticket,
+        admitted_at: float,
+        started: float,
+        permit: Permit | None = None,
+    ) -> None:
+        self.pick = pick
+        self.revision = pick.revision
         """The revision that was picked."""
-        return self.pick.revision
+        self.operation = operation
+        self.stream = stream
+        self.ticket = ticket
+        self.admitted_at = admitted_at
+        """Wall-clock seconds."""
+        self.started = started
+        """Monotonic seconds."""
+        self.session: str | None = None
+        """Its name; what travels is a keyed hash of it, made for the few units that have an event."""
+        self.request_index = 1
+        self.no_latency = False
+        """Cold cache or warm-up: latency is no evidence."""
+        self.first_token_limits: Thresholds | None = None
+        self.per_token_limits: Thresholds | None = None
+        self.first_token_seen = False
+        self.late_levels: tuple[str, ...] = ()
+        self.permit = permit
+        self.witness: Witness | None = None
+        """Who else hears of its outcome: it is half of a mirrored pair."""
+        self.events: list[str] | None = None
 
     @property
     def judged(self) -> bool:
@@ -81,13 +89,24 @@ class Unit:
         return self.ticket.number > 0 and not self.ticket.settled
 
 
-class _Ended(NamedTuple):
-    unit: Unit
-    outcome: RequestOutcome
-    duration_s: float
-    transcript: Transcript | None
-    first_attempt: bool
-    answered_by: RevisionTraffic | None
+class _Ended:
+    __slots__ = ("answered_by", "duration_s", "first_attempt", "outcome", "transcript", "unit")
+
+    def __init__(
+        self,
+        unit: Unit,
+        outcome: RequestOutcome,
+        duration_s: float,
+        transcript: Transcript | None,
+        first_attempt: bool,
+        answered_by: RevisionTraffic | None,
+    ) -> None:
+        self.unit = unit
+        self.outcome = outcome
+        self.duration_s = duration_s
+        self.transcript = transcript
+        self.first_attempt = first_attempt
+        self.answered_by = answered_by
 
 
 class Recorder:
@@ -152,9 +171,8 @@ class Recorder:
         rollout = traffic.rollout or ""
         request_index, moved, first_sight = 1, False, pick.evidence
         if session is not None:
-            request_index, moved, first_sight = self.sessions.visit(
-                traffic.model, session, rollout, revision.digest, by_chance=pick.evidence
-            )
+            visit = self.sessions.visit(traffic.model, session, rollout, revision.digest, by_chance=pick.evidence)
+            request_index, moved, first_sight = visit.request_index, visit.moved, visit.first_sight
         ticket = self.ledger.admit(
             traffic.model, rollout, revision.digest, revision.role, pick.weight,
             evidence=pick.counted, now=wall, first_sight=first_sight,
@@ -363,11 +381,13 @@ class Recorder:
 
     def _settle(self, unit: Unit) -> None:
         self._awaiting_first.pop(id(unit), None)
-        self.ledger.settle(unit.ticket, unit.events, self._wall())
+        self.ledger.settle(unit.ticket, unit.events or (), self._wall())
 
     def _emit(self, unit: Unit, signal: Signal, *, level: str = "", cause: Cause = Cause.VERSION) -> None:
         if not unit.judged:
             return
+        if unit.events is None:
+            unit.events = []
         unit.events.append(_EVENT_NAMES[signal, level])
         route = unit.pick.route
         now = self._wall()

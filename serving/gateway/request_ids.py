@@ -37,7 +37,9 @@ class RequestFacts(NamedTuple):
 
 def _mask(secret: bytes, nonce: bytes, payload: bytes) -> bytes:
     size = len(payload)
-    stream = hashlib.blake2b(nonce, key=secret[:64], person=b"tg-mask").digest()
+    keyed = _masking(secret).copy()
+    keyed.update(nonce)
+    stream = keyed.digest()
     if size > len(stream):
         stream += hashlib.shake_128(secret + b"mask" + nonce).digest(size - len(stream))
     stream = stream[:size]
@@ -45,7 +47,20 @@ def _mask(secret: bytes, nonce: bytes, payload: bytes) -> bytes:
 
 
 def _sign(secret: bytes, signed: bytes) -> bytes:
-    return hashlib.blake2b(signed, key=secret[:64], digest_size=_SIGNATURE, person=b"tg-request").digest()
+    keyed = _signing(secret).copy()
+    keyed.update(signed)
+    return keyed.digest()
+
+
+@lru_cache(maxsize=8)
+def _masking(secret: bytes) -> hashlib.blake2b:
+    """The hash with its key taken in: copying it saves half of what starting anew costs."""
+    return hashlib.blake2b(key=secret[:64], person=b"tg-mask")
+
+
+@lru_cache(maxsize=8)
+def _signing(secret: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(key=secret[:64], digest_size=_SIGNATURE, person=b"tg-request")
 
 
 def issue(secret: bytes, nonce: bytes, facts: RequestFacts) -> str:

@@ -2,7 +2,7 @@
 
 The pipeline calls, in this order:
 
-1. `gatekeeper.authenticate(headers, now)` when the head of a request is there, before its body is read.
+1. `gatekeeper.authenticate(headers, now, notes)` when the head of a request is there, before its body is read.
 2. `gatekeeper.enter_at_once(...)` once the body was parsed and its model is known; when that can't let it in,
    `await gatekeeper.enter(caller, model, cost_tokens, deadline, now)`. It may wait (a queue); a client that goes away
    cancels it there.
@@ -24,6 +24,7 @@ from serving.keys import Priority, Scope
 
 if TYPE_CHECKING:
     from serving.gateway.attempts import Call
+    from serving.gateway.http_parsing import Notes
     from serving.gateway.transcript import Transcript
     from serving.outcomes import Cause
     from serving.traffic import TrafficTable
@@ -78,12 +79,13 @@ class Permit(Protocol):
 class Gatekeeper(Protocol):
     """Decides who may ask, and when."""
 
-    def authenticate(self, headers: list[Header], now: float) -> Caller | Rejection:
+    def authenticate(self, headers: list[Header], now: float, notes: Notes | None = None) -> Caller | Rejection:
         """Name the caller, or reject the request.
 
         Args:
             headers: The request's, names in lower case, in the order they came.
             now: Wall-clock seconds: keys expire by the calendar.
+            notes: What was worked out from an equal head before; the gatekeeper may keep there whom it named.
         """
         ...
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
 
 CAPACITY = 100_000
 
@@ -16,7 +15,8 @@ def session_hash(salt: str, unit: str) -> str:
     return hashlib.blake2b(unit_bytes, key=salt.encode()[:64], digest_size=12, person=b"tg-session").hexdigest()
 
 
-class Visit(NamedTuple):
+@dataclass(slots=True, init=False)
+class Visit:
     """One request of a session."""
 
     request_index: int
@@ -26,13 +26,20 @@ class Visit(NamedTuple):
     first_sight: bool
     """Chance has picked its arm for the first time within the rollout, as far as this gateway remembers."""
 
+    def __init__(self, request_index: int, moved: bool, first_sight: bool) -> None:
+        self.request_index = request_index
+        self.moved = moved
+        self.first_sight = first_sight
 
-@dataclass(slots=True)
+
 class _Session:
-    rollout: str
-    count: int
-    digest: str
-    sighted: bool
+    __slots__ = ("count", "digest", "rollout", "sighted")
+
+    def __init__(self, rollout: str, count: int, digest: str, sighted: bool) -> None:
+        self.rollout = rollout
+        self.count = count
+        self.digest = digest
+        self.sighted = sighted
 
 
 class Sessions:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 KEPT_BYTES = 256 * 1024
 """Of a longer answer the beginning is kept, and the last pieces."""
 
 
-@dataclass(slots=True)
 class Transcript:
     """One answer. Times are monotonic seconds, 0.0 when there was nothing."""
 
-    event_stream: bool = False
-    compressed: bool = False
-    """The engine compressed it, so it can't be read."""
-    parts: list[bytes] = field(default_factory=list)
-    size_bytes: int = 0
-    before_last: bytes = b""
-    last: bytes = b""
-    bodies: int = 0
-    """Pieces of the body as the engine framed them: one for each event, as engines send them."""
-    first_at: float = 0.0
-    last_at: float = 0.0
+    __slots__ = ("before_last", "bodies", "compressed", "event_stream", "first_at", "last", "last_at", "parts",
+                 "size_bytes")  # fmt: skip
+
+    def __init__(self, event_stream: bool = False, compressed: bool = False) -> None:
+        self.event_stream = event_stream
+        self.compressed = compressed
+        """The engine compressed it, so it can't be read."""
+        self.parts: list[bytes] = []
+        self.size_bytes = 0
+        self.before_last = b""
+        self.last = b""
+        self.bodies = 0
+        """Pieces of the body as the engine framed them: one for each event, as engines send them."""
+        self.first_at = 0.0
+        self.last_at = 0.0
 
     def add(self, data: bytes) -> None:
         """Keep one piece."""

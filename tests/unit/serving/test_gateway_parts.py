@@ -10,10 +10,10 @@ from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from serving.admission import Availability, Pick, Reason, Rejection, choose, is_tester, route_of
 from serving.endpoints import Address, EndpointBook, connect_failed, connected, dispatched, finished, pick
-from serving.gateway.forwarding import client_headers, client_id, engine_head
+from serving.gateway.forwarding import client_headers, client_id, engine_head, passed_on
 from serving.gateway.latency import QUIET_S, Apart, exceeded
 from serving.gateway.request_ids import RequestFacts, issue, read
-from serving.gateway.sessions import Sessions, session_hash
+from serving.gateway.sessions import Sessions, Visit, session_hash
 from serving.gateway.traffic_state import TrafficState
 from serving.limits import PromptDeaths, retry_allowed, timeout_of
 from serving.openai_protocol import Operation, Request, parse_request, unpinned_body
@@ -224,7 +224,7 @@ class TestProtocol:
     def test_headers_cannot_be_smuggled(self) -> None:
         headers = [(b"x-a", b"1\r\nx-evil: 1"), (b"transfer-encoding", b"chunked"), (b"content-length", b"9"),
                    (b"connection", b"X-Drop, keep-alive"), (b"x-drop", b"1"), (b"x-keep", b"1")]  # fmt: skip
-        head = engine_head(b"/v1/x", b"h:1", headers, 3, b"id", None)
+        head = engine_head(b"/v1/x", b"h:1", passed_on(headers), 3, b"id")
         assert head == (
             b"POST /v1/x HTTP/1.1\r\nhost: h:1\r\ncontent-length: 3\r\nx-request-id: id\r\nx-keep: 1\r\n\r\n"
         )
@@ -304,10 +304,10 @@ class TestSmallThings:
 
     def test_sessions_count_and_notice_moves(self) -> None:
         sessions = Sessions(capacity=2)
-        assert sessions.visit("m", "s", "r1", "a", by_chance=False) == (1, False, False)
-        assert sessions.visit("m", "s", "r1", "a", by_chance=True) == (2, False, True)
-        assert sessions.visit("m", "s", "r1", "b", by_chance=True) == (3, True, False)
-        assert sessions.visit("m", "s", "r2", "b", by_chance=True) == (1, False, True)
+        assert sessions.visit("m", "s", "r1", "a", by_chance=False) == Visit(1, False, False)
+        assert sessions.visit("m", "s", "r1", "a", by_chance=True) == Visit(2, False, True)
+        assert sessions.visit("m", "s", "r1", "b", by_chance=True) == Visit(3, True, False)
+        assert sessions.visit("m", "s", "r2", "b", by_chance=True) == Visit(1, False, True)
         sessions.visit("m", "t", "r2", "b", by_chance=True)
         sessions.visit("m", "u", "r2", "b", by_chance=True)
         assert len(sessions) == 2
