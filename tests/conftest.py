@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from serving.gateway import compiled
+
+compiled.use()  # the tests run over what will run: before any of it is imported
+
 import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.postgres import MISSING, Postgres, find_binaries
+
+
+def pytest_report_header() -> str:
+    """Say which of the two the gateway's tests run over."""
+    return f"gateway's hot path: {'compiled' if compiled.in_use() else 'sources'} (TIDEGATE_COMPILED=0 for the sources)"
 
 
 def require_postgres() -> None:

@@ -25,6 +25,10 @@ from typing import Any
 
 import uvloop
 
+from serving.gateway import compiled
+
+compiled.use()  # before any of what may be compiled is imported, so the imports below stand where they stand
+
 from monitoring.instruments import GatewayInstruments
 from serving.endpoints import Address, EndpointBook
 from serving.errors import InvalidTable
@@ -195,7 +199,7 @@ class Gateway:
         if self.channel is not None:
             self._spawn(self.channel.run())
         log(logging.INFO, "gateway-started", name=config.name, boot=self.boot, port=self.port,
-            admin_port=self.admin_port)  # fmt: skip
+            admin_port=self.admin_port, compiled=compiled.in_use())  # fmt: skip
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
