@@ -8,13 +8,35 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from monitoring.measurements import RequestMeasurement, RequestOutcome
 
-FIRST_TOKEN_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+FIRST_TOKEN_BUCKETS_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+)
 PER_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 DURATION_BUCKETS_S = tuple(0.01 * 2**i for i in range(14))
 USAGE_BUCKETS_TOKENS = tuple(4.0**i for i in range(14))
+
+
+_OK: Final = RequestOutcome.OK
+_RETRIED: Final = RequestOutcome.RETRIED
 
 
 class Histogram:
@@ -58,7 +80,7 @@ class OperationAggregates:
         """Count one finished request."""
         outcome = m.outcome
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
-        error = "" if outcome is RequestOutcome.OK or outcome is RequestOutcome.RETRIED else outcome.value
+        error = "" if outcome is _OK or outcome is _RETRIED else outcome.value
         duration = self.durations.get(error)
         if duration is None:
             duration = self.durations[error] = Histogram(DURATION_BUCKETS_S)

@@ -9,32 +9,33 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from typing import Final
 
-MIN_TOKENS = 24
+MIN_TOKENS: Final = 24
 """Below this many tokens nothing is said about n-grams: a short answer may well repeat a phrase."""
 
-NGRAM = 4
-MIN_DISTINCT_SHARE = 0.5
+NGRAM: Final = 4
+MIN_DISTINCT_SHARE: Final = 0.5
 """A text fewer than half of whose 4-grams are distinct repeats itself. Prose has 0.9 and more."""
 
-WINDOW_TOKENS = 160
+WINDOW_TOKENS: Final = 160
 """The share is taken over the last tokens, so that a loop shows after however long a good beginning."""
 
-CYCLE_REPEATS = 4
-CYCLE_MIN_CHARS = 48
-CYCLE_SURE_CHARS = 200
+CYCLE_REPEATS: Final = 4
+CYCLE_MIN_CHARS: Final = 48
+CYCLE_SURE_CHARS: Final = 200
 """A cycle at the end counts from 48 characters when it is three quarters of the text, else from 200: a rule of 80
 dashes under a paragraph is no loop."""
 
-TAIL_CHARS = 1024
+TAIL_CHARS: Final = 1024
 """How much of the end is searched for a cycle; also bounds the cost, which is linear in it."""
 
-MAX_CHARS = 65_536
+MAX_CHARS: Final = 65_536
 """Of a longer text only the end is looked at."""
 
 # One token per ideograph or kana, else per word. Punctuation is left out, or tables and code would look repetitive, and
 # so are digits, or a loop that counts would not.
-_TOKEN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\\W\\d_]+")
+_TOKEN: Final = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\\W\\d_]+")
 
 
 def is_empty(text: str) -> bool:
@@ -113,8 +114,8 @@ def _cycle_span(text: str) -> int:
     return longest
 
 
-SHINGLE = 3
-COMPARED_CHARS = 1024
+SHINGLE: Final = 3
+COMPARED_CHARS: Final = 1024
 """Of a longer text the first and the last so many characters are compared: bounds the cost, and a garbled end shows."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from serving.traffic import Generation, ModelTraffic, RevisionTraffic, Role, assigned_role
 
@@ -59,6 +60,10 @@ class Rejection:
     """Further headers of the answer, OpenAI's `x-ratelimit-*` for instance; names in lower case."""
 
 
+_CANARY: Final = Role.CANARY
+_STABLE: Final = Role.STABLE
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """One model's traffic, laid out for the hot path."""
@@ -78,9 +83,9 @@ class Route:
 
 def route_of(traffic: ModelTraffic, generation: Generation) -> Route:
     """Lay out one model's traffic of a table of this generation."""
-    canary = traffic.by_role(Role.CANARY)
+    canary = traffic.by_role(_CANARY)
     weight = canary.weight if canary is not None else 0
-    return Route(traffic, generation, traffic.by_role(Role.STABLE), canary, weight)
+    return Route(traffic, generation, traffic.by_role(_STABLE), canary, weight)
 
 
 @dataclass(slots=True, init=False)
@@ -169,7 +174,7 @@ def choose(
             return Pick(route, stable, evidence=False)
         if weight >= 100:
             return Pick(route, canary, evidence=False)
-        chosen = canary if assigned_role(route.traffic.salt, unit, weight) is Role.CANARY else stable
+        chosen = canary if assigned_role(route.traffic.salt, unit, weight) is _CANARY else stable
         return Pick(route, chosen, evidence=route.traffic.rollout is not None)
     if canary_ready and canary is not None:
         return Pick(route, canary, evidence=False)

@@ -16,23 +16,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Final
 from zlib import crc32
 
 from serving.openai_protocol import Operation
 
-BLOCK_BYTES = 512
+BLOCK_BYTES: Final = 512
 """About 128 tokens, eight of vLLM's blocks: fine enough for a turn of a conversation, coarse enough to be cheap."""
 
-MOST_BYTES = 16 * 1024
+MOST_BYTES: Final = 16 * 1024
 """Of a prompt only so much is hashed, 32 blocks, so that the cost of a request has a bound (about 10 us)."""
 
-SEARCHED_BYTES = 64 * 1024
+SEARCHED_BYTES: Final = 64 * 1024
 """The prompt's field is looked for in the first bytes of a body only."""
 
-MOST_BLOCKS = 4096
+MOST_BLOCKS: Final = 4096
 """Blocks remembered of one endpoint: 2 MiB of text, about 500,000 tokens, the cache of a large GPU."""
 
-_PROMPT_FIELDS = {
+_PROMPT_FIELDS: Final = {
     Operation.CHAT: b'"messages"',
     Operation.COMPLETIONS: b'"prompt"',
     Operation.RESPONSES: b'"input"',

@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 from zlib import crc32
 
@@ -49,33 +49,33 @@ from serving.scoring import (
     slowness,
 )
 
-EJECTION_FIRST_S = 1.0
-EJECTION_MOST_S = 30.0
-FORGIVEN_AFTER_S = 60.0
+EJECTION_FIRST_S: Final = 1.0
+EJECTION_MOST_S: Final = 30.0
+FORGIVEN_AFTER_S: Final = 60.0
 """An endpoint that comes back and fails again within this time stays away twice as long as before."""
 
-PROBE_LEASE_S = 10.0
+PROBE_LEASE_S: Final = 10.0
 """A probe that hangs longer makes room for the next one."""
 
-WARM_UP_REQUESTS = 3
+WARM_UP_REQUESTS: Final = 3
 """The first requests of a replica compile and fill caches: they give no latency evidence."""
 
-SCANNED_ENDPOINTS = 16
+SCANNED_ENDPOINTS: Final = 16
 """Up to so many are all scored."""
 
-MOST_HOLDERS = 8
+MOST_HOLDERS: Final = 8
 """Of more, so many that have seen the prompt's beginning are scored, beside two at random."""
 
-JUDGED_AFTER = 8
+JUDGED_AFTER: Final = 8
 """Answers from which on an endpoint's time to first token is compared, and again after each so many."""
 
-SLOW_FOR_S = 60.0
+SLOW_FOR_S: Final = 60.0
 """Without new evidence an endpoint is slow for so long, and then gets another chance."""
 
-SMOOTHING = 0.2
+SMOOTHING: Final = 0.2
 """Weight of the newest value in moving means."""
 
-_DEFAULT = Picking()
+_DEFAULT: Final = Picking()
 
 
 class Chance(Protocol):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Final
 
 from serving.admission import Reason, Rejection
 
-MAX_BODY_BYTES = 8 * 1024 * 1024
+MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 """The longest request body: a 128k-token prompt with images stays well below."""
 
-RETRY_SHARE = 0.10
+RETRY_SHARE: Final = 0.10
 """Retries on stable may be this share of stable's in-flight: a dead canary must not double stable's load."""
 
-RETRY_FLOOR = 3
+RETRY_FLOOR: Final = 3
 """Retries that are allowed in any case, so that a quiet stable still rescues."""
 
-DEATHS_UNTIL_REFUSED = 2
+DEATHS_UNTIL_REFUSED: Final = 2
 """A prompt that was under way in this many deaths of engines is refused."""
 
 

@@ -11,20 +11,20 @@ import enum
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from pydantic_core import from_json
 
 from serving.admission import Reason, Rejection
 
-SESSION_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
+SESSION_FIELDS: Final = ("prompt_cache_key", "safety_identifier", "user")
 """Fields of a body that name a session, the first that is there wins."""
 
-SURELY_SHALLOW = 190
+SURELY_SHALLOW: Final = 190
 """A body with no more brackets than this can't be nested deeper than the 200 levels that are allowed."""
 
-MAX_SESSION_CHARS = 512
+MAX_SESSION_CHARS: Final = 512
 """A longer session name is cut: it is only hashed."""
 
 
@@ -38,7 +38,7 @@ class Operation(enum.StrEnum):
     OTHER = "other"
 
 
-_OPERATIONS = {
+_OPERATIONS: Final = {
     "/v1/chat/completions": Operation.CHAT,
     "/v1/completions": Operation.COMPLETIONS,
     "/v1/responses": Operation.RESPONSES,
@@ -133,10 +133,10 @@ def _json_type(value: object) -> str:
             return "array"
 
 
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN: Final = 4
 """Of a prompt, roughly, for reserving a limit before the engine has counted."""
 
-_LIMIT_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+_LIMIT_FIELDS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 def cost_tokens(request: Request, body_bytes: int) -> int:
@@ -163,7 +163,7 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-_JSON = ((b"content-type", b"application/json"),)
+_JSON: Final = ((b"content-type", b"application/json"),)
 
 
 def seconds_header(seconds: int) -> tuple[bytes, bytes]:
@@ -182,7 +182,7 @@ def error_event(message: str, *, kind: str, code: str) -> bytes:
     return b"data: " + error_json(message, kind=kind, code=code) + b"\n\n"
 
 
-_REJECTIONS: Mapping[Reason, tuple[int, str, str | None]] = {
+_REJECTIONS: Final[Mapping[Reason, tuple[int, str, str | None]]] = {
     Reason.BODY_TOO_LARGE: (413, "invalid_request_error", "request_too_large"),
     Reason.INVALID_JSON: (400, "invalid_request_error", "invalid_json"),
     Reason.INVALID_REQUEST: (400, "invalid_request_error", "invalid_request"),

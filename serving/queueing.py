@@ -27,23 +27,24 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from serving.keys import Priority
 
-WEIGHTS: Mapping[Priority, int] = {Priority.INTERACTIVE: 64, Priority.STANDARD: 8, Priority.BATCH: 1}
+WEIGHTS: Final[Mapping[Priority, int]] = {Priority.INTERACTIVE: 64, Priority.STANDARD: 8, Priority.BATCH: 1}
 """Tokens that a class gets beside the others while all of them wait."""
 
-WATERMARKS: Mapping[Priority, float] = {Priority.INTERACTIVE: 1.0, Priority.STANDARD: 0.8, Priority.BATCH: 0.5}
+WATERMARKS: Final[Mapping[Priority, float]] = {Priority.INTERACTIVE: 1.0, Priority.STANDARD: 0.8, Priority.BATCH: 0.5}
 """How full the queue may be for a newcomer of the class to wait in it."""
 
-SPARE_SHARE = 0.5
+SPARE_SHARE: Final = 0.5
 """Mirrored requests start only while less than this share of the bound is in use."""
 
-MEMORY = 32
+MEMORY: Final = 32
 """The mean cost and duration of served requests look back over about so many."""
 
 _LEAST_RETRY_S, _MOST_RETRY_S = 1, 60
-_RANKS = {priority: rank for rank, priority in enumerate(WEIGHTS)}  # 0 goes first
+_RANKS: Final = {priority: rank for rank, priority in enumerate(WEIGHTS)}  # 0 goes first
 
 
 class Place(enum.Enum):
@@ -65,13 +66,18 @@ class Refusal(enum.StrEnum):
     """It can't start in time."""
 
 
+_RUNNING: Final = Place.RUNNING
+_GONE: Final = Place.GONE
+_WAITING: Final = Place.WAITING
+
+
 class Ticket:
     """One request's place. `flow` names whom fairness is for: a key."""
 
     __slots__ = ("cost", "flow", "place", "priority", "start_by", "started_at")
 
     def __init__(
-        self, flow: str, priority: Priority, cost: int, start_by: float, place: Place = Place.WAITING,
+        self, flow: str, priority: Priority, cost: int, start_by: float, place: Place = _WAITING,
         started_at: float = 0.0,
     ) -> None:  # fmt: skip
         self.flow = flow
@@ -90,7 +96,7 @@ class Moved:
     refused: tuple[tuple[Ticket, Refusal], ...] = ()
 
 
-_NOBODY = Moved()
+_NOBODY: Final = Moved()
 
 
 @dataclass(slots=True, eq=False)
@@ -282,14 +288,14 @@ class ModelQueue:
             return None
         self.running += 1
         self._service.last_move = now
-        return Ticket(flow, priority, max(1, cost), math.inf, Place.RUNNING, now)
+        return Ticket(flow, priority, max(1, cost), math.inf, _RUNNING, now)
 
     def start_mirrored(self, cost: int, now: float) -> Ticket | None:
         """Start a mirrored request while there is room to spare, else None."""
         if self.waiting or (self.bound is not None and self.running >= SPARE_SHARE * self.bound):
             return None
         self.running += 1
-        return Ticket("", Priority.BATCH, max(1, cost), math.inf, Place.RUNNING, now)
+        return Ticket("", Priority.BATCH, max(1, cost), math.inf, _RUNNING, now)
 
     def wait(
         self, flow: str, priority: Priority, cost: int, start_by: float, now: float
@@ -331,7 +337,7 @@ class ModelQueue:
 
     def leave(self, ticket: Ticket) -> None:
         """The client of a waiting request has gone, or its time is up."""
-        if ticket.place is Place.WAITING:
+        if ticket.place is _WAITING:
             self._drop(ticket)
 
     def leave_all(self, flow: str) -> list[Ticket]:
@@ -349,9 +355,9 @@ class ModelQueue:
             now: Seconds.
             served: Whether an engine worked on it: others say nothing about how long a request takes.
         """
-        if ticket.place is not Place.RUNNING:
+        if ticket.place is not _RUNNING:
             return _NOBODY
-        ticket.place = Place.GONE
+        ticket.place = _GONE
         self.running -= 1
         if served:
             self._service.ended(ticket, now)
@@ -404,13 +410,13 @@ class ModelQueue:
             self.waiting_tokens -= ticket.cost
             lane.tag += ticket.cost / lane.weight
             self._virtual = lane.tag
-            ticket.place, ticket.started_at = Place.RUNNING, now
+            ticket.place, ticket.started_at = _RUNNING, now
             self.running += 1
             started.append(ticket)
         return Moved(tuple(started), tuple(refused))
 
     def _drop(self, ticket: Ticket) -> None:
-        ticket.place = Place.GONE
+        ticket.place = _GONE
         self._classes[ticket.priority].remove(ticket)
         self.waiting -= 1
         self.waiting_tokens -= ticket.cost

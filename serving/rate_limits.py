@@ -14,8 +14,9 @@ import enum
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
-MINUTE_S = 60.0
+MINUTE_S: Final = 60.0
 
 Header = tuple[bytes, bytes]
 

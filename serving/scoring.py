@@ -14,32 +14,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from serving.affinity import BLOCK_BYTES, hash_chain, head_of, prompt_start
 from serving.knobs import Picking
 from serving.openai_protocol import Operation
 
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN: Final = 4
 """Of a prompt in JSON. English has about 4 to 5 characters to a token; Chinese 3 bytes to a character, most of one
 token each. It need not be exact: it is compared with other guesses of the same kind."""
 
-PREFILL_WEIGHT = 8
+PREFILL_WEIGHT: Final = 8
 """Prompt tokens that cost as much as one generated token."""
 
-MOST_PROMPT_TOKENS = 32 * 1024
+MOST_PROMPT_TOKENS: Final = 32 * 1024
 """A longer guess is cut: the body then holds an image or a sound in base64, which costs a few hundred tokens."""
 
-TYPICAL_ANSWER_TOKENS = 256
+TYPICAL_ANSWER_TOKENS: Final = 256
 """What is expected of an answer before an endpoint has given any."""
 
-STREAMING_TOKENS = 16
+STREAMING_TOKENS: Final = 16
 """A request that has used up what was expected of it still counts so much until it ends."""
 
-SLOW_FACTOR = 3.0
+SLOW_FACTOR: Final = 3.0
 """A time to first token this many times the median of the others' is that of a slow outlier."""
 
-LEAST_WEIGHT = 0.1
+LEAST_WEIGHT: Final = 0.1
 """A fresh or slow endpoint's weight is never lower (Envoy's default for slow start)."""
 
 

@@ -7,14 +7,18 @@ complete. The parser is tolerant: an event that isn't JSON is skipped, unknown f
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from serving.openai_protocol import Operation
 
-DONE = b"[DONE]"
-ERROR_PREFIXES = (b'data: {"error"', b'data:{"error"', b"event: error")
+DONE: Final = b"[DONE]"
+ERROR_PREFIXES: Final = (b'data: {"error"', b'data:{"error"', b"event: error")
+
+
+_CHAT: Final = Operation.CHAT
+_RESPONSES: Final = Operation.RESPONSES
 
 
 class Answer:
@@ -82,7 +86,7 @@ def sse_payloads(data: bytes) -> list[bytes]:
     return payloads
 
 
-_CONTENT = re.compile(rb'"content": ?"').search
+_CONTENT: Final = re.compile(rb'"content": ?"').search
 
 
 def _chat_payloads(data: bytes) -> list[bytes]:
@@ -162,9 +166,9 @@ def says_done(operation: Operation, tail: bytes) -> bool:
     Chat and completions end with `[DONE]`, responses with a final event; what others do isn't known, so they are
     complete when HTTP says so.
     """
-    if operation in (Operation.CHAT, Operation.COMPLETIONS):
+    if operation in (_CHAT, Operation.COMPLETIONS):
         return DONE in tail[-64:]
-    if operation is Operation.RESPONSES:
+    if operation is _RESPONSES:
         return DONE in tail[-64:] or any(
             mark in tail for mark in (b"response.completed", b"response.incomplete", b"response.failed")
         )
@@ -178,7 +182,7 @@ def is_error_event(chunk: bytes) -> bool:
 
 def read_stream(operation: Operation, data: bytes) -> Answer:
     """Read a finished event stream, complete or from its beginning to where it was cut."""
-    payloads = _chat_payloads(data) if operation is Operation.CHAT else sse_payloads(data)
+    payloads = _chat_payloads(data) if operation is _CHAT else sse_payloads(data)
     answer = Answer()
     if payloads and payloads[-1] == DONE:
         answer.ended = True
@@ -191,7 +195,7 @@ def read_stream(operation: Operation, data: bytes) -> Answer:
         error = chunk.get("error")
         if error:
             answer.error_code = _error_code(error)
-        elif operation is Operation.RESPONSES:
+        elif operation is _RESPONSES:
             _responses_event(chunk, answer, choices)
         else:
             _choices_chunk(chunk, "delta", answer, choices)
@@ -209,7 +213,7 @@ def read_body(operation: Operation, data: bytes) -> Answer:
     if _plain_chat(body, answer):
         return answer
     choices = _Choices()
-    if operation is Operation.RESPONSES:
+    if operation is _RESPONSES:
         _response_object(body, answer, choices)
         _response_items(body, choices)
     else:

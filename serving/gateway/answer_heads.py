@@ -10,19 +10,20 @@ A head is remembered only when it holds nothing but headers that are the same fo
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from serving.gateway.forwarding import Header, client_headers
 
-REMEMBERED_HEADS = 512
-REMEMBERED_BYTES = 512
+REMEMBERED_HEADS: Final = 512
+REMEMBERED_BYTES: Final = 512
 
-_STATUS = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]*").fullmatch
-_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)").fullmatch
-_LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
+_STATUS: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]*").fullmatch
+_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)").fullmatch
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}").fullmatch
 
 _BODILESS = (204, 304)
-_FRAMING = (b"transfer-encoding", b"upgrade", b"trailer")
-_IMPERSONAL = frozenset((
+_FRAMING: Final = (b"transfer-encoding", b"upgrade", b"trailer")
+_IMPERSONAL: Final = frozenset((
     b"content-type", b"content-length", b"date", b"server", b"connection", b"keep-alive", b"vary", b"cache-control",
 ))  # fmt: skip
 
@@ -47,7 +48,7 @@ class AnswerHead:
         """What of it goes on to the client, as it is written there."""
 
 
-_heads: dict[bytes, AnswerHead] = {}
+_heads: Final[dict[bytes, AnswerHead]] = {}
 
 
 def plain_head(raw: bytes) -> AnswerHead | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from monitoring.instruments import GatewayInstruments
 from serving.admission import Reason, Rejection, model_not_found
@@ -19,9 +19,9 @@ from serving.gateway.traffic_state import TrafficState
 from serving.openai_protocol import Reply, json_reply, model_list, model_object, operation_of
 from serving.openapi import document
 
-MODELS = "/v1/models"
-_POSTED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
-_ALIVE = json_reply(200, {"status": "ok"})
+MODELS: Final = "/v1/models"
+_POSTED: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+_ALIVE: Final = json_reply(200, {"status": "ok"})
 
 
 @cache

@@ -10,6 +10,7 @@ import time
 from binascii import hexlify
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from serving.endpoints import (
     Endpoint,
@@ -37,11 +38,11 @@ from serving.scoring import Demand
 from serving.streaming import is_error_event, read_stream
 from serving.traffic import RevisionTraffic
 
-GONE_AFTER_S = 0.02
-PROBE_S = 0.5
+GONE_AFTER_S: Final = 0.02
+PROBE_S: Final = 0.5
 """How long a connection to an engine whose answer broke off may take before it counts as gone."""
 
-HELD_BYTES = 256 * 1024
+HELD_BYTES: Final = 256 * 1024
 """A JSON answer is held back until complete, up to this: an engine that dies in it costs no client a cut body."""
 
 

@@ -82,12 +82,27 @@ ignore_missing_imports = true
 follow_imports = skip
 """
 _RECIPE = """
-import sys
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
 from mypyc.build import mypycify
 from setuptools import Distribution
+from setuptools.command.build_ext import build_ext
+
+class build_on_all_cores(build_ext):
+    def build_extensions(self):
+        one, pool = self.compiler.compile, ThreadPoolExecutor(os.cpu_count())
+        def each(sources, **rest):
+            biggest_first = sorted(sources, key=os.path.getsize, reverse=True)
+            objects = dict(zip(biggest_first, pool.map(lambda s: one([s], **rest), biggest_first)))
+            return [o for s in sources for o in objects[s]]
+        self.compiler.compile = each
+        super().build_extensions()
+
 config, target, work, *paths = sys.argv[1:]
-extensions = mypycify(["--config-file", config, *paths], opt_level="1", debug_level="0", target_dir=work)
-command = Distribution({"name": "tidegate-hot-path", "ext_modules": extensions}).get_command_obj("build_ext")
+extensions = mypycify(
+    ["--config-file", config, *paths], opt_level="1", debug_level="0", multi_file=True, target_dir=work
+)
+command = build_on_all_cores(Distribution({"name": "tidegate-hot-path", "ext_modules": extensions}))
 command.build_lib, command.build_temp = target, work
 command.ensure_finalized()
 command.run()

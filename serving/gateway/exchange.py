@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from serving.gateway.http_parsing import Head, Header
 from serving.openai_protocol import Reply
@@ -11,7 +11,7 @@ from serving.openai_protocol import Reply
 if TYPE_CHECKING:
     from serving.gateway.http_server import ServerConnection
 
-JOIN_BELOW_BYTES = 32 * 1024
+JOIN_BELOW_BYTES: Final = 32 * 1024
 """A shorter body is written together with its head: one call of the kernel instead of two."""
 
 _BODILESS = (204, 304)
@@ -155,6 +155,14 @@ class Exchange:
             self._head = b""
             self.begun = True
         connection.write(data)
+
+    def write_framed(self, data: bytes, framed: bytes) -> None:
+        """Send a piece of the body that came in chunks; in those, where this answer goes in chunks too."""
+        connection = self._connection
+        if connection is not None and self._chunked and not self._head:
+            connection.write(framed)
+        else:
+            self.write(data)
 
     def finish(self) -> None:
         """The body is complete."""

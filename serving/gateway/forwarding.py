@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Final
 
 Header = tuple[bytes, bytes]
 
-_HOP_BY_HOP = frozenset(
+_HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
      b"trailer", b"transfer-encoding", b"upgrade")
 )  # fmt: skip
 
 # The gateway writes its own framing and id; the client's key is not the engine's business; a compressed answer could
 # not be judged.
-_NOT_TO_ENGINE = _HOP_BY_HOP | {
+_NOT_TO_ENGINE: Final = _HOP_BY_HOP | {
     b"host", b"content-length", b"expect", b"accept-encoding", b"authorization", b"api-key", b"x-api-key", b"cookie",
     b"x-request-id", b"x-request-timeout", b"x-client-request-id", b"x-tidegate-mirror",
 }  # fmt: skip
 
-_NOT_TO_CLIENT = _HOP_BY_HOP | {
+_NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
     b"content-length", b"date", b"server", b"x-request-id", b"x-client-request-id", b"x-tidegate-version",
     b"x-tidegate-role",
 }  # fmt: skip
 
-_NONE: frozenset[bytes] = frozenset()
+_NONE: Final[frozenset[bytes]] = frozenset()
 
-MAX_CLIENT_ID_BYTES = 128
+MAX_CLIENT_ID_BYTES: Final = 128
 
 
 def _listed(headers: Iterable[Header]) -> frozenset[bytes]:

@@ -15,38 +15,38 @@ are remembered one by one besides, for heads that are new.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from serving.errors import ServingError
 
 Header = tuple[bytes, bytes]
 
-MAX_HEAD_BYTES = 32 * 1024
-MAX_TARGET_BYTES = 8 * 1024
-MAX_HEADERS = 100
-MAX_CHUNK_LINE_BYTES = 256
+MAX_HEAD_BYTES: Final = 32 * 1024
+MAX_TARGET_BYTES: Final = 8 * 1024
+MAX_HEADERS: Final = 100
+MAX_CHUNK_LINE_BYTES: Final = 256
 
-_REMEMBERED_LINES = 2048
-_REMEMBERED_BYTES = 128
-_REMEMBERED_HEADS = 1024
-_REMEMBERED_HEAD_BYTES = 1024
+_REMEMBERED_LINES: Final = 2048
+_REMEMBERED_BYTES: Final = 128
+_REMEMBERED_HEADS: Final = 1024
+_REMEMBERED_HEAD_BYTES: Final = 1024
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_HEADER = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t\x20-\x7e\x80-\xff]*)").fullmatch
-_START = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])").fullmatch
-_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]").search
-_HOST = re.compile(rb"[0-9A-Za-z.\-_~%:\[\]]*").fullmatch
-_LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e]*)?").fullmatch
-_DOUBTFUL = re.compile(rb"(?<!\r)\n|\r[^\n]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]").search
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_HEADER: Final = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t\x20-\x7e\x80-\xff]*)").fullmatch
+_START: Final = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])").fullmatch
+_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]").search
+_HOST: Final = re.compile(rb"[0-9A-Za-z.\-_~%:\[\]]*").fullmatch
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}").fullmatch
+_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e]*)?").fullmatch
+_DOUBTFUL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]").search
 
-_ONCE = frozenset((
+_ONCE: Final = frozenset((
     b"host", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"expect", b"authorization",
     b"x-session-id", b"x-request-timeout",
 ))  # fmt: skip
-_SAME_EVERY_TIME = frozenset((
+_SAME_EVERY_TIME: Final = frozenset((
     b"host", b"accept", b"accept-encoding", b"accept-language", b"connection", b"content-type", b"user-agent",
     b"content-length", b"origin", b"openai-organization", b"openai-project", b"openai-beta", b"sec-fetch-mode",
     b"transfer-encoding",
@@ -119,9 +119,9 @@ class Head:
         self.notes = notes
 
 
-_lines: dict[bytes, Header] = {}
-_starts: dict[bytes, StartLine] = {}
-_heads: dict[bytes, Head] = {}
+_lines: Final[dict[bytes, Header]] = {}
+_starts: Final[dict[bytes, StartLine]] = {}
+_heads: Final[dict[bytes, Head]] = {}
 
 
 def parse_head(raw: bytes) -> Head:

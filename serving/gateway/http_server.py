@@ -21,7 +21,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from serving.gateway.exchange import Application, Exchange
 from serving.gateway.http_parsing import (
@@ -40,18 +40,18 @@ from serving.openai_protocol import Reply
 
 logger = logging.getLogger("tidegate.gateway")
 
-TICK_S = 0.25
-HIGH_WATER_BYTES = 64 * 1024
+TICK_S: Final = 0.25
+HIGH_WATER_BYTES: Final = 64 * 1024
 """Above so much unsent of an answer its engine is no longer read."""
-DISCARD_TIMES = 4
-DISCARD_LEAST_BYTES = 256 * 1024
+DISCARD_TIMES: Final = 4
+DISCARD_LEAST_BYTES: Final = 256 * 1024
 """Of a body that is not wanted so many times the limit, or so many bytes, are read and thrown away before closing."""
-FRESH_WHILE_DRAINING_S = 1.0
+FRESH_WHILE_DRAINING_S: Final = 1.0
 """How long a connection that has just been made may still send its first request while the server stops."""
 
-_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NO_HEAD = Head(StartLine("", b"", "", 1), [], {}, 0, keep_alive=False, awaits_continue=False, notes=Notes())
+_STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NO_HEAD: Final = Head(StartLine("", b"", "", 1), [], {}, 0, keep_alive=False, awaits_continue=False, notes=Notes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,15 @@ class _Phase(enum.Enum):
     CLOSING = enum.auto()
 
 
-_BEFORE_A_HEAD = (_Phase.IDLE, _Phase.FRESH, _Phase.HEAD)
+# Names of this module are looked up faster than members of an enum, and faster still once compiled.
+_FRESH: Final = _Phase.FRESH
+_IDLE: Final = _Phase.IDLE
+_HEAD: Final = _Phase.HEAD
+_BODY: Final = _Phase.BODY
+_ANSWERING: Final = _Phase.ANSWERING
+_DISCARDING: Final = _Phase.DISCARDING
+_CLOSING: Final = _Phase.CLOSING
+_BEFORE_A_HEAD: Final = (_IDLE, _FRESH, _HEAD)
 
 
 class ServerConnection:
@@ -122,7 +130,7 @@ class ServerConnection:
         self._unsent = 0
         self._unsent_since = 0.0
         self.minor = 1
-        self.phase = _Phase.FRESH
+        self.phase = _FRESH
         self.since = time.monotonic()
         """When the phase began."""
 
@@ -139,15 +147,15 @@ class ServerConnection:
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
         phase = self.phase
-        if phase is _Phase.IDLE or phase is _Phase.FRESH or phase is _Phase.HEAD:
+        if phase is _IDLE or phase is _FRESH or phase is _HEAD:
             self._buffer = self._buffer + data if self._buffer else data
             self._advance()
-        elif phase is _Phase.BODY:
+        elif phase is _BODY:
             self._body(data)
-        elif phase is _Phase.ANSWERING:
+        elif phase is _ANSWERING:
             self._buffer += data
             self._pause_reading()
-        elif phase is _Phase.DISCARDING:
+        elif phase is _DISCARDING:
             self._discard(data)
 
     def eof_received(self) -> bool:
@@ -157,7 +165,7 @@ class ServerConnection:
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
-        self.phase = _Phase.CLOSING
+        self.phase = _CLOSING
         self._server.forget(self)
         self._leave()
 
@@ -185,8 +193,8 @@ class ServerConnection:
             data = self._buffer = data.lstrip(b"\r\n")
         if not data or self.phase not in _BEFORE_A_HEAD:
             return
-        if self.phase is not _Phase.HEAD:
-            self.phase = _Phase.HEAD
+        if self.phase is not _HEAD:
+            self.phase = _HEAD
             self.since = time.monotonic()
         end = data.find(b"\r\n\r\n")
         try:
@@ -218,7 +226,7 @@ class ServerConnection:
             if head.awaits_continue:
                 exchange.keep_alive = False  # whether the body will come is the client's choice
             self._left = self._server.discarded_bytes if length is None or length > limit else length
-            self.phase = _Phase.ANSWERING
+            self.phase = _ANSWERING
             if length == 0:
                 self._buffer = rest
             else:
@@ -234,7 +242,7 @@ class ServerConnection:
             self._buffer = rest[length:]
             self._serve(exchange)
             return
-        self.phase = _Phase.BODY
+        self.phase = _BODY
         self._parts = []
         self._left = length if length is not None else limit
         if head.awaits_continue and not rest:
@@ -275,14 +283,14 @@ class ServerConnection:
         assert exchange is not None
         self._parts = []
         self._left = self._server.discarded_bytes
-        self.phase = _Phase.ANSWERING
+        self.phase = _ANSWERING
         self._chunked = None
         exchange.keep_alive = False
         reply = self._server.application.refuse(status, message)
         exchange.respond(reply.status, list(reply.headers), reply.body)
 
     def _serve(self, exchange: Exchange) -> None:
-        self.phase = _Phase.ANSWERING
+        self.phase = _ANSWERING
         self._left = 0
         self._chunked = None
         application = self._server.application
@@ -341,7 +349,7 @@ class ServerConnection:
             self._close()
 
     def _linger(self) -> None:
-        self.phase = _Phase.DISCARDING
+        self.phase = _DISCARDING
         self.since = time.monotonic()
         self._left = self._left or DISCARD_LEAST_BYTES
         self._buffer = b""
@@ -363,7 +371,7 @@ class ServerConnection:
         self._idle()
 
     def _idle(self) -> None:
-        self.phase = _Phase.IDLE
+        self.phase = _IDLE
         self.since = time.monotonic()
         if self._reading_paused:
             self._reading_paused = False
@@ -422,7 +430,7 @@ class ServerConnection:
         self._exchange = None
         self._running = None
         self._keep_alive = keep_alive and not self._server.draining
-        if self.phase is not _Phase.ANSWERING:
+        if self.phase is not _ANSWERING:
             return
         if self._left or self._chunked is not None:  # its body has not been read
             self._linger()
@@ -455,11 +463,11 @@ class ServerConnection:
         self._parts = []
         self._chunked = None
         self._left = DISCARD_LEAST_BYTES
-        self.phase = _Phase.ANSWERING
+        self.phase = _ANSWERING
         exchange.respond(reply.status, list(reply.headers), reply.body)
 
     def _close(self) -> None:
-        self.phase = _Phase.CLOSING
+        self.phase = _CLOSING
         self.since = time.monotonic()
         self._buffer = b""
         if self._transport is not None:
@@ -482,24 +490,24 @@ class ServerConnection:
             elif now - self._unsent_since > limits.write_within_s:
                 self._transport.abort()
                 return
-        if phase is _Phase.IDLE:
+        if phase is _IDLE:
             if age > limits.idle_s or self._server.draining:
                 self._close()
-        elif phase is _Phase.FRESH:
+        elif phase is _FRESH:
             if age > (FRESH_WHILE_DRAINING_S if self._server.draining else limits.head_within_s):
                 self._close()
-        elif phase is _Phase.HEAD:
+        elif phase is _HEAD:
             if age > limits.head_within_s:
                 message = f"The request's headers were not complete within {limits.head_within_s:g} s; send it again."
                 self._refuse(self._server.application.refuse(408, message))
-        elif phase is _Phase.BODY:
+        elif phase is _BODY:
             if age > limits.body_within_s:
                 message = f"The request body was not complete within {limits.body_within_s:g} s; send it again."
                 self._end_early(408, message)
-        elif phase is _Phase.DISCARDING:
+        elif phase is _DISCARDING:
             if age > limits.discard_within_s:
                 self._close()
-        elif phase is _Phase.CLOSING and age > limits.write_within_s and self._transport is not None:
+        elif phase is _CLOSING and age > limits.write_within_s and self._transport is not None:
             self._transport.abort()
 
     def stop(self) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from monitoring.quality import is_repetitive
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Operation
 from serving.outcomes import Signal
 from serving.streaming import Answer, read_body, read_stream
 
-GENERATING = (Operation.CHAT, Operation.COMPLETIONS, Operation.RESPONSES)
+GENERATING: Final = (Operation.CHAT, Operation.COMPLETIONS, Operation.RESPONSES)
 """Operations whose answers are judged by their text."""
+
+
+_OTHER: Final = Operation.OTHER
 
 
 def read_transcript(operation: Operation, transcript: Transcript, *, usage_only: bool = False) -> Answer:
@@ -20,7 +25,7 @@ def read_transcript(operation: Operation, transcript: Transcript, *, usage_only:
         transcript: What was answered.
         usage_only: Whether the end of a stream is enough.
     """
-    if transcript.compressed or operation is Operation.OTHER:
+    if transcript.compressed or operation is _OTHER:
         return Answer()
     if not transcript.event_stream:
         return read_body(operation, transcript.text) if transcript.whole else Answer(ended=True)

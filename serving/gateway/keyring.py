@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -21,11 +22,11 @@ from serving.gateway.seams import Caller, Header
 from serving.keys import KeyRecord, Scope, matches, split_key
 from serving.outcomes import KeysPush
 
-_AUTHORIZATION = b"authorization"
-_OTHERS = (b"api-key", b"x-api-key")
+_AUTHORIZATION: Final = b"authorization"
+_OTHERS: Final = (b"api-key", b"x-api-key")
 """As SDKs for Azure and for Anthropic send it."""
 
-_MOST_KEY_BYTES = 256
+_MOST_KEY_BYTES: Final = 256
 
 
 class KeysUnreadable(ServingError):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from typing import Final
 
 from serving.outcomes import LEVELS, Signal
 from serving.traffic import Role
 
-WINDOW = 512
+WINDOW: Final = 512
 """Stable's last completions that count: some minutes of traffic, so that a change of load is followed."""
 
-MIN_COMPLETIONS = 20
+MIN_COMPLETIONS: Final = 20
 """Below this many nothing is judged: a p99 of fewer is the maximum of a handful."""
 
 PROBABILITIES = (0.50, 0.80, 0.95, 0.99)
@@ -61,7 +62,7 @@ def _ranks(n: int) -> tuple[int, int, int, int]:
 _RANKS = _ranks(WINDOW)
 
 
-QUIET_S = 0.2
+QUIET_S: Final = 0.2
 """After a slow unit was told, units that begin within this time are not: at most five a second leave for a signal."""
 
 
@@ -96,17 +97,20 @@ class Apart:
             del self._until[key]
 
 
+_CANARY: Final = Role.CANARY
+
+
 def exceeded(value_s: float, role: Role, thresholds: Thresholds | None, max_slowdown: float) -> tuple[str, ...]:
     """The levels above which a latency lies; the canary's is divided by `max_slowdown` first.
 
     A fresh version is never exactly as fast, so the table says by which factor it may be slower.
 
-    >>> exceeded(1.3, Role.CANARY, (1.0, 2.0, 3.0, 4.0), 1.25), exceeded(1.2, Role.CANARY, (1.0, 2.0, 3.0, 4.0), 1.25)
+    >>> exceeded(1.3, _CANARY, (1.0, 2.0, 3.0, 4.0), 1.25), exceeded(1.2, _CANARY, (1.0, 2.0, 3.0, 4.0), 1.25)
     (('p50',), ())
     """
     if thresholds is None:
         return ()
-    compared = value_s / max_slowdown if role is Role.CANARY else value_s
+    compared = value_s / max_slowdown if role is _CANARY else value_s
     if compared <= thresholds[0]:
         return ()
     return tuple(level for level, c in zip(LEVELS, thresholds, strict=True) if compared > c)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from serving.mirroring import PAIRED_WEIGHT
 from serving.outcomes import Total
 from serving.traffic import Role
 
-RETIRED_KEPT_S = 60.0
+RETIRED_KEPT_S: Final = 60.0
 """How long totals of an ended rollout are kept after their last change, so that they surely were sent."""
 
 Key = tuple[str, str, str, int]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestOutcome
@@ -28,7 +28,7 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.express import Express
 from serving.gateway.forwarding import Header, client_headers, client_id, passed_on, read_lines, version_lines
 from serving.gateway.recorder import Recorder
-from serving.gateway.request_ids import fresh_nonce, issue_bytes
+from serving.gateway.request_ids import Issuer, fresh_nonce
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
 from serving.gateway.traffic_state import TrafficState
 from serving.gateway.upstream import Abandoned, UpstreamClient
@@ -50,8 +50,12 @@ from serving.scoring import Demand, demand_of
 from serving.streaming import says_done
 from serving.traffic import RevisionTraffic, Role
 
-MOST_ENDPOINTS_TRIED = 3
+MOST_ENDPOINTS_TRIED: Final = 3
 """Endpoints that are tried for a request, while each refuses the connection; one of them may die of something."""
+
+
+_OK: Final = RequestOutcome.OK
+_RETRIED: Final = RequestOutcome.RETRIED
 
 
 class Pipeline:
@@ -75,7 +79,7 @@ class Pipeline:
         self._book = book
         self._recorder = recorder
         self._instruments = instruments
-        self._secret = secret
+        self._ids = Issuer(secret)
         self._gatekeeper = gatekeeper
         self._mirror = mirror
         self._deaths = PromptDeaths()
@@ -218,7 +222,7 @@ class Pipeline:
         transcript = self._attempts.concluded(call, revision, sent)
         # seam: output guardrails hold back, check and release
         exchange.respond_lines(plain.status, plain.lines + self._own_lines(call, revision), transcript.last)
-        self._recorder.conclude(unit, RequestOutcome.OK, transcript, answered_by=revision)
+        self._recorder.conclude(unit, _OK, transcript, answered_by=revision)
 
     def _acceptable(self, exchange: Exchange, request: Request) -> float | Rejection:
         """The seconds that the request may take, or why it is refused whatever the load."""
@@ -377,22 +381,26 @@ class Pipeline:
             return RequestOutcome.ERROR
         if status >= 400:
             return RequestOutcome.CLIENT_ERROR
-        return RequestOutcome.OK if call.first_attempt or opened.revision is unit.revision else RequestOutcome.RETRIED
+        return _OK if call.first_attempt or opened.revision is unit.revision else _RETRIED
 
     async def _relay(self, call: Call, opened: Opened, exchange: Exchange) -> RequestOutcome | None:
         """Pass the pieces of an answer on as they come. Returns how it was cut short, or None."""
         unit, connection, transcript = call.unit, opened.connection, opened.transcript
-        add, write = transcript.add, exchange.write
+        add, write, write_framed = transcript.add, exchange.write, exchange.write_framed
 
         def pass_on(data: bytes) -> None:
             add(data)
             write(data)
 
+        def pass_on_framed(data: bytes, framed: bytes) -> None:
+            add(data)
+            write_framed(data, framed)
+
         exchange.on_pause, exchange.on_resume = connection.pause, connection.resume
         try:
             if opened.first:
                 pass_on(opened.first)
-            await connection.relay(pass_on)
+            await connection.relay(pass_on, pass_on_framed)
         except Abandoned:
             self._recorder.aborted(unit)
             return RequestOutcome.CLIENT_ABORT
@@ -424,7 +432,7 @@ class Pipeline:
         by_chance = role[0] if pick.evidence else "f"
         kind = by_chance if answered_by is pick.revision else "r"
         route, version = pick.route, answered_by.version
-        request_id = issue_bytes(self._secret, call.nonce, kind, route.generation, route.traffic.model, version)
+        request_id = self._ids.issue(call.nonce, kind, route.generation, route.traffic.model, version)
         lines = b"x-request-id: %b\r\n%b" % (request_id, call.own_lines)
         if call.own_id is not None:
             lines += b"x-client-request-id: %b\r\n" % call.own_id

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
@@ -28,18 +29,25 @@ from serving.traffic import RevisionTraffic, TrafficTable
 
 logger = logging.getLogger("tidegate.gateway")
 
-MIN_CHUNKS = 4
+MIN_CHUNKS: Final = 4
 """A stream of fewer pieces says nothing about the time per token."""
 
-MOST_WAITING = 256
+MOST_WAITING: Final = 256
 """Answers waiting to be read; beyond it they are read at once, which slows the gateway down instead of growing it."""
 
-SLICE_S = 0.0015
+SLICE_S: Final = 0.0015
 """How long answers are read before others get their turn."""
 
 
-_EVENT_NAMES = {(s, level): f"{s.value}:{level}" if level else s.value for s in Signal for level in ("", *LEVELS)}
+_EVENT_NAMES: Final = {
+    (s, level): f"{s.value}:{level}" if level else s.value for s in Signal for level in ("", *LEVELS)
+}
 """As the ledger counts them."""
+
+
+_OK: Final = RequestOutcome.OK
+_ERROR: Final = Signal.ERROR
+_ENGINE_4XX: Final = Signal.ENGINE_4XX
 
 
 class Unit:
@@ -230,14 +238,14 @@ class Recorder:
 
     def failed(self, unit: Unit, cause: Cause) -> None:
         """The first attempt failed."""
-        self._emit(unit, Signal.ERROR, cause=cause)
+        self._emit(unit, _ERROR, cause=cause)
         self._settle(unit)
         if unit.witness is not None:
             unit.witness.failed(cause)
 
     def refused(self, unit: Unit) -> None:
         """The engine answered the first attempt with a 4xx."""
-        self._emit(unit, Signal.ENGINE_4XX)
+        self._emit(unit, _ENGINE_4XX)
         self._settle(unit)
         if unit.witness is not None:
             unit.witness.refused()
@@ -334,9 +342,9 @@ class Recorder:
             if unit.stream and transcript.first_at:
                 first_s = transcript.first_at - unit.started
             per_token_s = _per_token_s(unit, transcript, answer, ended.duration_s)
-            if outcome is RequestOutcome.OK:
+            if outcome is _OK:
                 outcome = self._quality(unit, transcript, answer)
-            if outcome is RequestOutcome.OK and ended.first_attempt:
+            if outcome is _OK and ended.first_attempt:
                 self._latency(unit, first_s, per_token_s)
         self.instruments.record(
             RequestMeasurement(
@@ -349,12 +357,12 @@ class Recorder:
     def _quality(self, unit: Unit, transcript: Transcript, answer: Answer) -> RequestOutcome:
         signals = signals_in(unit.operation, transcript, answer, texts=unit.judged)
         if not signals:
-            return RequestOutcome.OK
+            return _OK
         for signal in signals:
             self._emit(unit, signal)
-        if Signal.ERROR in signals:
+        if _ERROR in signals:
             return RequestOutcome.ERROR
-        return RequestOutcome.CLIENT_ERROR if Signal.ENGINE_4XX in signals else RequestOutcome.OK
+        return RequestOutcome.CLIENT_ERROR if _ENGINE_4XX in signals else _OK
 
     def _latency(self, unit: Unit, first_s: float | None, per_token_s: float | None) -> None:
         if per_token_s is not None:

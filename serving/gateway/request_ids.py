@@ -16,14 +16,14 @@ import secrets
 from binascii import b2a_base64
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from serving.traffic import Generation
 
-_RANDOM = 9
-_SIGNATURE = 6
-_PREFIX = "req_"
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_RANDOM: Final = 9
+_SIGNATURE: Final = 6
+_PREFIX: Final = "req_"
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
 class RequestFacts(NamedTuple):
@@ -63,6 +63,34 @@ def _signing(secret: bytes) -> hashlib.blake2b:
     return hashlib.blake2b(key=secret[:64], digest_size=_SIGNATURE, person=b"tg-request")
 
 
+class Issuer:
+    """Makes ids with one secret: `issue_bytes`, with what depends on the secret alone worked out once."""
+
+    __slots__ = ("_masking", "_secret", "_signing")
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._masking = _masking(secret)
+        self._signing = _signing(secret)
+
+    def issue(self, nonce: bytes, kind: str, generation: Generation, model: str, version: str) -> bytes:
+        """See `issue_bytes`."""
+        payload = _payload(kind, generation, model, version)
+        keyed = self._masking.copy()
+        keyed.update(nonce)
+        stream = keyed.digest()
+        size = len(payload)
+        if size > len(stream):
+            masked = _mask(self._secret, nonce, payload)
+        else:
+            number = int.from_bytes(payload, "big") ^ int.from_bytes(stream[:size], "big")
+            masked = number.to_bytes(size, "big")
+        signed = nonce + masked
+        keyed = self._signing.copy()
+        keyed.update(signed)
+        return b"req_" + b2a_base64(signed + keyed.digest(), newline=False).translate(_URL_SAFE).rstrip(b"=")
+
+
 def issue(secret: bytes, nonce: bytes, facts: RequestFacts) -> str:
     """Make the id of one request from 9 random bytes."""
     return issue_bytes(secret, nonce, *facts).decode()
@@ -70,8 +98,7 @@ def issue(secret: bytes, nonce: bytes, facts: RequestFacts) -> str:
 
 def issue_bytes(secret: bytes, nonce: bytes, kind: str, generation: Generation, model: str, version: str) -> bytes:
     """The same as it is written in a header; what it shall say as in `RequestFacts`."""
-    signed = nonce + _mask(secret, nonce, _payload(kind, generation, model, version))
-    return b"req_" + b2a_base64(signed + _sign(secret, signed), newline=False).translate(_URL_SAFE).rstrip(b"=")
+    return Issuer(secret).issue(nonce, kind, generation, model, version)
 
 
 @lru_cache(maxsize=1024)

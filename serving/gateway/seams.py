@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from serving.admission import Rejection
 from serving.keys import Priority, Scope
@@ -54,7 +54,9 @@ class Caller:
         return not self.models or model in self.models
 
 
-ANYBODY = Caller("", "", "default", frozenset(Scope), may_see_version=True, may_pin=True, priority=Priority.STANDARD)
+ANYBODY: Final = Caller(
+    "", "", "default", frozenset(Scope), may_see_version=True, may_pin=True, priority=Priority.STANDARD
+)
 """The caller of a gateway that asks for no keys."""
 
 

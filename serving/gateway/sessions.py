@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Final
 
-CAPACITY = 100_000
+CAPACITY: Final = 100_000
 
 
 def session_hash(salt: str, unit: str) -> str:

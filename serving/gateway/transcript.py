@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-KEPT_BYTES = 256 * 1024
+from typing import Final
+
+KEPT_BYTES: Final = 256 * 1024
 """Of a longer answer the beginning is kept, and the last pieces."""
 
 

@@ -19,23 +19,26 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 import httptools
 
 from serving.errors import ConnectFailed, ConnectionLost, ServingError, UpstreamTimeout
 from serving.gateway.answer_heads import AnswerHead, plain_head
 
-HIGH_WATER_BYTES = 64 * 1024
-STALE_WITHIN_S = 1.0
-MAX_IDLE_PER_ENDPOINT = 256
-TICK_S = 0.25
+HIGH_WATER_BYTES: Final = 64 * 1024
+STALE_WITHIN_S: Final = 1.0
+MAX_IDLE_PER_ENDPOINT: Final = 256
+TICK_S: Final = 0.25
 """How often time-outs are looked at: one timer for all connections instead of one for each chunk."""
 
-EXACT_BELOW_S = 10.0
+EXACT_BELOW_S: Final = 10.0
 """A shorter deadline gets a timer of its own."""
 
-JOIN_BELOW_BYTES = 32 * 1024
+JOIN_BELOW_BYTES: Final = 32 * 1024
+
+_MOST_SIZE_LINE: Final = 10
+"""Bytes of a chunk's size with its CR LF: larger chunks than 4 GiB are left to the parser."""
 
 Header = tuple[bytes, bytes]
 EndpointKey = tuple[str, int]
@@ -65,11 +68,14 @@ class Connection:
     """One connection to one engine, an asyncio.Protocol in all but its base. Made by `UpstreamClient` only."""
 
     __slots__ = (
+        "_between_chunks",
+        "_chunk_ended",
         "_chunks",
         "_closed",
         "_deadline",
         "_error",
         "_framed",
+        "_framed_sink",
         "_keep_alive",
         "_last_chunk",
         "_loop",
@@ -125,6 +131,9 @@ class Connection:
         self._framed = False
         self._keep_alive = False
         self._sink: Callable[[bytes], object] | None = None
+        self._framed_sink: Callable[[bytes, bytes], object] | None = None
+        self._between_chunks = False
+        self._chunk_ended = False
         self.started = False
         self.on_ready: Callable[[], object] | None = None
         """Called once, instead of waking a waiter, when the head of the answer is there or won't come."""
@@ -194,18 +203,25 @@ class Connection:
         chunks.clear()
         return data
 
-    async def relay(self, sink: Callable[[bytes], object]) -> None:
+    async def relay(
+        self, sink: Callable[[bytes], object], framed: Callable[[bytes, bytes], object] | None = None
+    ) -> None:
         """Hand the rest of the body to `sink`, piece by piece in the moment it comes, until it is complete.
 
         It is called from within the read of the socket: no task is woken for a piece. Whoever calls this slows the
         engine down with `pause` and `resume`.
+
+        Args:
+            sink: Takes a piece.
+            framed: Called instead for a piece that came in whole chunks, with the piece and those chunks as they came,
+                which are framed as any HTTP/1.1 body may be: without extensions, and none of them the last.
 
         Raises:
             ConnectionLost, UpstreamTimeout, Abandoned: the rest won't come; what had come before was handed on.
         """
         if self._chunks:
             sink(self._take())
-        self._sink = sink
+        self._sink, self._framed_sink = sink, framed
         while not self.complete:
             if self._error is not None:
                 raise self._error
@@ -262,7 +278,7 @@ class Connection:
             self._deadline.cancel()
             self._deadline = None
         self.busy = False
-        self._sink = None
+        self._sink = self._framed_sink = None
         reusable = self.complete and not self._closed and self._error is None and self._keep_alive
         if not reusable:
             self.close()
@@ -308,11 +324,17 @@ class Connection:
                 return
         chunks = self._chunks
         had = len(chunks)
+        if self._between_chunks:
+            if self._framed_sink is not None and self._read_chunks(data):
+                return
+            self._between_chunks = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.fail(ConnectionLost("the engine's answer is not HTTP/1.1"))
             return
+        if self._chunk_ended and data[-2:] == b"\r\n":
+            self._between_chunks = True
         if self.complete:
             del chunks[self._last_chunk :]  # of a second answer in the same read, which nobody asked for
         if len(chunks) > had:
@@ -343,6 +365,33 @@ class Connection:
         self.bodies = self._last_chunk = 1
         return True
 
+    def _read_chunks(self, data: bytes) -> bool:
+        """Hand on a read that holds whole chunks and nothing else, past the parser, which stands before and after it.
+
+        That is how engines write a stream: an event, a chunk, a write. Anything else is left to the parser.
+        """
+        at, size = 0, len(data)
+        pieces: list[bytes] = []
+        while at < size:
+            end = data.find(b"\r\n", at, at + _MOST_SIZE_LINE)
+            digits = data[at:end]
+            if end <= at or not digits.isalnum():
+                return False
+            try:
+                after = end + 2 + int(digits, 16)
+            except ValueError:
+                return False
+            if after == end + 2 or data[after : after + 2] != b"\r\n":
+                return False
+            pieces.append(data[end + 2 : after])
+            at = after + 2
+        self.last_body_at = self.last_activity
+        self.bodies += len(pieces)
+        framed = self._framed_sink
+        assert framed is not None
+        framed(pieces[0] if len(pieces) == 1 else b"".join(pieces), data)
+        return True
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed it, or we did."""
         self._closed = True
@@ -353,6 +402,14 @@ class Connection:
                 self._error = ConnectionLost("the engine closed the connection before its answer was complete")
         self._wake()
         self._on_closed(self)
+
+    def on_chunk_header(self) -> None:
+        """A chunk begins."""
+        self._chunk_ended = False
+
+    def on_chunk_complete(self) -> None:
+        """It has ended: if nothing else came behind it, the next read begins with a chunk."""
+        self._chunk_ended = True
 
     def on_message_begin(self) -> None:
         """An answer begins."""

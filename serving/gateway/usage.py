@@ -12,17 +12,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from serving.accounting import HOUR_S, UsageRow, hour_of
 
-MOST_ROWS = 50_000
+MOST_ROWS: Final = 50_000
 """Places kept at most (about 20 MB). Beyond it new places are counted together, see `OVERFLOW_KEY`."""
 
-OVERFLOW_KEY = "overflow"
+OVERFLOW_KEY: Final = "overflow"
 """The key of requests that found no place of their own. No id of a key is spelled so."""
 
-MOST_TOKENS_OF_A_REQUEST = 2**31 - 1
+MOST_TOKENS_OF_A_REQUEST: Final = 2**31 - 1
 """An engine that reports more is not believed: one absurd number must not spoil a sum for ever."""
 
 
