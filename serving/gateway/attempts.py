@@ -263,9 +263,25 @@ class Attempts:
             self._dispatched(call, revision, endpoint, now)
         else:
             endpoint, now = sent.endpoint, sent.at
-        opened: Opened | None = None
         try:
-            opened = await self._exchange(call, revision, endpoint, sent)
+            result = await self._answered(call, revision, endpoint, sent)
+        except BaseException:
+            finished(endpoint, call.demand)
+            self._recorder.over(revision)
+            raise
+        if isinstance(result, Failure):
+            finished(endpoint, call.demand)
+            self._recorder.over(revision)
+            return result
+        result.sent_at = now
+        progressed(endpoint, call.demand, 0)
+        return result
+
+    async def _answered(
+        self, call: Call, revision: RevisionTraffic, endpoint: Endpoint, sent: Sent | None
+    ) -> Opened | Failure:
+        try:
+            return await self._exchange(call, revision, endpoint, sent)
         except Abandoned:
             return Failure(FailureKind.ABANDONED)
         except UpstreamTimeout:
@@ -276,13 +292,6 @@ class Attempts:
             return Failure(FailureKind.UNREACHABLE)
         except ConnectionLost:
             return Failure(await self.post_mortem(call, endpoint))
-        finally:
-            if opened is None:
-                finished(endpoint, call.demand)
-                self._recorder.over(revision)
-        opened.sent_at = now
-        progressed(endpoint, call.demand, 0)
-        return opened
 
     def _head(self, call: Call, endpoint: Endpoint) -> bytes:
         """The head of the request to an endpoint."""
