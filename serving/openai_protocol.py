@@ -154,6 +154,30 @@ def unpinned_body(request: Request) -> bytes:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
+_USAGE_ASKED: Final = b',"stream_options":{"include_usage":true}}'
+
+
+def metered_body(body: bytes, fields: Mapping[str, Any]) -> bytes | None:
+    """The body of a streamed request that asks the engine for the stream's usage; None where the client asks already.
+
+    >>> metered_body(b'{"stream": true}', {"stream": True})
+    b'{"stream": true,"stream_options":{"include_usage":true}}'
+
+    Args:
+        body: One JSON object.
+        fields: The same, parsed.
+    """
+    if "stream_options" not in fields:
+        return body[: body.rindex(b"}")] + _USAGE_ASKED  # nearly always, and without writing the prompt anew
+    options = fields["stream_options"]
+    if options is None:
+        options = {}
+    if not isinstance(options, dict) or options.get("include_usage") not in (None, False):
+        return None  # asked for; or nonsense, which the engine refuses
+    changed = {**fields, "stream_options": {**options, "include_usage": True}}
+    return json.dumps(changed, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A complete answer of the gateway's own. Its headers are without framing (length, connection)."""

@@ -180,6 +180,52 @@ def is_error_event(chunk: bytes) -> bool:
     return chunk.lstrip()[:16].startswith(ERROR_PREFIXES)
 
 
+_MOST_HELD_BYTES: Final = 64 * 1024
+
+
+class UsageFilter:
+    """Takes the usage event out of a stream whose client did not ask for it: the gateway did, to count its tokens.
+
+    It is the one event that has usage and no choices. Nothing else is touched; an event that comes in parts is held
+    back until it is whole.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def passes(self, data: bytes) -> bool:
+        """Whether a piece can be passed on just as it is."""
+        return not self._held and data[-2:] == b"\n\n" and b'"usage"' not in data
+
+    def feed(self, data: bytes) -> bytes:
+        """Take in a piece. Returns what may go to the client."""
+        data = self._held + data
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4)
+        if end < 4 or len(data) - end > _MOST_HELD_BYTES:  # none has ended yet, or these are no events
+            end = 0 if len(data) <= _MOST_HELD_BYTES else len(data)
+        self._held, data = data[end:], data[:end]
+        if b'"usage"' not in data:
+            return data
+        events = _EVENTS(data)
+        return b"".join(e for e in events if not (b'"usage"' in e and _is_usage(e)))
+
+    def rest(self) -> bytes:
+        """What is still held back, when nothing more will come."""
+        held, self._held = self._held, b""
+        return held
+
+
+_EVENTS: Final = re.compile(rb".*?(?:\r\n\r\n|\n\n|\Z)", re.DOTALL).findall
+
+
+def _is_usage(event: bytes) -> bool:
+    payloads = sse_payloads(event)
+    value = _decode_one(payloads[0]) if payloads else None
+    return isinstance(value, dict) and value.get("choices") == [] and isinstance(value.get("usage"), dict)
+
+
 def read_stream(operation: Operation, data: bytes) -> Answer:
     """Read a finished event stream, complete or from its beginning to where it was cut."""
     payloads = _chat_payloads(data) if operation is _CHAT else sse_payloads(data)

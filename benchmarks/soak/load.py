@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.soak.wire import Broken, Head, Wire
 from benchmarks.soak.world import LEAVER, MODEL, SALT, STEADY, TOKENS, VERSIONS, World
+from serving.engines.sim_text import count_tokens
 from serving.traffic import Role, assigned_role
 
 TIMEOUT_S = 30.0
@@ -22,6 +23,10 @@ SLOW_CHOICES = 48
 SLOW_PAUSE_S = 0.02
 SETTLED_S = 1.0
 """After a weight changed, requests may still have been assigned by the one before."""
+
+
+PROMPT_TOKENS = count_tokens("[[mark:1-1]] 潮汐 of the harbour")
+"""As the simulated engine counts them."""
 
 
 class Kind(enum.StrEnum):
@@ -155,7 +160,7 @@ class Client:
         if kind is Kind.LEFT:
             wire.hang_up()
         self._judge(kind, head, seen, mark, int(str(body["n"])), stream, began,
-                    promised=VERSIONS[pinned] if pinned else None)  # fmt: skip
+                    promised=VERSIONS[pinned] if pinned else None, asked=metered)  # fmt: skip
 
     async def _leave_early(self, wire: Wire, body: dict[str, object], headers: dict[str, str]) -> str:
         try:
@@ -206,14 +211,20 @@ class Client:
         self._tally.unexpected.append(f"{kind.value}: {name} with {deaths} engines killed meanwhile")
 
     def _judge(
-        self, kind: Kind, head: Head, seen: Seen, mark: str, n: int, stream: bool, began: float, promised: str | None
-    ) -> None:
+        self, kind: Kind, head: Head, seen: Seen, mark: str, n: int, stream: bool, began: float, promised: str | None,
+        asked: bool,
+    ) -> None:  # fmt: skip
         tally = self._tally
         version = head.headers["x-tidegate-version"]
         if kind is not Kind.LEFT:
             sums = tally.usage.setdefault(version, Sums())
             sums.requests += 1
-            if seen.usage is None:
+            if not asked and seen.usage is not None:
+                tally.wrong.append(f"{kind.value}: the client was shown usage that it had not asked for")
+            elif not asked and seen.done and not seen.error:  # the gateway has asked, and must have counted this
+                sums.input_tokens += PROMPT_TOKENS
+                sums.output_tokens += sum(len(text.split()) for text in seen.texts.values())
+            elif seen.usage is None:
                 sums.unmetered += 1
             else:
                 sums.input_tokens += seen.usage["prompt_tokens"]

@@ -100,6 +100,8 @@ class Call:
     """Further headers of the answer, as they are written."""
     show_version: bool
     demand: Demand
+    metered: bool
+    """The gateway asks for the stream's usage, which its client did not."""
     leash: Leash
     tried: set[str]
     first_attempt: bool
@@ -118,6 +120,7 @@ class Call:
         own_lines: bytes,
         show_version: bool,
         demand: Demand,
+        metered: bool = False,
         leash: Leash | None = None,
         tried: set[str] | None = None,
         first_attempt: bool = True,
@@ -134,6 +137,7 @@ class Call:
         self.own_lines = own_lines
         self.show_version = show_version
         self.demand = demand
+        self.metered = metered
         self.leash = leash if leash is not None else Leash()
         self.tried = tried if tried is not None else set()
         self.first_attempt = first_attempt

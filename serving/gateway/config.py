@@ -50,6 +50,9 @@ class GatewayConfig:
     serve_port: int = 8100
     """Ray Serve's own proxy, which is never an endpoint."""
     request_timeout_s: float = 600.0
+    meter_streams: bool = True
+    """Whether engines are asked for the usage of streams whose clients did not ask; those don't get to see it. Without
+    it such streams count no tokens. Off for engines that don't know `stream_options`."""
     connect_timeout_s: float = 2.0
     idle_timeout_s: float = 120.0
     """The longest silence inside an answer that has begun. Before it only the deadline counts: engines queue."""

@@ -137,7 +137,7 @@ def parse_head(raw: bytes) -> Head:
     if at < 0:
         at = raw.find(b"ontent-length: ")
     if at < 3 or raw[at - 3 : at - 1] != b"\r\n" or raw[at - 1 : at] not in (b"c", b"C"):
-        return _read_head(raw)
+        return read_head(raw)
     # What is left is looked up: all but the length. It has a line "c" that no good head has, where the length stood, so
     # that one text can't come from two heads that differ in more than the digits.
     end = raw.find(b"\r\n", at)
@@ -150,7 +150,7 @@ def parse_head(raw: bytes) -> Head:
         return Head(
             known.start, known.headers, known.fields, int(digits), known.keep_alive, known.awaits_continue, known.notes
         )
-    head = _read_head(raw)
+    head = read_head(raw)
     if len(text) <= _REMEMBERED_HEAD_BYTES and head.length is not None:
         if len(_heads) >= _REMEMBERED_HEADS:
             _heads.clear()
@@ -161,7 +161,8 @@ def parse_head(raw: bytes) -> Head:
     return head
 
 
-def _read_head(raw: bytes) -> Head:
+def read_head(raw: bytes) -> Head:
+    """The same, without looking whether an equal one was read before."""
     texts = raw.split(b"\r\n")
     first = texts[0]
     start = _starts.get(first) or _read_start(first)

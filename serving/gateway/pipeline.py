@@ -41,18 +41,22 @@ from serving.openai_protocol import (
     cost_tokens,
     error_event,
     failure_reply,
+    metered_body,
     parse_request,
     rejection_reply,
     unpinned_body,
 )
 from serving.outcomes import Cause
 from serving.scoring import Demand, demand_of
-from serving.streaming import says_done
+from serving.streaming import UsageFilter, says_done
 from serving.traffic import RevisionTraffic, Role
 
 MOST_ENDPOINTS_TRIED: Final = 3
 """Endpoints that are tried for a request, while each refuses the connection; one of them may die of something."""
 
+
+_METERED: Final = (Operation.CHAT, Operation.COMPLETIONS)
+"""Operations whose streams tell their usage only when asked."""
 
 _OK: Final = RequestOutcome.OK
 _RETRIED: Final = RequestOutcome.RETRIED
@@ -180,12 +184,16 @@ class Pipeline:
             self._reject(exchange, pick, request.model)
             return None
         # seam: input guardrails, by the policy of the picked version
+        body = unpinned_body(request) if request.version is not None else exchange.body
+        metered = None
+        if request.stream and self._config.meter_streams and exchange.operation in _METERED:
+            metered = metered_body(body, request.fields)
         call = Call(
             unit=self._recorder.admit(pick, exchange.operation, stream=request.stream, session=session, permit=permit),
             target=exchange.target,
             headers=exchange.headers,
             passed_on=notes.passed_on,
-            body=unpinned_body(request) if request.version is not None else exchange.body,
+            body=body if metered is None else metered,
             prompt=exchange.body,
             nonce=nonce,
             own_id=client_id(exchange.fields),
@@ -193,6 +201,7 @@ class Pipeline:
             own_lines=permit.lines() if permit is not None else b"",
             show_version=self._config.show_version and exchange.caller.may_see_version,
             demand=self._demand(exchange, request, pick.revision),
+            metered=metered is not None,
         )
         exchange.on_gone = call.leash.pull
         if exchange.gone:  # while it waited for its turn
@@ -388,19 +397,29 @@ class Pipeline:
         unit, connection, transcript = call.unit, opened.connection, opened.transcript
         add, write, write_framed = transcript.add, exchange.write, exchange.write_framed
 
+        usage = UsageFilter() if call.metered and transcript.event_stream else None
+
         def pass_on(data: bytes) -> None:
             add(data)
-            write(data)
+            if usage is None or usage.passes(data):
+                write(data)
+            elif released := usage.feed(data):
+                write(released)
 
         def pass_on_framed(data: bytes, framed: bytes) -> None:
-            add(data)
-            write_framed(data, framed)
+            if usage is None or usage.passes(data):
+                add(data)
+                write_framed(data, framed)
+            else:
+                pass_on(data)
 
         exchange.on_pause, exchange.on_resume = connection.pause, connection.resume
         try:
             if opened.first:
                 pass_on(opened.first)
             await connection.relay(pass_on, pass_on_framed)
+            if usage is not None and (rest := usage.rest()):
+                write(rest)
         except Abandoned:
             self._recorder.aborted(unit)
             return RequestOutcome.CLIENT_ABORT

@@ -392,6 +392,15 @@ class Connection:
         framed(pieces[0] if len(pieces) == 1 else b"".join(pieces), data)
         return True
 
+    def eof_received(self) -> None:
+        """The engine has closed its side: the connection is closed and lost."""
+
+    def pause_writing(self) -> None:
+        """The engine reads slowly. Requests are whole when they are sent, so there is nothing to hold back."""
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed it, or we did."""
         self._closed = True

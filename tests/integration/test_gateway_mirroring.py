@@ -110,7 +110,9 @@ async def test_clients_see_stable_only_and_pairs_are_counted_on_both(tmp_path: P
             assert target == "/v1/chat/completions?x=1"
             assert "authorization" not in headers
             assert "x-client-request-id" not in headers
-            assert body == {**CHAT, "stream": body["mark"] % 2 == 0, "mark": body["mark"]}
+            stream = body["mark"] % 2 == 0
+            metered = {"stream_options": {"include_usage": True}} if stream else {}
+            assert body == {**CHAT, "stream": stream, "mark": body["mark"], **metered}
         assert r.controller.events == []
         for digest in (STABLE_DIGEST, CANARY_DIGEST):
             total = paired(r, digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
-from serving.gateway.http_parsing import ChunkedBody, MalformedRequest, check_beginning, parse_head
+from serving.gateway.http_parsing import ChunkedBody, Head, MalformedRequest, check_beginning, parse_head, read_head
 from serving.openai_protocol import Operation
 from serving.streaming import read_stream
 
@@ -103,6 +104,7 @@ def test_joined_events_say_what_single_ones_say(events: list[dict], compact: boo
     assert answer.output_tokens == (4 if any("usage" in e for e in events) else None)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(
@@ -141,3 +143,29 @@ def test_every_observation_is_in_the_scrape_in_both_formats(measured: list[Reque
             assert total("tidegate_tokens_total", direction="output", **where) == sum(
                 m.output_tokens or 0 for m in mine
             )
+
+
+_NAMES = st.sampled_from(
+    [b"Content-Length", b"content-length", b"X-Session-Id", b"authorization", b"c", b"Host", b"x-a"]
+)
+_VALUES = st.sampled_from([b"5", b"12", b" 7", b"+5", b"5, 5", b"content-length: 9", b"Content-Length: 3", b"a", b""])
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.tuples(_NAMES, st.sampled_from([b": ", b":", b" : "]), _VALUES), max_size=5), max_size=8))
+def test_a_remembered_head_is_read_as_a_new_one(heads: list[list[tuple[bytes, bytes, bytes]]]) -> None:
+    """Whatever was read before, a head means what it means alone: to be remembered must never smuggle anything."""
+
+    def read(raw: bytes, reader: Callable[[bytes], Head]) -> object:
+        try:
+            head = reader(raw)
+        except MalformedRequest as e:
+            return e.status, str(e)
+        fields = {name: value for name, value in head.fields.items() if name != b"content-length"}
+        headers = [h for h in head.headers if h[0] != b"content-length"]
+        return head.start.target, head.length, fields, headers, head.keep_alive, head.awaits_continue
+
+    for lines in heads:
+        raw = b"\r\n".join([b"POST /v1/x HTTP/1.1", b"host: h", *(n + c + v for n, c, v in lines)])
+        for _ in range(2):
+            assert read(raw, parse_head) == read(raw, read_head), raw

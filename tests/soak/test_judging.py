@@ -67,7 +67,7 @@ async def ask(liar: Liar, killed: dict[str, float] | None = None, kind: Kind = K
 async def test_a_good_answer_is_one() -> None:
     tally = await ask(Liar(whole_of))
     assert (tally.wrong, tally.unexpected, tally.outcomes[Kind.STREAM]) == ([], [], {"answered": 1})
-    assert tally.usage == {"1.0.0": Sums(requests=1, unmetered=1)}
+    assert tally.usage == {"1.0.0": Sums(requests=1, input_tokens=7, output_tokens=24)}  # counted, though not shown
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
@@ -16,9 +18,9 @@ from serving.gateway.request_ids import RequestFacts, issue, read
 from serving.gateway.sessions import Sessions, Visit, session_hash
 from serving.gateway.traffic_state import TrafficState
 from serving.limits import PromptDeaths, retry_allowed, timeout_of
-from serving.openai_protocol import Operation, Request, parse_request, unpinned_body
+from serving.openai_protocol import Operation, Request, metered_body, parse_request, unpinned_body
 from serving.outcomes import Signal
-from serving.streaming import is_error_event, read_body, read_stream, says_done, sse_payloads
+from serving.streaming import UsageFilter, is_error_event, read_body, read_stream, says_done, sse_payloads
 from serving.traffic import Generation, ModelTraffic, RevisionTraffic, Role, Tester, TrafficTable
 
 
@@ -361,3 +363,44 @@ class TestSmallThings:
         text = instruments.render("")[0]
         assert b"1.1.0" not in text
         assert b'tidegate_requests_total{model="chat",outcome="ok",version="1.0.0"} 1.0' in text
+
+
+class TestUsageOfStreams:
+    """A stream whose client does not ask for its usage is asked for it all the same, and the client never sees that."""
+
+    USAGE = b'data: {"id":"1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+    TEXT = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"say \\"usage\\""}}],"usage":null}\n\n'
+
+    @pytest.mark.parametrize(
+        ("options", "asked"),
+        [
+            (..., {"include_usage": True}),
+            (None, {"include_usage": True}),
+            ({"include_usage": False, "x": 1}, {"include_usage": True, "x": 1}),
+            ({"include_usage": True}, None),
+            ("nonsense", None),
+        ],
+    )
+    def test_only_what_is_missing_is_asked_for(self, options: object, asked: object) -> None:
+        fields = {"model": "chat", "prompt": "a } b", "stream": True}
+        if options is not ...:
+            fields["stream_options"] = options
+        body = json.dumps(fields).encode() + b" \n"
+        metered = metered_body(body, fields)
+        assert (None if metered is None else json.loads(metered)) == (
+            None if asked is None else {**fields, "stream_options": asked}
+        )
+
+    @given(st.data())
+    def test_nothing_but_the_usage_event_is_taken_out_however_the_stream_is_cut(self, data: st.DataObject) -> None:
+        end = data.draw(st.sampled_from([b"\n", b"\r\n"]))
+        events = [
+            e.replace(b"\n", end) for e in (self.TEXT, b": hello\n\n", self.TEXT, self.USAGE, b"data: [DONE]\n\n")
+        ]
+        stream = b"".join(events) + data.draw(st.sampled_from([b"", b"data: cut"]))
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+        found, usage = b"", UsageFilter()
+        for begin, after in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+            piece = stream[begin:after]
+            found += piece if usage.passes(piece) else usage.feed(piece)
+        assert found + usage.rest() == stream.replace(events[3], b"")
