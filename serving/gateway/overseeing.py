@@ -4,7 +4,7 @@ Neither delays anybody. Both lines of work are bounded by what may wait and by t
 what does not fit is not looked at. Of a policy that observes this costs a count. Of the judge it costs evidence, so the
 choice must not depend on the arm: whether there is room for a request is decided at its admission, before its answer is
 known; from then on it is judged, or counts for no `guardrail/...` signal. A check that could not run is no signal
-either: then the unit does not count for it (`UNITS`).
+either: then the unit does not count for it (`outcomes.UNITS`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from serving.streaming import DONE, sse_payloads
 logger = logging.getLogger("tidegate.gateway")
 
 FAMILY = "guardrail"
-UNITS = ":units"
-"""`guardrail/toxicity:units` counts the settled units that this check has looked at."""
 
 
 @dataclass(slots=True)

@@ -3,10 +3,10 @@
     head -> authenticate -> body -> parse -> wait for a turn -> pick revision -> input guardrails -> (mirror)
     -> attempt -> (once more on stable) -> output guardrails -> release -> record
 
-Who may ask, and when, is a gatekeeper's (`seams`). Guardrails are `guarded_way`; a request whose policy only observes is
-looked at after its end (`overseeing`) and goes the way of one without. An answer's pieces go from the engine's socket to
-the client's in one call, without waking a task. From the attempt on, most requests that aren't streams take a short way
-(`express`) that does the same without waiting.
+Who may ask, and when, is a gatekeeper's (`seams`). Guardrails are `guarded_way`; a request whose policy only observes
+is looked at after its end (`overseeing`) and goes the way of one without. An answer's pieces go from the engine's
+socket to the client's in one call, without waking a task. From the attempt on, most requests that aren't streams take a
+short way (`express`) that does the same without waiting.
 
 Before the first byte is released a failed canary is rescued by stable, and a request whose engine has gone by another
 replica of its revision; after it nothing is ever retried.

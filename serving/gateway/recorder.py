@@ -25,7 +25,7 @@ from serving.gateway.seams import Permit, Witness
 from serving.gateway.sessions import Sessions, session_hash
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Operation
-from serving.outcomes import LEVELS, Cause, Event, Signal, SignalName
+from serving.outcomes import LEVELS, UNITS, Cause, Event, Signal, SignalName
 from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, TrafficTable
 
@@ -340,7 +340,7 @@ class Recorder:
             measured: Those that were looked for.
         """
         if unit.judged:
-            unit.events += (f"{signal}:units" for signal in measured)
+            unit.events += (f"{signal}{UNITS}" for signal in measured)
             for signal in shown:
                 self._emit(unit, signal)
         self._settle(unit)
