@@ -99,9 +99,13 @@ class GuardModels:
             self._warming.add(task)
             task.add_done_callback(self._warming.discard)
 
+    async def warm_up(self, kinds: frozenset[str]) -> None:
+        """Load what these kinds need now."""
+        await self._learned_threads().warm_up(kinds)
+
     async def _load(self, kinds: frozenset[str]) -> None:
         try:
-            await self._learned_threads().warm_up(kinds)
+            await self.warm_up(kinds)
         except Exception as error:
             self._warm -= kinds
             log(logging.ERROR, "guard-models-unusable", kinds=sorted(kinds), reason=str(error) or type(error).__name__)

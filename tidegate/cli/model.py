@@ -47,7 +47,7 @@ def register(
         Path | None, typer.Option("--prompt", metavar="FILE", help="System prompt, baked into the chat template.")
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option("--policy", metavar="FILE", help="Guardrail policy; or standard, default.")
+        Path | None, typer.Option("--policy", metavar="FILE", help="Guardrail policy; or `standard`.")
     ] = None,
     generation: Annotated[
         list[str] | None,
