@@ -80,6 +80,11 @@ class Observation:
         found += (Located(text.place, text.part, finding) for finding in step.findings)
         self._waiting += ((direction, text, pending) for pending in step.work)
 
+    @property
+    def needs_models(self) -> bool:
+        """Whether models are to be asked, once the steps are over."""
+        return bool(self._waiting)
+
     async def models(self, ask: Ask) -> None:
         """Ask the models, as many at once as the policy allows for one text, each for its time budget."""
         queue = deque(self._waiting)

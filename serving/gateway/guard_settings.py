@@ -22,7 +22,7 @@ class GuardSettings:
     waiting_texts: int = 256
     """Texts that may wait for models. With half as many waiting, requests that need them are refused before an engine
     is asked."""
-    observe_share: float = 0.03
+    observe_share: float = 0.02
     """The most of this process's time that observing may take; what doesn't fit is not observed."""
     observe_waiting: int = 64
     """Answers that wait to be observed."""

@@ -58,17 +58,10 @@ class PolicyInForce:
     holds_output: bool
     models: frozenset[str]
     """Kinds of checks that models do and text waits for."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether something has to wait for a verdict; otherwise it only observes."""
-        return self.holds_input or self.holds_output
-
-    @property
-    def observed(self) -> tuple[Direction, ...]:
-        """What is looked at after the fact, since nothing waits for it."""
-        sides = ((Direction.INPUT, self.holds_input), (Direction.OUTPUT, self.holds_output))
-        return tuple(side for side, held in sides if not held and self.guardrails.active.checks(side))
+    observed: tuple[Direction, ...]
+    """What is looked at after the fact, since nothing waits for it."""
+    holds: bool
+    """Whether something has to wait for a verdict; otherwise it only observes."""
 
     def record(self) -> GuardRecord:
         """Where what is found in a request is written down."""
@@ -151,15 +144,18 @@ class Guarding:
 
         guardrails = Guardrails(active, self._models, report_late=late)
         every = (*active.input, *active.output)
+        held = {side: guardrails.holds(side) for side in (Direction.INPUT, Direction.OUTPUT)}
         return PolicyInForce(
             model=model,
             version=revision.version,
             name=active.policy.name,
             digest=revision.policy,
             guardrails=guardrails,
-            holds_input=guardrails.holds(Direction.INPUT),
-            holds_output=guardrails.holds(Direction.OUTPUT),
+            holds_input=held[Direction.INPUT],
+            holds_output=held[Direction.OUTPUT],
             models=frozenset(check.kind.name for check in every if check.is_model and check.rule.holds),
+            observed=tuple(side for side, waits in held.items() if not waits and active.checks(side)),
+            holds=any(held.values()),
         )
 
     def _activated(self, digest: str, texts: Mapping[str, str]) -> ActivePolicy:

@@ -95,13 +95,16 @@ class _Line:
         while True:
             began = time.perf_counter()
             finished = next(steps, self) is self
+            if finished and not job.observation.needs_models:
+                job.done(job.observation)
             spent_s = time.perf_counter() - began
             await asyncio.sleep(spent_s * (1 / self._share - 1))
             if finished:
                 break
-        task = asyncio.get_running_loop().create_task(self._models(job))
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        if job.observation.needs_models:
+            task = asyncio.get_running_loop().create_task(self._models(job))
+            self._beside.add(task)
+            task.add_done_callback(self._beside.discard)
 
     async def _models(self, job: _Job) -> None:
         looked: Observation | None = job.observation
@@ -176,7 +179,8 @@ class Overseer:
     def admitted(self, unit: Unit, policy: PolicyInForce | None, prompt: bytes) -> None:
         """Decide whether a request will be looked at, before anything of its answer is known."""
         judge = unit.pick.route.traffic.judge
-        wanted = policy if policy is not None and policy.observed and not self._observing.full else None
+        full = policy is None or not policy.observed or self._observing.full
+        wanted = None if full else policy
         if judge and self._may_judge(unit, judge):
             self._judged[id(unit)] = unit
             unit.asked = Asked(prompt, wanted)

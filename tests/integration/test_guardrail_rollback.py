@@ -36,11 +36,15 @@ def register(rig: Rig, version: str, source: str, policy: Path | None = None) ->
     store.register(RegisterRequest(model="chat", source=source, version=version, policy_file=policy))
 
 
+def _write_credentials(home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "credentials").write_text(TOKEN)
+
+
 @contextlib.asynccontextmanager
 async def platform(home: Path, sources: dict[str, str]) -> AsyncIterator[tuple[Rig, Gateway]]:
     """A control plane whose gateway is a real one, with an engine for each version that a table names."""
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "credentials").write_text(TOKEN)
+    _write_credentials(home)
     async with running(gateways=0) as rig:
         source = StaticEndpoints()
         gateway = Gateway(
