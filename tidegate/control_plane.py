@@ -127,7 +127,11 @@ async def serve(settings: Settings) -> int:
         event_log=event_log,
         accounts=accounts,
         workloads=RayServeWorkloads(
-            settings.ray_file, log_dir=settings.log_dir, host=settings.host, serve_port=settings.serve_port
+            settings.ray_file,
+            log_dir=settings.log_dir,
+            host=settings.host,
+            serve_port=settings.serve_port,
+            guards=settings.guard_models == "service",
         ),
         router=router,
         holder=holder,
