@@ -36,8 +36,8 @@ if [ "$upgrade" = no ] && [ -e requirements/base.lock ]; then
     pins requirements/*.lock >"$work/all.lock"
 fi
 
-resolve "$work/all.lock" cpu demo dev
+resolve "$work/all.lock" cpu demo compile dev
 pins "$work/all.lock" >"$work/constraints.txt"
 resolve "$work/base.lock"
-resolve "$work/cpu.lock" cpu demo
+resolve "$work/cpu.lock" cpu demo compile
 python3 scripts/split_lock.py "$work" requirements

@@ -8,9 +8,9 @@ import hashlib
 import random
 import time
 from binascii import hexlify
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from serving.endpoints import (
     Endpoint,
@@ -37,6 +37,10 @@ from serving.outcomes import Cause
 from serving.scoring import Demand
 from serving.streaming import is_error_event, read_stream
 from serving.traffic import RevisionTraffic
+
+if TYPE_CHECKING:
+    from guardrails.verdicts import Language
+    from serving.gateway.guarding import PolicyInForce
 
 GONE_AFTER_S: Final = 0.02
 PROBE_S: Final = 0.5
@@ -105,6 +109,12 @@ class Call:
     leash: Leash
     tried: set[str]
     first_attempt: bool
+    policy: PolicyInForce | None
+    """The guardrails of the revision that was picked, where prompt or answer has to wait for them."""
+    fields: Mapping[str, Any] | None
+    """The body, parsed, where the guardrails need it."""
+    prompt_language: Language | None
+    """The language that the user wrote in, once the prompt was checked."""
 
     def __init__(  # written out, since it may come compiled (docs/adr/0007), as what a dataclass makes never does
         self,
@@ -124,6 +134,9 @@ class Call:
         leash: Leash | None = None,
         tried: set[str] | None = None,
         first_attempt: bool = True,
+        policy: PolicyInForce | None = None,
+        fields: Mapping[str, Any] | None = None,
+        prompt_language: Language | None = None,
     ) -> None:
         self.unit = unit
         self.target = target
@@ -141,6 +154,9 @@ class Call:
         self.leash = leash if leash is not None else Leash()
         self.tried = tried if tried is not None else set()
         self.first_attempt = first_attempt
+        self.policy = policy
+        self.fields = fields
+        self.prompt_language = prompt_language
 
     def fingerprint(self) -> bytes:
         """Of the prompt, for remembering which ones kill engines."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final, Protocol
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from serving.admission import Pick
+from serving.gateway.guard_records import GuardRecord
 from serving.gateway.judging import GENERATING, read_transcript, signals_in
 from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger, Ticket
@@ -23,9 +24,12 @@ from serving.gateway.seams import Permit, Witness
 from serving.gateway.sessions import Sessions, session_hash
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Operation
-from serving.outcomes import LEVELS, Cause, Event, Signal
+from serving.outcomes import LEVELS, UNITS, Cause, Event, Signal, SignalName
 from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, TrafficTable
+
+if TYPE_CHECKING:
+    from serving.gateway.overseeing import Asked
 
 logger = logging.getLogger("tidegate.gateway")
 
@@ -53,9 +57,9 @@ _ENGINE_4XX: Final = Signal.ENGINE_4XX
 class Unit:
     """One admitted request and what is to be known of it."""
 
-    __slots__ = ("admitted_at", "events", "first_token_limits", "first_token_seen", "late_levels", "no_latency",
-                 "operation", "per_token_limits", "permit", "pick", "request_index", "revision", "session", "started",
-                 "stream", "ticket", "witness")  # fmt: skip
+    __slots__ = ("admitted_at", "asked", "events", "first_token_limits", "first_token_seen", "guard", "late_levels",
+                 "no_latency", "operation", "per_token_limits", "permit", "pick", "request_index", "revision",
+                 "session", "started", "stream", "ticket", "witness")  # fmt: skip
 
     def __init__(
         self,
@@ -90,6 +94,10 @@ class Unit:
         self.witness: Witness | None = None
         """Who else hears of its outcome: it is half of a mirrored pair."""
         self.events: list[str] | None = None
+        self.guard: GuardRecord | None = None
+        """What the guardrails said of it; None when nothing looked at it."""
+        self.asked: Asked | None = None
+        """What is kept for those who look at it after its end."""
 
     @property
     def judged(self) -> bool:
@@ -117,6 +125,18 @@ class _Ended:
         self.answered_by = answered_by
 
 
+class Overseer(Protocol):
+    """Looks at some requests after their end: see `overseeing`."""
+
+    def settled(self, unit: Unit) -> None:
+        """The unit has its outcome."""
+        ...
+
+    def read(self, unit: Unit, transcript: Transcript | None, *, first_attempt: bool) -> bool:
+        """An answer is over; True when the unit's outcome waits until `Recorder.judged` is called."""
+        ...
+
+
 class Recorder:
     """All that one gateway process knows about outcomes. Single-threaded; times are arguments."""
 
@@ -134,6 +154,9 @@ class Recorder:
         self.in_flight: dict[str, int] = {}
         """By digest: answers under way."""
         self.on_event: Callable[[], None] = lambda: None
+        self.on_findings: Callable[[Unit], None] = lambda _: None
+        """Told when a unit's `guard` has findings that came after its end."""
+        self.overseer: Overseer | None = None
         self._defer = defer
         self._monotonic = monotonic
         self._wall = wall
@@ -323,9 +346,37 @@ class Recorder:
             # A unit without an outcome would hold up the watermark for ever, so it is settled whatever happens.
             logger.exception("reading an answer failed; its outcome counts without its text")
         finally:
-            self._settle(ended.unit)
+            if not self._judged_later(ended):
+                self._settle(ended.unit)
             if ended.unit.permit is not None:
                 self._release(ended.unit, _worked(ended), answer)
+
+    def _judged_later(self, ended: _Ended) -> bool:
+        """Let the overseer have what it wants of a request; True when the outcome waits for it."""
+        if self.overseer is None or ended.unit.asked is None:
+            return False
+        return self.overseer.read(ended.unit, ended.transcript, first_attempt=ended.first_attempt)
+
+    def judged(self, unit: Unit, shown: Iterable[SignalName], measured: Iterable[SignalName]) -> None:
+        """The judge has looked at an answer, or could not: its unit is settled.
+
+        Args:
+            unit: The request.
+            shown: Signals that the answer shows.
+            measured: Those that were looked for.
+        """
+        if unit.judged:
+            unit.events = [*(unit.events or ()), *(f"{signal}{UNITS}" for signal in measured)]
+            for signal in shown:
+                self._emit(unit, signal)
+        self._settle(unit)
+
+    def stopped(self, unit: Unit) -> None:
+        """The guardrails refused the prompt, or could not check it: no engine was asked, and it is nobody's fault."""
+        self._settle(unit)
+        self._release(unit, "", Answer())
+        if unit.witness is not None:
+            unit.witness.left()
 
     @staticmethod
     def _release(unit: Unit, version: str, answer: Answer) -> None:
@@ -389,17 +440,19 @@ class Recorder:
 
     def _settle(self, unit: Unit) -> None:
         self._awaiting_first.pop(id(unit), None)
+        if unit.asked is not None and self.overseer is not None:
+            self.overseer.settled(unit)
         self.ledger.settle(unit.ticket, unit.events or (), self._wall())
 
-    def _emit(self, unit: Unit, signal: Signal, *, level: str = "", cause: Cause = Cause.VERSION) -> None:
+    def _emit(self, unit: Unit, signal: SignalName, *, level: str = "", cause: Cause = Cause.VERSION) -> None:
         if not unit.judged:
             return
         if unit.events is None:
             unit.events = []
-        unit.events.append(_EVENT_NAMES[signal, level])
+        unit.events.append(_EVENT_NAMES[signal, level] if isinstance(signal, Signal) else signal)
         route = unit.pick.route
         now = self._wall()
-        if level and not self._tells(unit, signal, level, now):
+        if level and isinstance(signal, Signal) and not self._tells(unit, signal, level, now):
             return
         self.outbox.append(
             Event(
