@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -36,6 +39,15 @@ def test_a_true_answer_through_the_official_client(platform):
     pieces = [c.choices[0].delta.content or "" for c in stream if c.choices]
     assert "Paris" in "".join(pieces)
     assert len(pieces) > 3
+
+
+def test_the_official_sdk_finds_every_basic_call_shape(platform):
+    """The suite that runs against simulated engines otherwise (tests/sdk), on the real one."""
+    command = [sys.executable, "-m", "pytest", "tests/sdk/test_python_basic.py", "-q", "-p", "no:cacheprovider"]
+    asked = {"TIDEGATE_TEST_URL": platform.settings.gateway_url, "TIDEGATE_TEST_MODEL": bundled.MODEL}
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    print(done.stdout.splitlines()[-1])
 
 
 def test_a_better_version_is_promoted_and_a_broken_one_taken_back(platform):
