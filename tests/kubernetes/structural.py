@@ -76,12 +76,24 @@ def _unstructural(schema: dict[str, Any], path: str, *, logic: bool) -> Iterator
     for rule in schema.get("x-kubernetes-validations") or ():
         if not rule.get("rule") or "\n" in rule.get("message", ""):
             yield f"{path}.x-kubernetes-validations", f"Invalid value: {rule}"
+        elif hidden := sorted(_undeclared(rule["rule"], schema)):
+            yield f"{path}.x-kubernetes-validations", f"Invalid value: undefined fields {hidden} in {rule['rule']}"
         elif cel is not None and (why := _does_not_compile(rule)):
             yield f"{path}.x-kubernetes-validations", f"Invalid value: {rule['rule']}: {why}"
     for word, inner in _below(schema):
         yield from _unstructural(inner, f"{path}.{word}", logic=logic or word.split("[")[0] in LOGIC)
     if "default" in schema and not logic:
         yield from ((f"{path}.default", m) for _, m in errors_of(pruned(schema["default"], schema), schema))
+
+
+def _undeclared(rule: str, schema: dict[str, Any]) -> set[str]:
+    """Fields that a rule reads although the schema does not declare them with a type, which CEL could not know then."""
+    known = {
+        name
+        for name, inner in (schema.get("properties") or {}).items()
+        if inner.get("type") or inner.get("x-kubernetes-int-or-string")
+    }
+    return set(re.findall(r"\bself\.([A-Za-z]\w*)(?!\w*\()", rule)) - known
 
 
 LOGIC = {"allOf", "anyOf", "oneOf", "not"}
@@ -197,7 +209,20 @@ def _compiled(rule: str) -> Any:
     from cel_expr_python.ext import ext_strings
 
     variables = {"self": cel.Type.DYN, "oldSelf": cel.Type.DYN}
-    return cel.NewEnv(variables=variables, extensions=[ext_strings.ExtStrings()]).compile(rule)
+    return cel.NewEnv(variables=variables, extensions=[ext_strings.ExtStrings()], functions=_lists()).compile(rule)
+
+
+@functools.lru_cache(maxsize=1)
+def _lists() -> Any:
+    """What Kubernetes adds to CEL for lists, as far as it is used."""
+
+    def is_sorted(items: Any) -> bool:
+        values = [item.value() if hasattr(item, "value") else item for item in items]
+        return values == sorted(values)
+
+    of_any = cel.Type.List(cel.Type.DYN)
+    overload = cel.Overload("list_is_sorted", cel.Type.BOOL, [of_any], is_member=True, impl=is_sorted)
+    return [cel.FunctionDecl("isSorted", [overload])]
 
 
 def _does_not_compile(rule: dict[str, Any]) -> str:
