@@ -203,21 +203,26 @@ class ClusterApi:
     def read_lease(self, namespace: str, name: str) -> client.V1Lease | None:
         """A Lease, or None when there is none."""
         try:
-            return asked(
+            found: client.V1Lease = asked(
                 lambda: self._leases.read_namespaced_lease(name, namespace, _request_timeout=self._limits),
                 f"read lease {namespace}/{name}",
             )
         except ResourceGone:
             return None
+        return found
 
     def create_lease(self, namespace: str, lease: client.V1Lease) -> client.V1Lease:
         """Make a Lease."""
         call = self._leases.create_namespaced_lease
-        return asked(lambda: call(namespace, lease, _request_timeout=self._limits), f"create a lease in {namespace}")
+        made: client.V1Lease = asked(
+            lambda: call(namespace, lease, _request_timeout=self._limits), f"create a lease in {namespace}"
+        )
+        return made
 
     def replace_lease(self, namespace: str, name: str, lease: client.V1Lease) -> client.V1Lease:
         """Write a Lease that must not have changed since it was read."""
         call = self._leases.replace_namespaced_lease
-        return asked(
+        written: client.V1Lease = asked(
             lambda: call(name, namespace, lease, _request_timeout=self._limits), f"renew lease {namespace}/{name}"
         )
+        return written
