@@ -27,7 +27,6 @@ from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
 from rollout.errors import LogConflict
-from rollout.event_log.database import Database
 from rollout.event_log.sql import SqlEventLog
 from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
@@ -35,6 +34,7 @@ from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
 from tidegate.composition import build_poller, build_registry, build_smoke_runner
 from tidegate.errors import WrongUse
+from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
 from tidegate.webhooks import FileCursors, build_webhooks
@@ -42,14 +42,19 @@ from tidegate.webhooks import FileCursors, build_webhooks
 log = logging.getLogger("tidegate.control_plane")
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-MIN_TOKEN_CHARS = 32
 CLOSING_S = 2.0
 """How long open requests may go on when it stops. Event streams never end by themselves."""
 
 
 def read_token(settings: Settings) -> str:
-    """The bootstrap token, an admin's; made on first use, readable by the owner alone."""
+    """The bootstrap token, an admin's; made on first use, readable by the owner alone. A mounted one is only read.
+
+    Raises:
+        WrongUse: a mounted one can't be read or is too short.
+    """
     path = settings.credentials_file
+    if settings.control_token_file is not None:
+        return read_mounted(path, "control_token_file")
     token = path.read_text().strip() if path.exists() else ""
     if not token:  # also after a crash between making the file and writing it
         token = secrets.token_urlsafe(32)
@@ -107,15 +112,18 @@ def _moments(status: ModelStatus) -> Iterator[tuple[Moment, str]]:
 
 async def serve(settings: Settings) -> int:
     """Run the controller and its API until told to stop. Returns the process's exit code."""
-    token = read_token(settings)
     try:
+        token = read_token(settings)
         check_bind(settings.host, token)
+        gateway_key = read_gateway_key(settings)
         webhooks = build_webhooks(settings, time.time)
+        database = open_store(settings)
     except WrongUse as error:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
         return error.exit_code
-    database = Database(settings.event_log_url)
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
+    if gateway_key is not None:
+        book_gateway_key(accounts, gateway_key, now=time.time())
     router = GatewayRouter(time.monotonic)
     versions = Versions(build_registry(settings))
     holder = f"{socket.gethostname()}:{settings.home}"
