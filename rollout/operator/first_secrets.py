@@ -47,6 +47,7 @@ class SecretPlan(BaseModel):
     name: Name
     make: Mapping[Entry, Make]
     compose: Mapping[Entry, str] = Field(default={}, description="Text in which {entry} stands for another entry.")
+    copy_to: tuple[Name, ...] = Field(default=(), description="Further namespaces that need the very same one.")
 
 
 class Plan(BaseModel):
@@ -60,18 +61,18 @@ class Plan(BaseModel):
 
 
 class Secrets(Protocol):
-    """The Secrets of one namespace."""
+    """The Secrets of a cluster, as far as the plan goes."""
 
-    def read(self, name: str) -> Mapping[str, str] | None:
+    def read(self, namespace: str, name: str) -> Mapping[str, str] | None:
         """What one holds; None when there is none of that name."""
         ...
 
-    def create(self, name: str, values: Mapping[str, str]) -> None:
+    def create(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
         """Make one."""
         ...
 
-    def add(self, name: str, values: Mapping[str, str]) -> None:
-        """Add entries to one; the others stay."""
+    def write(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
+        """Write entries of one; the others stay."""
         ...
 
 
@@ -108,47 +109,55 @@ def bring_about(plan: Plan, there: Secrets, fresh: Callable[[Make], str] = fresh
     """Make what is missing; returns what was done, for people, without any value."""
     said: list[str] = []
     for wanted in plan.secrets:
-        found = there.read(wanted.name)
+        found = there.read(plan.namespace, wanted.name)
         new = missing(wanted, found, fresh)
-        if found is None:
-            there.create(wanted.name, new)
-            said.append(f"secret {wanted.name}: made, with {', '.join(sorted(new))}")
-        elif new:
-            there.add(wanted.name, new)
-            said.append(f"secret {wanted.name}: {', '.join(sorted(new))} added, the rest left as it was")
-        else:
-            said.append(f"secret {wanted.name}: complete, left as it was")
+        said.append(_write(there, plan.namespace, wanted.name, found, new))
+        values = dict(found or {}) | new
+        for namespace in wanted.copy_to:
+            copy = there.read(namespace, wanted.name)
+            differs = {e: v for e, v in values.items() if (copy or {}).get(e) != v}
+            said.append(_write(there, namespace, wanted.name, copy, differs))
     return said
+
+
+def _write(there: Secrets, namespace: str, name: str, found: Mapping[str, str] | None, new: dict[str, str]) -> str:
+    place = f"secret {namespace}/{name}"
+    if found is None:
+        there.create(namespace, name, new)
+        return f"{place}: made, with {', '.join(sorted(new))}"
+    if new:
+        there.write(namespace, name, new)
+        return f"{place}: {', '.join(sorted(new))} written, the rest left as it was"
+    return f"{place}: complete, left as it was"
 
 
 class ClusterSecrets:
     """The Secrets as the API server has them."""
 
-    def __init__(self, api: client.CoreV1Api, namespace: str, labels: Mapping[str, str]) -> None:
+    def __init__(self, api: client.CoreV1Api, labels: Mapping[str, str]) -> None:
         self._api = api
-        self._namespace = namespace
         self._labels = dict(labels)
 
-    def read(self, name: str) -> Mapping[str, str] | None:
+    def read(self, namespace: str, name: str) -> Mapping[str, str] | None:
         """See `Secrets.read`."""
         try:
-            found = self._api.read_namespaced_secret(name, self._namespace, _request_timeout=REQUEST_TIMEOUT_S)
+            found = self._api.read_namespaced_secret(name, namespace, _request_timeout=REQUEST_TIMEOUT_S)
         except ApiException as error:
             if error.status == 404:
                 return None
             raise
         return {entry: base64.b64decode(value).decode() for entry, value in (found.data or {}).items()}
 
-    def create(self, name: str, values: Mapping[str, str]) -> None:
+    def create(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
         """See `Secrets.create`."""
         about = client.V1ObjectMeta(name=name, labels=self._labels)
         body = client.V1Secret(metadata=about, string_data=dict(values))
-        self._api.create_namespaced_secret(self._namespace, body, _request_timeout=REQUEST_TIMEOUT_S)
+        self._api.create_namespaced_secret(namespace, body, _request_timeout=REQUEST_TIMEOUT_S)
 
-    def add(self, name: str, values: Mapping[str, str]) -> None:
-        """See `Secrets.add`."""
+    def write(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
+        """See `Secrets.write`."""
         body = {"stringData": dict(values)}
-        self._api.patch_namespaced_secret(name, self._namespace, body, _request_timeout=REQUEST_TIMEOUT_S)
+        self._api.patch_namespaced_secret(name, namespace, body, _request_timeout=REQUEST_TIMEOUT_S)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -161,7 +170,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     config.load_incluster_config()  # type: ignore[no-untyped-call]
     try:
-        said = bring_about(plan, ClusterSecrets(client.CoreV1Api(), plan.namespace, plan.labels))
+        said = bring_about(plan, ClusterSecrets(client.CoreV1Api(), plan.labels))
     except ApiException as error:
         print(f"first_secrets: the API server says {error.status} {error.reason}; see the hook's Role", file=sys.stderr)
         return 1

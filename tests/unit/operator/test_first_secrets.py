@@ -29,27 +29,26 @@ PLAN = Plan.model_validate(
 
 class FakeSecrets:
     def __init__(self) -> None:
-        self.held: dict[str, dict[str, str]] = {}
+        self.held: dict[tuple[str, str], dict[str, str]] = {}
         self.writes = 0
 
-    def read(self, name: str) -> Mapping[str, str] | None:
-        return self.held.get(name)
+    def read(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        return self.held.get((namespace, name))
 
-    def create(self, name: str, values: Mapping[str, str]) -> None:
-        assert name not in self.held
+    def create(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
+        assert (namespace, name) not in self.held
         self.writes += 1
-        self.held[name] = dict(values)
+        self.held[namespace, name] = dict(values)
 
-    def add(self, name: str, values: Mapping[str, str]) -> None:
-        assert not self.held[name].keys() & values.keys()
+    def write(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
         self.writes += 1
-        self.held[name] |= values
+        self.held[namespace, name] |= values
 
 
 def test_an_installation_makes_all_and_an_upgrade_touches_nothing() -> None:
     there, counter = FakeSecrets(), itertools.count()
     said = bring_about(PLAN, there, lambda how: f"{how}-{next(counter)}")
-    assert there.held["r-postgresql"]["url"] == "postgresql://tidegate:token-1@r-postgresql:5432/tidegate"
+    assert there.held["models", "r-postgresql"]["url"] == "postgresql://tidegate:token-1@r-postgresql:5432/tidegate"
     before = {name: dict(values) for name, values in there.held.items()}
     writes = there.writes
     again = bring_about(PLAN, there)
@@ -62,12 +61,26 @@ def test_an_installation_makes_all_and_an_upgrade_touches_nothing() -> None:
 
 def test_a_newer_charts_entry_is_added_beside_the_old_ones() -> None:
     there = FakeSecrets()
-    there.held["r-postgresql"] = {"password": "old"}
+    there.held["models", "r-postgresql"] = {"password": "old"}
     bring_about(PLAN, there)
-    assert there.held["r-postgresql"] == {
+    assert there.held["models", "r-postgresql"] == {
         "password": "old",
         "url": "postgresql://tidegate:old@r-postgresql:5432/tidegate",
     }
+
+
+def test_a_copy_follows_the_one_that_it_was_made_of() -> None:
+    there = FakeSecrets()
+    wanted = {"name": "r-ray-token", "make": {"auth_token": "token"}, "copy_to": ["team-a", "team-b"]}
+    plan = Plan.model_validate({"namespace": "models", "secrets": [wanted]})
+    there.held["team-b", "r-ray-token"] = {"auth_token": "of an earlier release", "else": "stays"}
+    bring_about(plan, there)
+    token = there.held["models", "r-ray-token"]["auth_token"]
+    assert there.held["team-a", "r-ray-token"] == {"auth_token": token}
+    assert there.held["team-b", "r-ray-token"] == {"auth_token": token, "else": "stays"}
+    writes = there.writes
+    bring_about(plan, there)
+    assert there.writes == writes
 
 
 def test_what_is_made_is_long_enough_and_different_each_time() -> None:
