@@ -6,6 +6,7 @@ Reads its settings from the environment and `$TIDEGATE_HOME`; the supervisor sta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import signal
@@ -187,14 +188,34 @@ async def serve(settings: Settings) -> int:
         beside = {"aliases": aliases.run(), "notifications": announcer.run()}
         if poller is not None:
             beside["measuring"] = poller.run()
-        return await _run(uvicorn.Server(config), controller, beside)
+        return await _run(_Server(config), controller, beside)
 
 
-async def _run(server: uvicorn.Server, controller: Controller, beside: Mapping[str, Coroutine[Any, Any, None]]) -> int:
+class _Server(uvicorn.Server):
+    """Leaves signals to the process.
+
+    uvicorn's own handling sends itself the signal once more when it has closed, which ends the process before the
+    lease is given back: the next controller would wait for the lease's end, with each update of a cluster.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See `uvicorn.Server.capture_signals`."""
+        yield
+
+    def stop_on(self, *numbers: signal.Signals) -> None:
+        """Close orderly when one of these comes."""
+        loop = asyncio.get_running_loop()
+        for number in numbers:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+
+
+async def _run(server: _Server, controller: Controller, beside: Mapping[str, Coroutine[Any, Any, None]]) -> int:
     """Serve and lead until one of the two ends; what runs beside them may fail without stopping rollouts."""
     others = [asyncio.create_task(work, name=name) for name, work in beside.items()]
     for task in others:
         task.add_done_callback(_note_end)
+    server.stop_on(signal.SIGTERM, signal.SIGINT)
     serving = asyncio.create_task(server.serve())
     leading = asyncio.create_task(controller.run())
     done, _ = await asyncio.wait({serving, leading}, return_when=asyncio.FIRST_COMPLETED)
