@@ -183,6 +183,12 @@ class Acknowledge(Frozen):
     digest: Digest
 
 
+class Undeploy(Frozen):
+    """The model is wanted no more: nothing of it gets new requests, and all that runs is drained and removed."""
+
+    type: Literal["undeploy"] = "undeploy"
+
+
 Action = Annotated[
     Start
     | SetStep
@@ -199,6 +205,7 @@ Action = Annotated[
     | EndWatch
     | RetirePrevious
     | Remove
-    | Acknowledge,
+    | Acknowledge
+    | Undeploy,
     Field(discriminator="type"),
 ]
