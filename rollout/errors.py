@@ -7,6 +7,7 @@ RolloutError
 +-- Quarantined            the digest was condemned; `ack` releases it
 +-- WorkloadUnavailable    the workload layer could not be asked (retry; nothing is concluded)
 +-- WorkloadRejected       the workload layer refused what was asked (fix it)
++-- InsufficientCapacity   there is no room for a new version's replicas (make room, or try again)
 +-- LogConflict            another writer was first, or the leadership is lost (load again)
 +-- EventLogUnavailable    the store could not be reached (retry; nothing is decided meanwhile)
 +-- NotLeading             this controller does not lead (retry, perhaps at another one)
@@ -46,6 +47,12 @@ class WorkloadUnavailable(RolloutError):
 
 class WorkloadRejected(RolloutError):
     """The workload layer refused what was asked of it."""
+
+
+class InsufficientCapacity(RolloutError):
+    """No machine has room for the replicas of a version that should be started. Nothing was started."""
+
+    retryable = True
 
 
 class LogConflict(RolloutError):
