@@ -97,6 +97,11 @@ class RayServeWorkloads:
             del self._dead_replicas[gone]
         return {name: self._status(name, details) for name, details in applications.items()}
 
+    async def shortage(self, wanted: Workload) -> str:
+        """Nothing is known of room here: one machine holds what it holds, and Serve waits for what does not fit."""
+        del wanted
+        return ""
+
     async def close(self) -> None:
         """Close the connections; what runs goes on running."""
         if self._client is not None:

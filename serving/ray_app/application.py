@@ -188,6 +188,10 @@ def command_for(args: ApplicationArgs) -> Callable[[Listener], EngineCommand]:
             limit = vllm.context_limit(Path(spec.source))
             threads = args.threads or len(os.sched_getaffinity(0))
             return lambda listener: vllm.command(spec, listener, limit, threads)
+        case EngineKind.EXTERNAL:
+            raise EngineStartFailed(
+                f"{spec.model}@{spec.version} is served by somebody else's workload; nothing starts here {PERMANENT}"
+            )
 
 
 def verify(spec: RevisionSpec) -> None:
