@@ -28,6 +28,7 @@ SHELL = {
     "registry.registration": "makes a folder ready to be registered",
     "registry.sources": "fetches a version's files",
     "registry.verification": "reads a version's files again",
+    "registry.weights": "brings a version's files to a node",
     "rollout.accounting": "asks the store of keys and usage, in threads",
     "rollout.actuate": "acts on workloads and traffic",
     "rollout.announcer": "reads the log and tells receivers",
