@@ -36,6 +36,7 @@ SHELL = {
     "rollout.leadership": "takes the lease, writes the log",
     "rollout.observe": "asks workloads and gateways",
     "rollout.smoke_runner": "asks candidates over HTTP",
+    "rollout.cluster_api": "talks to the API server of a cluster",
     "rollout.versions": "asks the registry, in threads",
     "rollout.watching": "asks workloads and gateways",
     "monitoring.instruments": "the home of prometheus_client",
