@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rollout.cluster_api import ClusterApi, Object
+from rollout.endpoint_slices import SERVICE_NAME, ready_addresses, slices_path
 from rollout.errors import ClusterRejected, ClusterUnavailable
 from rollout.traffic_routers.base import RouterView
-from rollout.traffic_routers.endpoint_slices import SERVICE_NAME, ready_addresses, slices_path
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.traffic_routers.http_routes import (
     NotRoutable,

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from rollout.traffic_routers.base import TrafficRouter
-from rollout.traffic_routers.endpoint_slices import GatewayPods
 from rollout.traffic_routers.gateway import SETTLE_S, Connection, GatewayRouter
 from rollout.traffic_routers.gateway_api import GatewayApiRouter
+from rollout.traffic_routers.gateway_pods import GatewayPods
 from rollout.traffic_routers.memory import MemoryTrafficRouter
 from serving.outcomes import FROM_CONTROLLER, Ack, Hello, TablePush, Totals
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable

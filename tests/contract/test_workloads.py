@@ -18,13 +18,16 @@ import pytest
 from rollout.errors import WorkloadUnavailable
 from rollout.workloads.base import Workload, WorkloadPort, WorkloadState, WorkloadStatus
 from rollout.workloads.memory import MemoryWorkloads
+from rollout.workloads.on_cluster import ClusterWorkloads
 from rollout.workloads.ray_serve import RayServeWorkloads
-from serving.specs import EngineKind, RevisionSpec
+from rollout.workloads.referred import ReferredWorkloads
+from serving.specs import EngineKind, RevisionSpec, object_name
 from tests.kubernetes.cluster import Write
 from tests.kubernetes.definitions import RAY_SERVICES
 from tests.kubernetes.kuberay import KubeRay, a_node
+from tests.kubernetes.people import People
 from tests.kubernetes.server import ApiServer
-from tests.kubernetes.tidegate import kuberay_workloads
+from tests.kubernetes.tidegate import cluster_api, kuberay_workloads
 from tests.ports import free_ports
 from tidegate.ray_head import RayHead
 from tidegate.settings import Settings
@@ -147,6 +150,30 @@ class KubeRayWorld(World):
         return self.port
 
 
+class ReferredWorld(World):
+    """Deployments that somebody else runs: they make what is asked for here, and take it away again."""
+
+    def __init__(self, api: ApiServer) -> None:
+        self.api = api
+        self.people = People(api.cluster, NAMESPACE)
+        self.port = self.people.informed(ClusterWorkloads(MemoryWorkloads(), ReferredWorkloads(cluster_api(api))))
+
+    async def pass_time(self) -> None:
+        self.people.tick()
+
+    def writes(self) -> int:
+        return len(self.api.writes())
+
+    def failing(self, version: str) -> Workload:
+        found = workload(version)
+        self.people.broken.add(object_name(found.application))
+        return found
+
+    def unreachable(self) -> WorkloadPort:
+        self.api.leave()
+        return self.port
+
+
 @pytest.fixture(scope="module")
 def ray_settings() -> Iterator[Settings]:
     """A Ray of this module's own."""
@@ -164,6 +191,7 @@ def ray_settings() -> Iterator[Settings]:
     params=[
         "memory",
         pytest.param("kuberay", marks=pytest.mark.integration),
+        pytest.param("referred", marks=pytest.mark.integration),
         pytest.param("ray_serve", marks=[pytest.mark.integration, pytest.mark.timeout(240)]),
     ]
 )
@@ -171,9 +199,9 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     match request.param:
         case "memory":
             yield MemoryWorld()
-        case "kuberay":
+        case "kuberay" | "referred":
             with ApiServer() as api:
-                yield KubeRayWorld(api)
+                yield KubeRayWorld(api) if request.param == "kuberay" else ReferredWorld(api)
         case _:
             yield RayWorld(request.getfixturevalue("ray_settings"))
 
@@ -238,9 +266,9 @@ async def test_a_life(world: World) -> None:
 async def test_unreachable_concludes_nothing(world: World) -> None:
     port = world.unreachable()
     with pytest.raises(WorkloadUnavailable):
-        await port.observe()
-    with pytest.raises(WorkloadUnavailable):
         await port.apply([workload("1.0.0")])
+    with pytest.raises(WorkloadUnavailable):
+        await port.observe()
     if isinstance(world, MemoryWorld):
         world.memory.make_available()
 

@@ -56,6 +56,8 @@ def an_endpoint_slice(service: str, pods: Sequence[str], *, ready: bool = True, 
         for index, pod in enumerate(pods)
     ]
     return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
         "metadata": {"name": f"{service}-abcde", "labels": {"kubernetes.io/service-name": service}},
         "addressType": "IPv4",
         "endpoints": endpoints,

@@ -1,44 +1,20 @@
-"""What the EndpointSlices of a Service say: which of its pods get requests. Pure, but for the poller."""
+"""Which gateways get clients' requests on a cluster: the ready pods behind their Service. Shell."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection
 
 from rollout.cluster_api import ClusterApi
+from rollout.endpoint_slices import SERVICE_NAME, ready_pods, slices_path
 from rollout.errors import ClusterUnavailable
 
 log = logging.getLogger(__name__)
 
-SERVICE_NAME = "kubernetes.io/service-name"
 POLL_S = 2.0
 STALE_S = 15.0
 """What was seen so long ago is not known any more."""
-
-
-def slices_path(namespace: str) -> str:
-    """The path of a namespace's slices."""
-    return f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-
-
-def ready_addresses(slices: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """The addresses that get requests, over all slices; `ready` left out means that they do."""
-    return frozenset(address for endpoint in _ready(slices) for address in endpoint.get("addresses") or ())
-
-
-def ready_pods(slices: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """The names of the pods that get requests."""
-    named = (endpoint.get("targetRef") or {} for endpoint in _ready(slices))
-    return frozenset(str(ref["name"]) for ref in named if ref.get("kind") == "Pod" and ref.get("name"))
-
-
-def _ready(slices: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    for part in slices:
-        for endpoint in part.get("endpoints") or ():
-            if (endpoint.get("conditions") or {}).get("ready") is not False:
-                yield endpoint
 
 
 class GatewayPods:
