@@ -7,8 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rollout.engine_specs import EngineSpec
 from rollout.specs import RolloutSpec
-from serving.specs import Digest, Frozen, RevisionSpec
+from serving.specs import Digest, Frozen, RevisionSpec, object_name
+
+DASHBOARD_PORT = 8265
+"""Of Ray's dashboard in a cluster."""
 
 
 class Deployed(Frozen):
@@ -16,6 +20,12 @@ class Deployed(Frozen):
 
     revision: RevisionSpec
     replicas: int = 1
+    engine: EngineSpec = EngineSpec()
+    """What its replicas need and where they run, as the spec that brought it said."""
+    namespace: str = ""
+    """Where on a cluster it lives; empty on the local platform."""
+    longest_stream_s: float = 30.0
+    """How long its answers may take, as that spec's `drainDeadline` said."""
 
     @property
     def digest(self) -> str:
@@ -31,6 +41,16 @@ class Deployed(Frozen):
     def application(self) -> str:
         """The revision's Serve application."""
         return self.revision.application
+
+    @property
+    def endpoints(self) -> str:
+        """Where gateways learn which engines answer for it (`RevisionTraffic.endpoints`)."""
+        if not self.namespace:
+            return ""
+        if self.engine.workload_ref is not None:
+            ref = self.engine.workload_ref
+            return f"service://{self.namespace}/{ref.service_name}:{ref.port}"
+        return f"ray://{object_name(self.application)}-head-svc.{self.namespace}.svc:{DASHBOARD_PORT}"
 
 
 class Trigger(enum.StrEnum):

@@ -28,7 +28,14 @@ def desired_workloads(statuses: Iterable[ModelStatus]) -> tuple[Workload, ...]:
     for status in statuses:
         replicas = wanted_replicas(status)
         wanted += [
-            Workload(revision=d.revision, replicas=replicas[d.digest], graceful_shutdown_s=30.0)
+            Workload(
+                revision=d.revision,
+                replicas=replicas[d.digest],
+                graceful_shutdown_s=30.0,
+                engine=d.engine,
+                namespace=d.namespace,
+                longest_stream_s=d.longest_stream_s,
+            )
             for d in status.running()
         ]
     return tuple(sorted(wanted, key=lambda w: w.application))
@@ -87,4 +94,5 @@ def _entry(deployed: Deployed, role: Role, weight: int) -> RevisionTraffic:
         role=role,
         weight=weight,
         application=deployed.application,
+        endpoints=deployed.endpoints,
     )

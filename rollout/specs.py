@@ -15,6 +15,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from rollout.engine_specs import Capacity, EngineSpec, OnShortage, Resources
 from rollout.errors import InvalidSpec
 from rollout.spec_types import DECIMAL, WHOLE, Duration, Spec, parse_duration_s
 from rollout.strategy_specs import DEFAULT_STEPS, Strategy
@@ -167,60 +168,6 @@ class AnalysisSpec(Spec):
     def max_slowdown(self) -> float:
         """The factor that gateways measure latency against."""
         return next(iter(self._slowdowns()), DEFAULT_SLOWDOWN)
-
-
-class Capacity(enum.StrEnum):
-    """Where the canary's replicas come from."""
-
-    SURGE = "surge"
-    """Beside stable's."""
-    REPLACE = "replace"
-    """No spare accelerator: stable gives its replicas to the canary one by one, and always keeps one."""
-
-
-class OnShortage(enum.StrEnum):
-    """What a rollback does while stable's ready replicas can't take all traffic."""
-
-    STAY = "stay"
-    """The canary keeps what stable can't take, less and less as stable becomes ready."""
-    SHED = "shed"
-    """All traffic leaves the canary at once; the gateways shed what stable can't take."""
-
-
-_QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
-Quantity = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, StringConstraints(pattern=_QUANTITY)]
-
-
-class Resources(Spec):
-    """What one replica needs, in Kubernetes' words: `{limits: {nvidia.com/gpu: 1, memory: 24Gi}}`."""
-
-    limits: Mapping[str, Quantity] = {}
-    requests: Mapping[str, Quantity] = {}
-
-
-class EngineSpec(Spec):
-    """Capacity: what the rollout owns, as against what the version owns."""
-
-    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] = "local"
-    min_replicas: Annotated[int, Field(ge=1, le=64), WHOLE] = 1
-    max_replicas: Annotated[int, Field(ge=1, le=64), WHOLE] | None = None
-    """Left out: as many as minReplicas."""
-    resources: Resources = Resources()
-    capacity: Capacity = Capacity.SURGE
-    on_shortage: OnShortage = OnShortage.STAY
-
-    @model_validator(mode="after")
-    def _room(self) -> Self:
-        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
-            raise ValueError(f"maxReplicas {self.max_replicas} is below minReplicas {self.min_replicas}; raise it")
-        if self.capacity is Capacity.REPLACE and self.min_replicas < 2:
-            raise ValueError("capacity: replace needs minReplicas of at least 2; with one there is none to give")
-        return self
-
-    @property
-    def most_replicas(self) -> int:
-        """Up to how many replicas it may grow."""
-        return self.max_replicas if self.max_replicas is not None else self.min_replicas
 
 
 class RolloutSpec(Spec):

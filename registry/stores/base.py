@@ -9,7 +9,7 @@ from typing import Protocol
 from registry.baking import POLICY_FILE
 from registry.errors import UnknownVersion
 from registry.files import OnProgress, silent
-from registry.models import Alias, ModelVersion, RegisterRequest
+from registry.models import Alias, Manifest, ModelVersion, RegisterRequest
 from registry.promotion import AliasMove
 from registry.references import Reference, parse_reference
 
@@ -73,6 +73,14 @@ class RegistryStore(Protocol):
 
         Raises:
             Damaged: the first file that is not what was registered.
+        """
+        ...
+
+    def manifest(self, version: ModelVersion) -> Manifest:
+        """Every file of a version with its digest, as it was registered.
+
+        Raises:
+            Damaged: it can't be read, or is not the one whose digest the version has.
         """
         ...
 

@@ -131,6 +131,10 @@ class MemoryStore:
         self._verified.ensure(record.folder, record.manifest, version.reference, force=verify, on_progress=on_progress)
         return record.folder
 
+    def manifest(self, version: ModelVersion) -> Manifest:
+        """See the protocol."""
+        return self._record(version.model, version.version).manifest
+
     def verify(self, version: ModelVersion, on_progress: OnProgress = silent) -> None:
         """See the protocol."""
         self.materialise(version, verify=True, on_progress=on_progress)

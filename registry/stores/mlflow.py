@@ -29,8 +29,8 @@ from registry.errors import (
     VersionExists,
 )
 from registry.files import OnProgress, seal, silent
-from registry.manifest import dump_manifest, manifest_digest
-from registry.models import ModelVersion, RegisterRequest
+from registry.manifest import dump_manifest, load_manifest, manifest_digest
+from registry.models import Manifest, ModelVersion, RegisterRequest
 from registry.references import check_alias, is_model_name
 from registry.registration import Staged, check_request, known_versions, number_staged, stage
 from registry.semver import Numbered, SemVer, refuse_taken
@@ -140,6 +140,11 @@ class MlflowStore:
         stored = self._stored(version)
         uri = self._mlflow.artifact_uri(stored.name, stored.number)
         return self._folders.materialise(uri, stored, version.reference, verify, on_progress)
+
+    def manifest(self, version: ModelVersion) -> Manifest:
+        """See the protocol."""
+        stored = self._stored(version)
+        return load_manifest(stored.tags.get(tags.MANIFEST, ""), version.manifest_sha256, version.reference)
 
     def verify(self, version: ModelVersion, on_progress: OnProgress = silent) -> None:
         """See the protocol."""

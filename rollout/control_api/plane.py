@@ -120,7 +120,7 @@ class ControlPlane:
                     raise CommandRefused(
                         f"retry: {status.model} has no rollout to repeat; `tidegate deploy` starts one"
                     )
-                return await self._target_of(rollout.spec)
+                return await self._target_of(rollout.spec, rollout.target.namespace)
             case Verb.UNDO:
                 return self._earlier(status, command.version, emergency=False)
             case Verb.ROLLBACK if _must_start(status, command):
@@ -137,8 +137,8 @@ class ControlPlane:
         changes = {"version": deployed.version, "emergency": emergency, "paused": False}
         return self.controller.new_target(spec.model_copy(update=changes), deployed)
 
-    async def _target_of(self, spec: RolloutSpec) -> Target:
-        _, deployed = await self.versions.resolve(spec)
+    async def _target_of(self, spec: RolloutSpec, namespace: str) -> Target:
+        _, deployed = await self.versions.resolve(spec, namespace)
         return self.controller.new_target(spec, deployed)
 
     async def _carry_out(

@@ -18,6 +18,7 @@ from registry.errors import (
     UnsafeFile,
     VersionExists,
 )
+from registry.manifest import manifest_digest
 from registry.models import Alias, Bump, ModelVersion, RegisterRequest, SourceKind
 from registry.promotion import Moment, alias_moves
 from registry.prompts import render
@@ -91,6 +92,7 @@ def test_the_folder_stands_alone_and_its_source_may_go(
     made = register(prompt_file=tmp_path / "prompt.txt", policy_file=tmp_path / "policy.yaml")
     (source / "model.safetensors").write_bytes(b"changed afterwards")
     folder = store.materialise(made)
+    assert manifest_digest(store.manifest(made)) == made.manifest_sha256
     assert (folder / "model.safetensors").read_bytes() == safetensors()
     asked = render((folder / "chat_template.jinja").read_text(), [{"role": "user", "content": "Hi"}])
     assert asked == "<system>Be brief.</><user>Hi</><assistant>"
