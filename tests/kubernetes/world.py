@@ -16,7 +16,7 @@ from registry.errors import UnknownVersion
 from rollout.actions import Deployed
 from rollout.commands import Command, Target
 from rollout.control_api.plane import ControlPlane
-from rollout.errors import ClusterConflict, ClusterRefused, ClusterUnavailable, ResourceGone
+from rollout.errors import ClusterConflict, ClusterRejected, ClusterUnavailable, ResourceGone
 from rollout.operator.crd import definition
 from rollout.operator.names import API_VERSION, FINALIZER, KIND, OPERATOR_MANAGER
 from rollout.operator.reconciler import Reconciler
@@ -67,7 +67,7 @@ class DirectWriter:
             done = self.cluster.apply(kind, resource.key.namespace, resource.key.name, body, write, force=force)
         except Refused as refused:
             kinds = {404: ResourceGone, 409: ClusterConflict}
-            raise kinds.get(refused.code, ClusterRefused)(refused.message) from None
+            raise kinds.get(refused.code, ClusterRejected)(refused.message) from None
         self._trouble()  # done, but the answer is lost
         return done
 
