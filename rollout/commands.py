@@ -41,6 +41,10 @@ class Verb(enum.StrEnum):
     ACK = "ack"
 
 
+STARTS = frozenset({Verb.DEPLOY, Verb.RETRY, Verb.UNDO})
+"""Verbs that start a rollout, and need room for its version."""
+
+
 class Command(Frozen):
     """A verb with its arguments, as it goes into the log: who, what, why."""
 
