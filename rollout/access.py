@@ -36,6 +36,7 @@ WEBSOCKET = "WEBSOCKET"
 ROUTES: Mapping[tuple[str, str], Right] = {
     ("GET", "/"): Right.OPEN,
     ("GET", "/healthz"): Right.OPEN,
+    ("GET", "/readyz"): Right.OPEN,
     ("GET", "/metrics"): Right.OPEN,
     ("GET", "/openapi.json"): Right.OPEN,
     ("GET", "/api/v1/status"): Right.READ,

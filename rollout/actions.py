@@ -203,6 +203,12 @@ class Acknowledge(Frozen):
     digest: Digest
 
 
+class Undeploy(Frozen):
+    """The model is wanted no more: nothing of it gets new requests, and all that runs is drained and removed."""
+
+    type: Literal["undeploy"] = "undeploy"
+
+
 Action = Annotated[
     Start
     | SetStep
@@ -219,6 +225,7 @@ Action = Annotated[
     | EndWatch
     | RetirePrevious
     | Remove
-    | Acknowledge,
+    | Acknowledge
+    | Undeploy,
     Field(discriminator="type"),
 ]

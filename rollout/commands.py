@@ -14,6 +14,7 @@ from rollout.actions import (
     Shift,
     Start,
     Trigger,
+    Undeploy,
     Withdraw,
 )
 from rollout.capacity import must_keep, shortage
@@ -39,6 +40,7 @@ class Verb(enum.StrEnum):
     UNDO = "undo"
     ROLLBACK = "rollback"
     ACK = "ack"
+    UNDEPLOY = "undeploy"
 
 
 STARTS = frozenset({Verb.DEPLOY, Verb.RETRY, Verb.UNDO})
@@ -58,6 +60,8 @@ class Command(Frozen):
     or not stable can take it."""
     version: str | None = None
     """rollback, undo, ack: which version."""
+    ask: str = ""
+    """Which wish of a custom resource it carries out; the log remembers it, so that no restart carries it out twice."""
 
 
 class Target(Frozen):
@@ -180,6 +184,19 @@ def acknowledge(status: ModelStatus, command: Command, digests: tuple[str, ...])
     if not held:
         raise CommandRefused(f"nothing of {status.model} is quarantined")
     return _said(command, f"acknowledged {len(held)} condemned revision(s)", *(Acknowledge(digest=d) for d in held))
+
+
+def undeploy(status: ModelStatus, command: Command) -> Decision:
+    """Take the model away: all that runs is drained and removed.
+
+    Raises:
+        CommandRefused: nothing of it gets traffic or is about to.
+
+    """
+    if status.stable is None and status.canary is None and status.leaving is None and status.previous is None:
+        raise CommandRefused(f"undeploy: nothing of {status.model} is deployed")
+    serving = ", ".join(name_of(d) for d in status.running())
+    return _said(command, f"took {status.model} away, draining {serving}", Undeploy())
 
 
 def rollback(

@@ -13,6 +13,11 @@ RolloutError
 +-- LogConflict            another writer was first, or the leadership is lost (load again)
 +-- EventLogUnavailable    the store could not be reached (retry; nothing is decided meanwhile)
 +-- NotLeading             this controller does not lead (retry, perhaps at another one)
++-- ClusterError           the Kubernetes API server did not do what was asked
+|   +-- ClusterUnavailable     it can't be reached, is overloaded or broken (retry)
+|   +-- ClusterConflict        the resource has changed meanwhile (read again, then retry)
+|   +-- ClusterRefused         a right is missing, or it does not accept this (fix it)
+|   +-- ResourceGone           there is no such resource any more
 +-- UnusableStore          the store's URL or schema can't be used (fix it)
 """
 
@@ -86,6 +91,37 @@ class NotLeading(RolloutError):
     """Something was asked of a controller that does not lead."""
 
     retryable = True
+
+
+class ClusterError(RolloutError):
+    """The Kubernetes API server did not do what was asked of it."""
+
+
+class ClusterUnavailable(ClusterError):
+    """It can't be reached, is overloaded or broken. What was asked may be done or not.
+
+    `retry_after_s`: how long it asked to be left alone; 0 when it did not say.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ClusterConflict(ClusterError):
+    """The resource has changed since it was read."""
+
+    retryable = True
+
+
+class ClusterRefused(ClusterError):
+    """A right is missing, or the API server does not accept what was sent."""
+
+
+class ResourceGone(ClusterError):
+    """There is no such resource any more."""
 
 
 class UnusableStore(RolloutError):

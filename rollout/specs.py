@@ -102,6 +102,7 @@ class SignalSpec(Spec):
     max_slowdown: Annotated[float, Field(ge=1, le=10), DECIMAL] | None = None
     """Of slow-tokens and slow-first-token: the factor by which the canary may be slower. Left out: 1.25."""
     gating: Annotated[bool, Field(strict=True)] = True
+    """Whether a step needs it to pass."""
     prometheus: PrometheusQuery | None = None
 
     @model_validator(mode="after")
@@ -138,6 +139,7 @@ class AnalysisSpec(Spec):
     beta: Annotated[float, Field(gt=0, le=0.2), DECIMAL] = 0.05
     """The chance of a step passing a version that is worse by the margin."""
     signals: Annotated[tuple[SignalSpec, ...], Field(min_length=1)] = DEFAULT_SIGNALS
+    """What is watched, each named once."""
     on_insufficient: OnInsufficient = OnInsufficient.PAUSE
 
     @model_validator(mode="before")
@@ -174,7 +176,9 @@ class RolloutSpec(Spec):
     model_config = ConfigDict(title="Tidegate rollout")
 
     model: ModelName
+    """The registered model, and its name at the gateway."""
     version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    """Which version of it, for instance 1.3.0."""
     paused: Annotated[bool, Field(strict=True)] = False
     """Start the workload, then wait for `resume` before the first traffic."""
     progress_deadline_seconds: Annotated[int, Field(ge=1), WHOLE] = 1800

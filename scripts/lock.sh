@@ -40,4 +40,7 @@ resolve "$work/all.lock" cpu demo dev
 pins "$work/all.lock" >"$work/constraints.txt"
 resolve "$work/base.lock"
 resolve "$work/cpu.lock" cpu demo
+# Another build of vLLM and PyTorch, with needs of its own; the platform below it is the same.
+pins "$work/base.lock" >"$work/constraints.txt"
+resolve "$work/gpu.lock" gpu
 python3 scripts/split_lock.py "$work" requirements

@@ -6,6 +6,7 @@ Reads its settings from the environment and `$TIDEGATE_HOME`; the supervisor sta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import signal
@@ -27,7 +28,6 @@ from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
 from rollout.errors import LogConflict
-from rollout.event_log.database import Database
 from rollout.event_log.sql import SqlEventLog
 from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
@@ -35,6 +35,7 @@ from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
 from tidegate.composition import build_poller, build_registry, build_smoke_runner
 from tidegate.errors import WrongUse
+from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
 from tidegate.webhooks import FileCursors, build_webhooks
@@ -42,14 +43,19 @@ from tidegate.webhooks import FileCursors, build_webhooks
 log = logging.getLogger("tidegate.control_plane")
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-MIN_TOKEN_CHARS = 32
 CLOSING_S = 2.0
 """How long open requests may go on when it stops. Event streams never end by themselves."""
 
 
 def read_token(settings: Settings) -> str:
-    """The bootstrap token, an admin's; made on first use, readable by the owner alone."""
+    """The bootstrap token, an admin's; made on first use, readable by the owner alone. A mounted one is only read.
+
+    Raises:
+        WrongUse: a mounted one can't be read or is too short.
+    """
     path = settings.credentials_file
+    if settings.control_token_file is not None:
+        return read_mounted(path, "control_token_file")
     token = path.read_text().strip() if path.exists() else ""
     if not token:  # also after a crash between making the file and writing it
         token = secrets.token_urlsafe(32)
@@ -107,15 +113,18 @@ def _moments(status: ModelStatus) -> Iterator[tuple[Moment, str]]:
 
 async def serve(settings: Settings) -> int:
     """Run the controller and its API until told to stop. Returns the process's exit code."""
-    token = read_token(settings)
     try:
+        token = read_token(settings)
         check_bind(settings.host, token)
+        gateway_key = read_gateway_key(settings)
         webhooks = build_webhooks(settings, time.time)
+        database = open_store(settings)
     except WrongUse as error:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
         return error.exit_code
-    database = Database(settings.event_log_url)
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
+    if gateway_key is not None:
+        book_gateway_key(accounts, gateway_key, now=time.time())
     router = GatewayRouter(time.monotonic)
     versions = Versions(build_registry(settings))
     holder = f"{socket.gethostname()}:{settings.home}"
@@ -179,14 +188,34 @@ async def serve(settings: Settings) -> int:
         beside = {"aliases": aliases.run(), "notifications": announcer.run()}
         if poller is not None:
             beside["measuring"] = poller.run()
-        return await _run(uvicorn.Server(config), controller, beside)
+        return await _run(_Server(config), controller, beside)
 
 
-async def _run(server: uvicorn.Server, controller: Controller, beside: Mapping[str, Coroutine[Any, Any, None]]) -> int:
+class _Server(uvicorn.Server):
+    """Leaves signals to the process.
+
+    uvicorn's own handling sends itself the signal once more when it has closed, which ends the process before the
+    lease is given back: the next controller would wait for the lease's end, with each update of a cluster.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See `uvicorn.Server.capture_signals`."""
+        yield
+
+    def stop_on(self, *numbers: signal.Signals) -> None:
+        """Close orderly when one of these comes."""
+        loop = asyncio.get_running_loop()
+        for number in numbers:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+
+
+async def _run(server: _Server, controller: Controller, beside: Mapping[str, Coroutine[Any, Any, None]]) -> int:
     """Serve and lead until one of the two ends; what runs beside them may fail without stopping rollouts."""
     others = [asyncio.create_task(work, name=name) for name, work in beside.items()]
     for task in others:
         task.add_done_callback(_note_end)
+    server.stop_on(signal.SIGTERM, signal.SIGINT)
     serving = asyncio.create_task(server.serve())
     leading = asyncio.create_task(controller.run())
     done, _ = await asyncio.wait({serving, leading}, return_when=asyncio.FIRST_COMPLETED)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -52,6 +52,19 @@ class Settings(BaseSettings):
     serve_port: Port = Field(default=8100, description="Ray Serve's own proxy, which nothing of ours uses.")
     tracking_uri: str = Field(default="", description="MLflow tracking URI; empty means sqlite below home.")
     store_url: str = Field(default="", description="SQLAlchemy URL of the event log; empty means sqlite below home.")
+    store_url_file: Path | None = Field(
+        default=None, description="File that holds that URL, for instance of a mounted Secret; instead of store_url."
+    )
+    control_token_file: Path | None = Field(
+        default=None, description="Mounted file with the bootstrap token, only ever read; instead of the one in home."
+    )
+    gateway_key_file: Path | None = Field(
+        default=None, description="Key that gateways dial with; the control plane books it with the role gateway alone."
+    )
+    gateway_internal_url: str = Field(
+        default="",
+        description="Where our own processes reach the gateways, for instance a Service; empty means on this machine.",
+    )
     auth: Literal["none", "keys"] = Field(
         default="none", description="keys: every request to the gateway needs an API key (`tidegate key create`)."
     )
@@ -82,6 +95,12 @@ class Settings(BaseSettings):
         default=(), description="Addresses and networks whose X-Forwarded-For the control plane believes."
     )
     webhooks: tuple[WebhookSettings, ...] = Field(default=(), description="Who is told what rollouts do.")
+
+    @model_validator(mode="after")
+    def _has_one_store(self) -> Self:
+        if self.store_url and self.store_url_file is not None:
+            raise ValueError("store_url and store_url_file both name the store; give one of them")
+        return self
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -127,8 +146,8 @@ class Settings(BaseSettings):
 
     @property
     def credentials_file(self) -> Path:
-        """Bearer token of the local control plane, mode 0600."""
-        return self.home / "credentials"
+        """Bearer token of the control plane: of this home, mode 0600, unless a mounted one is named."""
+        return self.control_token_file or self.home / "credentials"
 
     @property
     def prometheus_dir(self) -> Path:
@@ -157,7 +176,13 @@ class Settings(BaseSettings):
 
     @property
     def event_log_url(self) -> str:
-        """The SQLAlchemy URL in force."""
+        """The SQLAlchemy URL in force.
+
+        Raises:
+            OSError: it is in a file that can't be read.
+        """
+        if self.store_url_file is not None:
+            return self.store_url_file.read_text().strip()
         return self.store_url or f"sqlite:///{self.home / 'state.db'}"
 
     @property
@@ -173,7 +198,9 @@ class Settings(BaseSettings):
 
     @property
     def own_gateway_url(self) -> str:
-        """Where our own processes reach the gateway: by loopback, when it listens on every address."""
+        """Where our own processes reach the gateway: as configured, or by loopback when it listens everywhere."""
+        if self.gateway_internal_url:
+            return self.gateway_internal_url
         if self.host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
             return self.gateway_url.replace(f"//{self.host}:", "//127.0.0.1:", 1)
         return self.gateway_url

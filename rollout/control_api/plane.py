@@ -105,11 +105,14 @@ class ControlPlane:
 
     async def verb(self, model: str, command: Command, *, dry_run: bool, wait_s: float = 0.0) -> dict[str, Any]:
         """Carry out any other verb; with `wait_s` wait so long for the gateways to confirm that traffic has left."""
-        target = await self._target(self.controller.status(model), command)
+        target = await self.aim(model, command)
         return await self._carry_out(model, command, target, dry_run=dry_run, wait_s=wait_s)
 
-    async def _target(self, status: ModelStatus, command: Command) -> Target | None:
+    async def aim(self, model: str, command: Command) -> Target | None:
         """What the verb would have to start, if anything."""
+        return await self._target(self.controller.status(model), command)
+
+    async def _target(self, status: ModelStatus, command: Command) -> Target | None:
         rollout = status.rollout
         match command.verb:
             case Verb.RETRY:

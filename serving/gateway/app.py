@@ -121,8 +121,10 @@ class AdminApp:
                 return _ALIVE
             case ("GET" | "HEAD", "/readyz"):
                 return self._readiness()
+            case ("GET" | "HEAD", "/readyz/pod"):
+                return self._pod_readiness()
             case (method, path):
-                message = f"{method} {path[:128]} is not served; try GET /metrics, /healthz or /readyz"
+                message = f"{method} {path[:128]} is not served; try GET /metrics, /healthz, /readyz or /readyz/pod"
                 return json_reply(404, {"error": message})
 
     async def serve(self, exchange: Exchange) -> None:
@@ -147,6 +149,26 @@ class AdminApp:
         body, content_type = self._instruments.render(accept)
         return Reply(200, body, ((b"content-type", content_type.encode()),))
 
+    def _pod_readiness(self) -> Reply:
+        """Whether a balancer may send clients to this gateway rather than to another one.
+
+        Says nothing of models: that a model has no engine is so at every gateway, and each answers it with 503 and the
+        reason, which is better than no gateway at all. A controller that is connected and has sent no table has none.
+        """
+        missing: list[str] = []
+        if self._state.table is None and not self._connected():
+            missing.append("no traffic table, and no controller has been reached that could tell of one")
+        missing += self._missing_here()
+        return json_reply(200 if not missing else 503, {"ready": not missing, "missing": missing})
+
+    def _missing_here(self) -> list[str]:
+        missing: list[str] = []
+        if (no_keys := self._protection.missing(time.time())) is not None:
+            missing.append(no_keys)
+        if self._draining():
+            missing.append("draining: this gateway is stopping")
+        return missing
+
     def _readiness(self) -> Reply:
         now = time.monotonic()
         missing: list[str] = []
@@ -165,10 +187,7 @@ class AdminApp:
             missing.append(
                 f"none of {len(self._state.routes)} models has a stable revision with a ready endpoint; see `models`"
             )
-        if (no_keys := self._protection.missing(time.time())) is not None:
-            missing.append(no_keys)
-        if self._draining():
-            missing.append("draining: this gateway is stopping")
+        missing += self._missing_here()
         ready = not missing
         status = {
             "ready": ready,

@@ -1,5 +1,8 @@
 """Run one gateway: `python -m serving.gateway.main --config '{"home": "/home/me/.tidegate"}' [--name gateway-0]`.
 
+In a container: `--config-file /etc/tidegate/gateway.json`; what differs from pod to pod
+is in the environment (`ENVIRONMENT`).
+
 Both servers, the line to the controller and the endpoint poll live in one event loop of one process. SIGTERM or
 SIGINT: readiness says no, the port is closed, keep-alive connections are closed with their next answer, streams may go
 on for the drain window, then the last totals are sent and it ends. SIGHUP: the certificate is read again.
@@ -14,6 +17,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -57,6 +61,14 @@ ADMIN_DRAIN_S = 1.0
 GC_AFTER_OBJECTS = 10_000
 FLUSH_S = 0.15
 """One more round of events and totals."""
+
+
+ENVIRONMENT = {
+    "TIDEGATE_GATEWAY_NAME": "name",
+    "TIDEGATE_GATEWAY_HOST": "host",
+    "TIDEGATE_GATEWAY_ADMIN_HOST": "admin_host",
+}
+"""Variables that win over the configuration: pods share one file, and each has a name and addresses of its own."""
 
 
 class PortTaken(InvalidConfig):
@@ -296,16 +308,21 @@ async def serve(config: GatewayConfig, source: EndpointSource | None = None) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, 1 for a failure, 2 for wrong use."""
     parser = argparse.ArgumentParser(prog="python -m serving.gateway.main", description=__doc__)
-    parser.add_argument("--config", required=True, help="a GatewayConfig as JSON, or @FILE that holds it")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", help="a GatewayConfig as JSON, or @FILE that holds it")
+    source.add_argument("--config-file", metavar="FILE", help="the file that holds it")
     parser.add_argument("--name", help="this gateway's name at the controller; wins over the configuration's")
     parser.add_argument("--process", type=int, metavar="N", help="which of several processes on one port this is")
     given = parser.parse_args(arguments)
     try:
-        text = given.config
+        text = f"@{given.config_file}" if given.config is None else given.config
         if text.startswith("@"):
             with open(text[1:], encoding="utf-8") as file:
                 text = file.read()
         config = GatewayConfig.from_json(text)
+        config = replace(
+            config, **{field: value for name, field in ENVIRONMENT.items() if (value := os.environ.get(name))}
+        )
         if given.process is not None:
             config = config.for_process(given.process)
         if given.name:

@@ -9,6 +9,7 @@ answered by stable in the canary's place; only the first two are evidence.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
@@ -105,11 +106,15 @@ fresh_nonce = _Nonces().next
 
 
 def load_secret(path: Path) -> bytes:
-    """Read the secret that all gateways of a home share, or create it (mode 0600).
+    """Read the secret that all gateways of a home share, or create it (mode 0600). A mounted one is only read.
 
     Raises:
         OSError: it can neither be read nor created.
     """
+    with contextlib.suppress(FileNotFoundError):
+        secret = path.read_bytes()
+        if len(secret) >= 32:
+            return secret
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

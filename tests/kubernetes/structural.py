@@ -76,12 +76,24 @@ def _unstructural(schema: dict[str, Any], path: str, *, logic: bool) -> Iterator
     for rule in schema.get("x-kubernetes-validations") or ():
         if not rule.get("rule") or "\n" in rule.get("message", ""):
             yield f"{path}.x-kubernetes-validations", f"Invalid value: {rule}"
+        elif hidden := sorted(_undeclared(rule["rule"], schema)):
+            yield f"{path}.x-kubernetes-validations", f"Invalid value: undefined fields {hidden} in {rule['rule']}"
         elif cel is not None and (why := _does_not_compile(rule)):
             yield f"{path}.x-kubernetes-validations", f"Invalid value: {rule['rule']}: {why}"
     for word, inner in _below(schema):
         yield from _unstructural(inner, f"{path}.{word}", logic=logic or word.split("[")[0] in LOGIC)
     if "default" in schema and not logic:
         yield from ((f"{path}.default", m) for _, m in errors_of(pruned(schema["default"], schema), schema))
+
+
+def _undeclared(rule: str, schema: dict[str, Any]) -> set[str]:
+    """Fields that a rule reads although the schema does not declare them with a type, which CEL could not know then."""
+    known = {
+        name
+        for name, inner in (schema.get("properties") or {}).items()
+        if inner.get("type") or inner.get("x-kubernetes-int-or-string")
+    }
+    return set(re.findall(r"\bself\.([A-Za-z]\w*)(?!\w*\()", rule)) - known
 
 
 LOGIC = {"allOf", "anyOf", "oneOf", "not"}
@@ -197,7 +209,20 @@ def _compiled(rule: str) -> Any:
     from cel_expr_python.ext import ext_strings
 
     variables = {"self": cel.Type.DYN, "oldSelf": cel.Type.DYN}
-    return cel.NewEnv(variables=variables, extensions=[ext_strings.ExtStrings()]).compile(rule)
+    return cel.NewEnv(variables=variables, extensions=[ext_strings.ExtStrings()], functions=_lists()).compile(rule)
+
+
+@functools.lru_cache(maxsize=1)
+def _lists() -> Any:
+    """What Kubernetes adds to CEL for lists, as far as it is used."""
+
+    def is_sorted(items: Any) -> bool:
+        values = [item.value() if hasattr(item, "value") else item for item in items]
+        return values == sorted(values)
+
+    of_any = cel.Type.List(cel.Type.DYN)
+    overload = cel.Overload("list_is_sorted", cel.Type.BOOL, [of_any], is_member=True, impl=is_sorted)
+    return [cel.FunctionDecl("isSorted", [overload])]
 
 
 def _does_not_compile(rule: dict[str, Any]) -> str:
@@ -224,6 +249,16 @@ def _broken(rule: dict[str, Any], value: Any, old: Any) -> str | None:
     return f"Invalid value: {rule.get('message') or 'failed rule: ' + rule['rule']}"
 
 
+def _at(value: Any, path: str) -> Any:
+    """What stands at a field's path, as the messages write it."""
+    for part in re.findall(r"[^.\[\]]+", path):
+        if isinstance(value, list):
+            value = value[int(part)] if int(part) < len(value) else None
+        elif isinstance(value, dict):
+            value = value.get(part)
+    return value
+
+
 def admitted(
     kind: str, name: str, new: dict[str, Any], old: dict[str, Any] | None, schema: dict[str, Any], strictness: str
 ) -> dict[str, Any]:
@@ -243,6 +278,7 @@ def admitted(
         raise bad_request(f'{kind} in version "{new["apiVersion"].split("/")[-1]}" cannot be handled as a {kind}: '
                           f"strict decoding error: {fields}")  # fmt: skip
     causes = errors_of(kept, full) or list(broken_rules(kept, old, full))
+    causes = [c for c in causes if old is None or _at(kept, c[0]) != _at(old, c[0])]  # what was let in once may stay
     if causes:
         raise invalid(kind, name, causes)
     return dict(kept)
