@@ -102,7 +102,7 @@ class LeaderLabel:
                 self._complaint = why
                 log.warning(
                     "the label %s can't be kept (%s), so gateways may not find the leader; the controller's Role needs "
-                    "get, list and patch on pods", LABEL, why,
+                    "list and patch on pods", LABEL, why,
                 )  # fmt: skip
             return False
         if wrong.on or wrong.off:
@@ -115,7 +115,7 @@ class ClusterPods:
     """The pods as the API server has them.
 
     Args:
-        api: a client with the right to get, list and patch pods there.
+        api: a client with the right to list and patch pods there.
         namespace: the release's.
         release: its name.
 

@@ -41,7 +41,7 @@
 {{- end }}
 - {name: TIDEGATE_TRAFFIC_ROUTER, value: {{ .Values.trafficRouter.kind }}}
 {{- if eq .Values.trafficRouter.kind "gateway-api" }}
-- {name: TIDEGATE_HTTP_ROUTE, value: {{ .Values.trafficRouter.httpRoute.name | quote }}}
+- {name: TIDEGATE_HTTP_ROUTE, value: {{ default "{model}" .Values.trafficRouter.httpRoute.name | quote }}}
 - {name: TIDEGATE_HTTP_ROUTE_NAMESPACE, value: {{ default .Release.Namespace .Values.trafficRouter.httpRoute.namespace | quote }}}
 {{- end }}
 - {name: TIDEGATE_GATEWAY_SERVICE, value: {{ printf "%s-gateway" .Release.Name | quote }}}
