@@ -285,7 +285,9 @@ class Cluster:
             if live is not None:
                 self._not_stale(kind, name, live, body)
             elif metadata.get("uid"):
-                raise conflict(kind.full_name, name, f"uid mismatch: the provided object specified uid {metadata['uid']}")
+                raise conflict(
+                    kind.full_name, name, f"uid mismatch: the provided object specified uid {metadata['uid']}"
+                )
             metadata.pop("resourceVersion", None)
             if kind.has_status and write.subresource != "status":
                 body.pop("status", None)
