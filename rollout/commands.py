@@ -43,6 +43,10 @@ class Verb(enum.StrEnum):
     UNDEPLOY = "undeploy"
 
 
+STARTS = frozenset({Verb.DEPLOY, Verb.RETRY, Verb.UNDO})
+"""Verbs that start a rollout, and need room for its version."""
+
+
 class Command(Frozen):
     """A verb with its arguments, as it goes into the log: who, what, why."""
 

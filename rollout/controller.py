@@ -554,14 +554,9 @@ class Controller:
         return Target(rollout=self._new_id(), spec=spec, deployed=deployed, salt=self._new_id() + self._new_id())
 
     def plan(self, model: str, command: Command, target: Target | None) -> Decision:
-        """What a command would do now, without doing it.
-
-        Raises:
-            CommandRefused, Quarantined, UnknownRollout: it would be refused.
-
-        """
+        """What a command would do now, without doing it; it may be refused, as by `execute`."""
         seen = self.observation(model) if model in self._statuses else None
-        if command.verb in (Verb.DEPLOY, Verb.RETRY, Verb.UNDO):
+        if command.verb in commands.STARTS:
             assert target is not None
             return commands.deploy(self._statuses.get(model) or ModelStatus(model=model), target, command, seen)
         status = self.status(model)
@@ -586,11 +581,15 @@ class Controller:
         """Carry out an operator's command: logged, folded, and pushed to the gateways before this returns.
 
         Raises:
-            RolloutError: it was refused, this controller does not lead, or the log can't be reached. In the last case
-                the command may be in the log or not; the model's history tells.
+            RolloutError: it was refused (InsufficientCapacity: for want of room), this controller does not lead, or the
+                log can't be reached. In the last case the command may be in the log or not; the history tells.
 
         """
         self.require_leadership()
+        if target is not None and command.verb in commands.STARTS:
+            self.plan(model, command, target)  # what is refused anyway is told so first
+            await self.workloads.check_room(target.deployed)
+            self.require_leadership()
         decision = self.plan(model, command, target)
         seen = self.observation(model) if model in self._statuses else None
         self._commit(model, decision, seen, actor=command.actor, command=command)

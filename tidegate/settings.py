@@ -17,6 +17,9 @@ from pydantic_settings import (
 from rollout.access import parse_networks
 from rollout.notifications.base import Happening
 
+_LABEL = r"^[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?$"
+"""A Helm release's name: at most 53 characters, so that what is called after it fits into 63."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -91,6 +94,23 @@ class Settings(BaseSettings):
         default=600.0, description="The longest a request may take; also how long a drain waits for its streams."
     )
 
+    platform: Literal["local", "kubernetes"] = Field(
+        default="local",
+        description="kubernetes: models are asked for by ModelDeployments, and engines run under KubeRay.",
+    )
+    release: Annotated[str, StringConstraints(pattern=_LABEL)] = Field(
+        default="tidegate", description="The Helm release's name; its objects are called after it."
+    )
+    namespace: str = Field(default="", description="Where the release lives on the cluster.")
+    pod_name: str = Field(default="", description="This pod's name, by which it holds the lease.")
+    watch_namespaces: tuple[str, ...] = Field(
+        default=(), description="Where ModelDeployments are looked for; empty means in the release's own namespace."
+    )
+    kubeconfig: Path | None = Field(
+        default=None, description="How to reach the cluster from outside of it; in a pod its service account does."
+    )
+    kube_context: str | None = Field(default=None, description="The context of that kubeconfig; else the current one.")
+
     trusted_proxies: tuple[str, ...] = Field(
         default=(), description="Addresses and networks whose X-Forwarded-For the control plane believes."
     )
@@ -100,6 +120,15 @@ class Settings(BaseSettings):
     def _has_one_store(self) -> Self:
         if self.store_url and self.store_url_file is not None:
             raise ValueError("store_url and store_url_file both name the store; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        if self.platform == "kubernetes" and not (self.namespace and self.pod_name):
+            raise ValueError(
+                f"platform kubernetes needs namespace (found {self.namespace!r}) and pod_name ({self.pod_name!r}); "
+                "the chart sets TIDEGATE_NAMESPACE and TIDEGATE_POD_NAME from the pod"
+            )
         return self
 
     @field_validator("trusted_proxies")
@@ -148,6 +177,11 @@ class Settings(BaseSettings):
     def credentials_file(self) -> Path:
         """Bearer token of the control plane: of this home, mode 0600, unless a mounted one is named."""
         return self.control_token_file or self.home / "credentials"
+
+    @property
+    def watched_namespaces(self) -> tuple[str, ...]:
+        """Where ModelDeployments are looked for, each once."""
+        return tuple(dict.fromkeys(self.watch_namespaces)) or (self.namespace,)
 
     @property
     def prometheus_dir(self) -> Path:

@@ -17,7 +17,7 @@ from registry.errors import RegistryError, UnknownModel, UnknownVersion
 from rollout.control_api.authentication import Caller, Forbidden, TooManyFailures, Unauthorized
 from rollout.control_api.keys import InvalidKey, UnknownKey
 from rollout.controller import NotLeading
-from rollout.errors import CommandRefused, InvalidSpec, Quarantined, RolloutError, UnknownRollout
+from rollout.errors import CommandRefused, InsufficientCapacity, InvalidSpec, Quarantined, RolloutError, UnknownRollout
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ STATUS_OF: dict[type[Exception], tuple[int, str]] = {
     InvalidSpec: (400, "invalid_spec"),
     CommandRefused: (409, "refused"),
     Quarantined: (409, "quarantined"),
+    InsufficientCapacity: (409, "insufficient_capacity"),
     NotLeading: (503, "not_leading"),
     UnknownKey: (404, "no_such_key"),
     InvalidKey: (400, "invalid_key"),

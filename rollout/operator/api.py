@@ -18,7 +18,7 @@ from kubernetes import config as _config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
-from rollout.errors import ClusterConflict, ClusterError, ClusterRefused, ClusterUnavailable, ResourceGone
+from rollout.errors import ClusterConflict, ClusterError, ClusterRejected, ClusterUnavailable, ResourceGone
 from rollout.operator.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from rollout.operator.resource import Key
 
@@ -48,7 +48,7 @@ class Address:
         """The client's configuration, read anew: tokens of service accounts change every hour.
 
         Raises:
-            ClusterRefused: there is no usable configuration.
+            ClusterRejected: there is no usable configuration.
 
         """
         found = client.Configuration()
@@ -62,7 +62,7 @@ class Address:
                 file = str(self.kubeconfig) if self.kubeconfig is not None else None
                 config.load_kube_config(config_file=file, context=self.context, client_configuration=found)
         except (ConfigException, OSError, ValueError) as error:
-            raise ClusterRefused(
+            raise ClusterRejected(
                 f"no usable kubeconfig ({str(error).splitlines()[0]}); set KUBECONFIG, or name a context that "
                 "`kubectl config get-contexts` lists with --context"
             ) from None
@@ -106,8 +106,8 @@ def translated(error: ApiException, what: str) -> ClusterError:
         after = str((error.headers or {}).get("Retry-After", "") or "")
         return ClusterUnavailable(f"{what}: {told}", float(after) if after.isdigit() else 0.0)
     if code in (401, 403):
-        return ClusterRefused(f"{what}: {told}; see the table of rights in docs/kubernetes.md")
-    return ClusterRefused(f"{what}: {told}")
+        return ClusterRejected(f"{what}: {told}; see the table of rights in docs/kubernetes.md")
+    return ClusterRejected(f"{what}: {told}")
 
 
 def _message(error: ApiException) -> str:
@@ -117,7 +117,7 @@ def _message(error: ApiException) -> str:
         return f"{error.status} {error.reason}"
 
 
-class ClusterApi:
+class ResourceApi:
     """The calls that are made, each once, each with a time limit. Blocks."""
 
     def __init__(self, configuration: client.Configuration, *, user_agent: str = "tidegate") -> None:
@@ -203,21 +203,26 @@ class ClusterApi:
     def read_lease(self, namespace: str, name: str) -> client.V1Lease | None:
         """A Lease, or None when there is none."""
         try:
-            return asked(
+            found: client.V1Lease = asked(
                 lambda: self._leases.read_namespaced_lease(name, namespace, _request_timeout=self._limits),
                 f"read lease {namespace}/{name}",
             )
         except ResourceGone:
             return None
+        return found
 
     def create_lease(self, namespace: str, lease: client.V1Lease) -> client.V1Lease:
         """Make a Lease."""
         call = self._leases.create_namespaced_lease
-        return asked(lambda: call(namespace, lease, _request_timeout=self._limits), f"create a lease in {namespace}")
+        made: client.V1Lease = asked(
+            lambda: call(namespace, lease, _request_timeout=self._limits), f"create a lease in {namespace}"
+        )
+        return made
 
     def replace_lease(self, namespace: str, name: str, lease: client.V1Lease) -> client.V1Lease:
         """Write a Lease that must not have changed since it was read."""
         call = self._leases.replace_namespaced_lease
-        return asked(
+        written: client.V1Lease = asked(
             lambda: call(name, namespace, lease, _request_timeout=self._limits), f"renew lease {namespace}/{name}"
         )
+        return written

@@ -110,7 +110,7 @@ def _of_rollout(rollout: RolloutState | None, seen: Seen) -> dict[str, object]:
         return {}
     active = rollout.active
     waiting = seen.waiting.cause.value if seen.waiting is not None and active else None
-    signals = seen.observation.signals if seen.observation is not None and (active or rollout.watched) else ()
+    signals = seen.observation.signals if seen.observation is not None and active else ()
     return {
         "strategy": rollout.spec.strategy.name.value,
         "stage": rollout.stage.value,

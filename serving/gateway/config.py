@@ -48,6 +48,14 @@ class GatewayConfig:
     usage_dir: Path | None = None
     endpoints: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
     """Application -> base URLs: a static list instead of asking Ray."""
+    cluster: bool = False
+    """On a cluster: ask where the traffic table says for each revision, instead of one Ray."""
+    ray_token_file: Path | None = None
+    """On a cluster: the token that all Ray dashboards take."""
+    kubernetes_url: str = "https://kubernetes.default.svc"
+    """On a cluster: the API server, asked only where a revision is somebody else's workload."""
+    kubernetes_token_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    kubernetes_ca_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")
     serve_port: int = 8100
     """Ray Serve's own proxy, which is never an endpoint."""
     request_timeout_s: float = 600.0

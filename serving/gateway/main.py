@@ -37,6 +37,7 @@ from serving.gateway.attempts import Attempts
 from serving.gateway.channel import Channel
 from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.discovery import EndpointSource, StaticEndpoints
+from serving.gateway.discovery_cluster import ClusterAccess, ClusterEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
 from serving.gateway.http_server import HttpServer, ServerLimits
 from serving.gateway.logs import configure, log
@@ -158,6 +159,8 @@ class Gateway:
         self.state.on_applied(self.recorder.table_applied)
         self.state.on_applied(self.mirroring.table_applied)
         self.state.on_applied(self._log_table)
+        if isinstance(self.source, ClusterEndpoints):
+            self.state.on_applied(self.source.follow)
         self.data_server = HttpServer(self.data_app, _limits(config))
         self.admin_server = HttpServer(self.admin_app, ADMIN_LIMITS)
         self._tasks: list[asyncio.Task[None]] = []
@@ -270,6 +273,13 @@ def _limits(config: GatewayConfig) -> ServerLimits:
 def _source(config: GatewayConfig) -> EndpointSource:
     if config.endpoints is not None:
         return StaticEndpoints(config.endpoints)
+    if config.cluster:
+        return ClusterEndpoints(
+            ClusterAccess(
+                ray_token_file=config.ray_token_file, url=config.kubernetes_url,
+                token_file=config.kubernetes_token_file, ca_file=config.kubernetes_ca_file,
+            )
+        )  # fmt: skip
     assert config.ray_file is not None
     return RayServeEndpoints(config.ray_file, config.serve_port)
 

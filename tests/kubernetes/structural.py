@@ -249,6 +249,16 @@ def _broken(rule: dict[str, Any], value: Any, old: Any) -> str | None:
     return f"Invalid value: {rule.get('message') or 'failed rule: ' + rule['rule']}"
 
 
+def _at(value: Any, path: str) -> Any:
+    """What stands at a field's path, as the messages write it."""
+    for part in re.findall(r"[^.\[\]]+", path):
+        if isinstance(value, list):
+            value = value[int(part)] if int(part) < len(value) else None
+        elif isinstance(value, dict):
+            value = value.get(part)
+    return value
+
+
 def admitted(
     kind: str, name: str, new: dict[str, Any], old: dict[str, Any] | None, schema: dict[str, Any], strictness: str
 ) -> dict[str, Any]:
@@ -268,6 +278,7 @@ def admitted(
         raise bad_request(f'{kind} in version "{new["apiVersion"].split("/")[-1]}" cannot be handled as a {kind}: '
                           f"strict decoding error: {fields}")  # fmt: skip
     causes = errors_of(kept, full) or list(broken_rules(kept, old, full))
+    causes = [c for c in causes if old is None or _at(kept, c[0]) != _at(old, c[0])]  # what was let in once may stay
     if causes:
         raise invalid(kind, name, causes)
     return dict(kept)
