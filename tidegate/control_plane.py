@@ -35,7 +35,14 @@ from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
-from tidegate.composition import build_election, build_operator, build_poller, build_registry, build_smoke_runner
+from tidegate.composition import (
+    build_election,
+    build_leader_label,
+    build_operator,
+    build_poller,
+    build_registry,
+    build_smoke_runner,
+)
 from tidegate.errors import WrongUse
 from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
 from tidegate.runfile import write_private
@@ -175,6 +182,7 @@ async def serve(settings: Settings) -> int:
     )
     try:
         operator, election = build_operator(settings, controller, plane), build_election(settings)
+        label = build_leader_label(settings, controller)
     except ClusterError as error:
         log.error("%s", error)  # noqa: TRY400
         return 1
@@ -197,6 +205,8 @@ async def serve(settings: Settings) -> int:
             beside["measuring"] = poller.run()
         if operator is not None:
             beside["operator"] = operator.run()
+        if label is not None:
+            beside["leader label"] = label.run()
         return await _run(_Server(config), lead(controller, election), beside)
 
 

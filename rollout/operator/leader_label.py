@@ -141,3 +141,11 @@ class ClusterPods:
         except ApiException as error:
             if error.status != 404:
                 raise
+
+
+def leader_label(
+    configuration: client.Configuration, *, namespace: str, release: str, me: str, leads: Callable[[], bool]
+) -> LeaderLabel:
+    """The label of a release's leader, kept through the API server that is configured."""
+    api = client.CoreV1Api(client.ApiClient(configuration))
+    return LeaderLabel(ClusterPods(api, namespace, release), me, leads)
