@@ -16,7 +16,7 @@ import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
-from rollout.errors import ClusterRejected, ClusterUnavailable
+from rollout.errors import ClusterRefused, ClusterUnavailable
 
 Object = dict[str, Any]
 
@@ -95,7 +95,7 @@ class ClusterApi:
         """Server-side apply with our field manager: what we write is ours, whoever wrote it before.
 
         Raises:
-            ClusterRejected: the server refused the object.
+            ClusterRefused: the server refused the object.
             ClusterUnavailable: it may have been written or not.
 
         """
@@ -166,7 +166,7 @@ def _judged(method: str, path: str, code: int, text: bytes) -> Object | None:
     if code == 410:
         raise _Expired(f"410 from the API server: {message}")
     if code in (400, 405, 413, 415, 422) or (code == 403 and "exceeded quota" in message):
-        raise ClusterRejected(f"the API server refused {path.rpartition('/')[2]}: {message}")
+        raise ClusterRefused(f"the API server refused {path.rpartition('/')[2]}: {message}")
     if code in (401, 403):
         raise ClusterUnavailable(
             f"not allowed ({code}): {message or path}; grant it to the controller's service account"

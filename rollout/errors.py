@@ -8,8 +8,6 @@ RolloutError
 +-- WorkloadUnavailable    the workload layer could not be asked (retry; nothing is concluded)
 +-- WorkloadRejected       the workload layer refused what was asked (fix it)
 +-- InsufficientCapacity   there is no room for a new version's replicas (make room, or try again)
-+-- ClusterUnavailable     the Kubernetes API could not be asked, or did not let us (retry; nothing is concluded)
-+-- ClusterRejected        the Kubernetes API refused what was asked (fix it)
 +-- LogConflict            another writer was first, or the leadership is lost (load again)
 +-- EventLogUnavailable    the store could not be reached (retry; nothing is decided meanwhile)
 +-- NotLeading             this controller does not lead (retry, perhaps at another one)
@@ -60,16 +58,6 @@ class InsufficientCapacity(RolloutError):
     """No machine has room for the replicas of a version that should be started. Nothing was started."""
 
     retryable = True
-
-
-class ClusterUnavailable(RolloutError):
-    """The Kubernetes API could not be asked, or did not let us ask."""
-
-    retryable = True
-
-
-class ClusterRejected(RolloutError):
-    """The Kubernetes API refused an object."""
 
 
 class LogConflict(RolloutError):

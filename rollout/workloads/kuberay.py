@@ -13,7 +13,7 @@ from typing import Any
 
 from rollout.cluster_api import ClusterApi, Object
 from rollout.engine_specs import Capacity
-from rollout.errors import ClusterRejected, ClusterUnavailable, WorkloadRejected, WorkloadUnavailable
+from rollout.errors import ClusterRefused, ClusterUnavailable, WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
 from rollout.workloads.engine_pods import EngineCluster
 from rollout.workloads.ray_dashboards import RayDashboards
@@ -83,9 +83,9 @@ class KubeRayWorkloads:
             results = await asyncio.gather(*(work for _, work in works), return_exceptions=True)
             self._made = {a: made for a, made in self._made.items() if a in wanted}
         failed = {a: r for (a, _), r in zip(works, results, strict=True) if isinstance(r, BaseException)}
-        self._refused = {a: str(r) for a, r in failed.items() if isinstance(r, ClusterRejected)}
+        self._refused = {a: str(r) for a, r in failed.items() if isinstance(r, ClusterRefused)}
         for defect in failed.values():
-            if not isinstance(defect, ClusterRejected | ClusterUnavailable):
+            if not isinstance(defect, ClusterRefused | ClusterUnavailable):
                 raise defect
         if self._refused:
             raise WorkloadRejected("; ".join(self._refused.values()))
@@ -164,7 +164,7 @@ class KubeRayWorkloads:
 
     async def _want(self, workload: Workload, live: Object | None, protected: Object | None) -> None:
         if workload.namespace not in self._namespaces:
-            raise ClusterRejected(
+            raise ClusterRefused(
                 f"{workload.application} should live in namespace {workload.namespace or '(none)'}, which this release "
                 f"does not watch ({', '.join(self._namespaces)}); add it to watch_namespaces"
             )
@@ -208,7 +208,7 @@ class KubeRayWorkloads:
         labels = there["metadata"].get("labels") or {}
         if labels.get(MANAGED_BY) != MANAGER or labels.get(RELEASE) != self._cluster.release:
             whose = labels.get(RELEASE) or labels.get(MANAGED_BY) or "somebody else"
-            raise ClusterRejected(
+            raise ClusterRefused(
                 f"RayService {there['metadata']['namespace']}/{there['metadata']['name']} belongs to {whose}, not to "
                 f"release {self._cluster.release}; remove it, or deploy into another namespace"
             )
