@@ -166,7 +166,7 @@ def test_bounds_and_what_a_drain_of_nodes_must_leave(engine: dict, bounds: tuple
 
 
 def test_what_reaches_a_running_cluster_and_what_makes_another() -> None:
-    """KubeRay leaves the numbers of pods out of its hash: scaling is in Serve's configuration, or is another cluster."""
+    """KubeRay leaves the numbers of pods out of its hash: scaling is in Serve's configuration, or another cluster."""
     replace = GPU | {"minReplicas": 3, "capacity": "replace"}
     one, three = (rayservice(workload(replace, replicas=n), PLAIN, OWNER) for n in (1, 3))
     assert cluster_hash(one) == cluster_hash(three)
