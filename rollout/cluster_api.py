@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import urllib3
-from kubernetes import client, config
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from rollout.errors import ClusterRefused, ClusterUnavailable
+from rollout.errors import ClusterRejected, ClusterUnavailable
 
 Object = dict[str, Any]
 
@@ -29,21 +29,11 @@ THREADS = 8
 MESSAGE_LIMIT = 500
 
 
-def in_cluster() -> client.ApiClient:
-    """A client with the credentials of this pod; its token is read again as it is renewed.
-
-    Raises:
-        ClusterUnavailable: this process does not run in a pod with a service account.
-
-    """
-    settings = client.Configuration()
-    try:
-        config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-    except config.ConfigException as error:
-        raise ClusterUnavailable(f"no service account of a cluster here ({error}); run in a pod that has one") from None
-    settings.retries = urllib3.Retry(total=0)
-    settings.connection_pool_maxsize = THREADS
-    return client.ApiClient(settings)
+def connected(configuration: client.Configuration) -> ClusterApi:
+    """The API server of a configuration, which says where it is and who we are."""
+    configuration.retries = False  # who asks knows how often
+    configuration.connection_pool_maxsize = THREADS
+    return ClusterApi(client.ApiClient(configuration))
 
 
 class ClusterApi:
@@ -95,7 +85,7 @@ class ClusterApi:
         """Server-side apply with our field manager: what we write is ours, whoever wrote it before.
 
         Raises:
-            ClusterRefused: the server refused the object.
+            ClusterRejected: the server refused the object.
             ClusterUnavailable: it may have been written or not.
 
         """
@@ -166,7 +156,7 @@ def _judged(method: str, path: str, code: int, text: bytes) -> Object | None:
     if code == 410:
         raise _Expired(f"410 from the API server: {message}")
     if code in (400, 405, 413, 415, 422) or (code == 403 and "exceeded quota" in message):
-        raise ClusterRefused(f"the API server refused {path.rpartition('/')[2]}: {message}")
+        raise ClusterRejected(f"the API server refused {path.rpartition('/')[2]}: {message}")
     if code in (401, 403):
         raise ClusterUnavailable(
             f"not allowed ({code}): {message or path}; grant it to the controller's service account"

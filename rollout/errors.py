@@ -12,10 +12,10 @@ RolloutError
 +-- EventLogUnavailable    the store could not be reached (retry; nothing is decided meanwhile)
 +-- NotLeading             this controller does not lead (retry, perhaps at another one)
 +-- ClusterError           the Kubernetes API server did not do what was asked
-|   +-- ClusterUnavailable     it can't be reached, is overloaded or broken (retry)
-|   +-- ClusterConflict        the resource has changed meanwhile (read again, then retry)
-|   +-- ClusterRefused         a right is missing, or it does not accept this (fix it)
-|   +-- ResourceGone           there is no such resource any more
+|   +-- ClusterUnavailable     it could not be asked, or did not let us (retry; nothing is concluded)
+|   +-- ClusterConflict        the object has changed meanwhile (read again, then retry)
+|   +-- ClusterRejected        it refused what was asked (fix it)
+|   +-- ResourceGone           there is no such object any more
 +-- UnusableStore          the store's URL or schema can't be used (fix it)
 """
 
@@ -86,7 +86,7 @@ class ClusterError(RolloutError):
 
 
 class ClusterUnavailable(ClusterError):
-    """It can't be reached, is overloaded or broken. What was asked may be done or not.
+    """It could not be asked, is overloaded or broken. What was asked may be done or not.
 
     `retry_after_s`: how long it asked to be left alone; 0 when it did not say.
     """
@@ -104,8 +104,8 @@ class ClusterConflict(ClusterError):
     retryable = True
 
 
-class ClusterRefused(ClusterError):
-    """A right is missing, or the API server does not accept what was sent."""
+class ClusterRejected(ClusterError):
+    """It refused what was sent, or a right is missing."""
 
 
 class ResourceGone(ClusterError):

@@ -27,13 +27,15 @@ from rollout.control_api.app import create_app
 from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
-from rollout.errors import ClusterUnavailable, LogConflict
+from rollout.errors import ClusterError, LogConflict
 from rollout.event_log.sql import SqlEventLog
+from rollout.operator.election import Election
+from rollout.operator.running import Operator
 from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
-from tidegate.composition import build_poller, build_registry, build_smoke_runner
+from tidegate.composition import build_election, build_operator, build_poller, build_registry, build_smoke_runner
 from tidegate.errors import WrongUse
 from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
 from tidegate.on_kubernetes import build_cluster_parts
@@ -121,7 +123,7 @@ async def serve(settings: Settings) -> int:
         webhooks = build_webhooks(settings, time.time)
         database = open_store(settings)
         cluster = build_cluster_parts(settings, time.monotonic) if settings.platform == "kubernetes" else None
-    except (WrongUse, ClusterUnavailable) as error:
+    except (WrongUse, ClusterError) as error:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
         return error.exit_code if isinstance(error, WrongUse) else 1
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
@@ -175,7 +177,14 @@ async def serve(settings: Settings) -> int:
         accounts=accounts,
         authenticator=authenticator,
     )
-    app = create_app(plane, platform=lambda: _platform(settings, announcer), clock=time.time)
+    try:
+        operator, election = build_operator(settings, controller, plane), build_election(settings)
+        if cluster is not None and operator is not None:
+            cluster.owners.look = operator.reconciler.owner_of
+    except ClusterError as error:
+        log.error("%s", error)  # noqa: TRY400
+        return 1
+    app = create_app(plane, platform=lambda: _platform(settings, announcer, operator), clock=time.time)
     mount_console(app)
     # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.
     config = uvicorn.Config(
@@ -194,7 +203,27 @@ async def serve(settings: Settings) -> int:
             beside["measuring"] = poller.run()
         if cluster is not None:
             beside |= {name: work() for name, work in cluster.beside.items()}
-        return await _run(_Server(config), controller, beside)
+        if operator is not None:
+            beside["operator"] = operator.run()
+        return await _run(_Server(config), lead(controller, election), beside)
+
+
+async def lead(controller: Controller, election: Election | None) -> None:
+    """Lead when possible. Where there is an election, who has lost it does not even try.
+
+    Raises:
+        LogConflict: the leadership was lost; the process should start again.
+    """
+    if election is None:
+        await controller.run()
+        return
+    await election.elected()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(controller.run())
+            tasks.create_task(election.keep())
+    finally:
+        await election.give_back()
 
 
 class _Server(uvicorn.Server):
@@ -216,14 +245,16 @@ class _Server(uvicorn.Server):
             loop.add_signal_handler(number, self.handle_exit, number, None)
 
 
-async def _run(server: _Server, controller: Controller, beside: Mapping[str, Coroutine[Any, Any, None]]) -> int:
+async def _run(
+    server: _Server, to_lead: Coroutine[Any, Any, None], beside: Mapping[str, Coroutine[Any, Any, None]]
+) -> int:
     """Serve and lead until one of the two ends; what runs beside them may fail without stopping rollouts."""
     others = [asyncio.create_task(work, name=name) for name, work in beside.items()]
     for task in others:
         task.add_done_callback(_note_end)
     server.stop_on(signal.SIGTERM, signal.SIGINT)
     serving = asyncio.create_task(server.serve())
-    leading = asyncio.create_task(controller.run())
+    leading = asyncio.create_task(to_lead)
     done, _ = await asyncio.wait({serving, leading}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
     if leading in done:
@@ -254,9 +285,10 @@ def _why_it_ended(leading: asyncio.Task[None]) -> int:
     return 1
 
 
-def _platform(settings: Settings, announcer: Announcer) -> dict[str, Any]:
+def _platform(settings: Settings, announcer: Announcer, operator: Operator | None) -> dict[str, Any]:
     addresses = {"gateway": settings.gateway_url, "control": settings.control_url}
-    return {"addresses": addresses, "webhooks": announcer.state}
+    cluster = {"cluster": {"message": operator.message}} if operator is not None else {}
+    return {"addresses": addresses, "webhooks": announcer.state, **cluster}
 
 
 def main() -> None:

@@ -42,11 +42,6 @@ class ClusterParts:
     close: Callable[[], None]
 
 
-def namespaces_of(settings: Settings) -> tuple[str, ...]:
-    """Where models and engines of this release live."""
-    return settings.watch_namespaces or (settings.namespace,)
-
-
 def engine_cluster(settings: Settings) -> EngineCluster:
     """What the pods of every revision have in common."""
     from rollout.workloads.engine_pods import EngineCluster
@@ -74,24 +69,25 @@ def build_cluster_parts(
     Args:
         settings: of this process.
         monotonic: seconds.
-        api: the API server; left out: that of the cluster which this pod is in.
+        api: the API server; left out: where `cluster_address` says.
 
     Raises:
         WrongUse: a setting is missing.
-        ClusterUnavailable: this process does not run in a pod with a service account.
+        ClusterError: there is no usable way to the cluster.
 
     """
-    from rollout.cluster_api import ClusterApi, in_cluster
+    from rollout.cluster_api import connected
     from rollout.versions import ClusterHome
     from rollout.workloads.kuberay import KubeRayWorkloads
     from rollout.workloads.on_cluster import ClusterWorkloads
     from rollout.workloads.ray_dashboards import RayDashboards
     from rollout.workloads.referred import ReferredWorkloads
+    from tidegate.composition import cluster_address
     from tidegate.errors import WrongUse
 
     if not settings.engine_image:
         raise WrongUse("engine_image is empty; on a cluster name the image that engines run from")
-    api = api or ClusterApi(in_cluster())
+    api = api or connected(cluster_address(settings).configuration())
     owners = Owners()
     token_file = settings.ray_token_file
 
@@ -101,7 +97,7 @@ def build_cluster_parts(
     ours = KubeRayWorkloads(
         api,
         engine_cluster(settings),
-        namespaces_of(settings),
+        settings.watched_namespaces,
         owner_of=owners.of,
         # Without the token the dashboards would only say no.
         dashboards=RayDashboards(token) if token_file is not None else None,
@@ -110,7 +106,7 @@ def build_cluster_parts(
     return ClusterParts(
         workloads=ClusterWorkloads(ours, ReferredWorkloads(api)),
         router=router,
-        home=ClusterHome(namespaces_of(settings)[0], settings.engine_image),
+        home=ClusterHome(settings.watched_namespaces[0], settings.engine_image),
         owners=owners,
         beside=beside,
         close=api.close,

@@ -17,6 +17,9 @@ from pydantic_settings import (
 from rollout.access import parse_networks
 from rollout.notifications.base import Happening
 
+_LABEL = r"^[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?$"
+"""A Helm release's name: at most 53 characters, so that what is called after it fits into 63."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -92,14 +95,21 @@ class Settings(BaseSettings):
     )
 
     platform: Literal["local", "kubernetes"] = Field(
-        default="local", description="What runs the engines: this machine, or the cluster that this pod is in."
+        default="local",
+        description="kubernetes: models are asked for by ModelDeployments, and engines run under KubeRay.",
     )
-    release: str = Field(default="tidegate", description="On a cluster: the release, in names and labels.")
-    namespace: str = Field(default="default", description="On a cluster: where the release lives.")
+    release: Annotated[str, StringConstraints(pattern=_LABEL)] = Field(
+        default="tidegate", description="The Helm release's name; its objects are called after it."
+    )
+    namespace: str = Field(default="", description="Where the release lives on the cluster.")
+    pod_name: str = Field(default="", description="This pod's name, by which it holds the lease.")
     watch_namespaces: tuple[str, ...] = Field(
-        default=(), description="On a cluster: where models and engines live; empty means the release's own namespace."
+        default=(), description="Where ModelDeployments are looked for; empty means in the release's own namespace."
     )
-    pod_name: str = Field(default="", description="On a cluster: this pod's name; empty means the host's.")
+    kubeconfig: Path | None = Field(
+        default=None, description="How to reach the cluster from outside of it; in a pod its service account does."
+    )
+    kube_context: str | None = Field(default=None, description="The context of that kubeconfig; else the current one.")
     engine_image: str = Field(default="", description="On a cluster: the engine image of specs that name none.")
     engine_service_account: str = Field(default="", description="On a cluster: that of engine pods; it needs no right.")
     engine_pull_secrets: tuple[str, ...] = Field(default=(), description="On a cluster: Secrets for pulling the image.")
@@ -133,6 +143,7 @@ class Settings(BaseSettings):
     http_route_namespace: str = Field(
         default="", description="With gateway-api: where the routes are; empty means the release's own namespace."
     )
+
     trusted_proxies: tuple[str, ...] = Field(
         default=(), description="Addresses and networks whose X-Forwarded-For the control plane believes."
     )
@@ -142,6 +153,15 @@ class Settings(BaseSettings):
     def _has_one_store(self) -> Self:
         if self.store_url and self.store_url_file is not None:
             raise ValueError("store_url and store_url_file both name the store; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        if self.platform == "kubernetes" and not (self.namespace and self.pod_name):
+            raise ValueError(
+                f"platform kubernetes needs namespace (found {self.namespace!r}) and pod_name ({self.pod_name!r}); "
+                "the chart sets TIDEGATE_NAMESPACE and TIDEGATE_POD_NAME from the pod"
+            )
         return self
 
     @field_validator("trusted_proxies")
@@ -190,6 +210,11 @@ class Settings(BaseSettings):
     def credentials_file(self) -> Path:
         """Bearer token of the control plane: of this home, mode 0600, unless a mounted one is named."""
         return self.control_token_file or self.home / "credentials"
+
+    @property
+    def watched_namespaces(self) -> tuple[str, ...]:
+        """Where ModelDeployments are looked for, each once."""
+        return tuple(dict.fromkeys(self.watch_namespaces)) or (self.namespace,)
 
     @property
     def prometheus_dir(self) -> Path:

@@ -18,7 +18,7 @@ from kubernetes import config as _config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
-from rollout.errors import ClusterConflict, ClusterError, ClusterRefused, ClusterUnavailable, ResourceGone
+from rollout.errors import ClusterConflict, ClusterError, ClusterRejected, ClusterUnavailable, ResourceGone
 from rollout.operator.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from rollout.operator.resource import Key
 
@@ -48,7 +48,7 @@ class Address:
         """The client's configuration, read anew: tokens of service accounts change every hour.
 
         Raises:
-            ClusterRefused: there is no usable configuration.
+            ClusterRejected: there is no usable configuration.
 
         """
         found = client.Configuration()
@@ -62,7 +62,7 @@ class Address:
                 file = str(self.kubeconfig) if self.kubeconfig is not None else None
                 config.load_kube_config(config_file=file, context=self.context, client_configuration=found)
         except (ConfigException, OSError, ValueError) as error:
-            raise ClusterRefused(
+            raise ClusterRejected(
                 f"no usable kubeconfig ({str(error).splitlines()[0]}); set KUBECONFIG, or name a context that "
                 "`kubectl config get-contexts` lists with --context"
             ) from None
@@ -106,8 +106,8 @@ def translated(error: ApiException, what: str) -> ClusterError:
         after = str((error.headers or {}).get("Retry-After", "") or "")
         return ClusterUnavailable(f"{what}: {told}", float(after) if after.isdigit() else 0.0)
     if code in (401, 403):
-        return ClusterRefused(f"{what}: {told}; see the table of rights in docs/kubernetes.md")
-    return ClusterRefused(f"{what}: {told}")
+        return ClusterRejected(f"{what}: {told}; see the table of rights in docs/kubernetes.md")
+    return ClusterRejected(f"{what}: {told}")
 
 
 def _message(error: ApiException) -> str:
@@ -117,7 +117,7 @@ def _message(error: ApiException) -> str:
         return f"{error.status} {error.reason}"
 
 
-class ClusterApi:
+class ResourceApi:
     """The calls that are made, each once, each with a time limit. Blocks."""
 
     def __init__(self, configuration: client.Configuration, *, user_agent: str = "tidegate") -> None:

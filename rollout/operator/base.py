@@ -15,7 +15,7 @@ class ResourceWriter(Protocol):
     Raises:
         ClusterUnavailable: (each of them) it may be done or not; ask again.
         ClusterConflict: the resource is another one than was read.
-        ClusterRefused: the API server does not accept it; asking again does not help by itself.
+        ClusterRejected: the API server does not accept it; asking again does not help by itself.
         ResourceGone: there is no such resource.
 
     """

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from kubernetes import client
 
 from rollout.errors import ClusterConflict, ClusterError, LogConflict
-from rollout.operator.api import ClusterApi
+from rollout.operator.api import ResourceApi
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Election:
 
     def __init__(
         self,
-        api: ClusterApi,
+        api: ResourceApi,
         *,
         namespace: str,
         name: str,

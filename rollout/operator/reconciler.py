@@ -22,10 +22,11 @@ from rollout.controller import Controller
 from rollout.errors import (
     ClusterConflict,
     ClusterError,
-    ClusterRefused,
+    ClusterRejected,
     ClusterUnavailable,
     CommandRefused,
     EventLogUnavailable,
+    InsufficientCapacity,
     InvalidSpec,
     NotLeading,
     Quarantined,
@@ -37,10 +38,12 @@ from rollout.operator.base import ResourceWriter
 from rollout.operator.documents import Handled, Outcome
 from rollout.operator.intent import Ask, Intent, Known, intent, rivals
 from rollout.operator.memory import Memory
+from rollout.operator.names import API_VERSION, KIND
 from rollout.operator.resource import Key, Resource, read_resource
 from rollout.operator.telling import Problem, Seen, notes, tell, without_evidence
 from rollout.specs import RolloutSpec
 from rollout.status import ModelStatus
+from rollout.workloads.base import Owner
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +119,17 @@ class Reconciler:
         """Every resource, as it was read last."""
         return tuple(self._resources.values())
 
+    @property
+    def backlog(self) -> int:
+        """How many resources are to be looked at now."""
+        now = self._monotonic()
+        return len(self._busy) + sum(at <= now for at in self._due.values())
+
+    def owner_of(self, model: str) -> Owner | None:
+        """The resource that has a model; what is made for the model is collected with it."""
+        own = (r for r in self._resources.values() if r.model == model and r.uid not in self._rivals)
+        return next((_owner(r) for r in own), None)
+
     def replace_all(self, bodies: Iterable[Mapping[str, Any]]) -> None:
         """Take a complete listing: what is not in it is gone."""
         found = [read_resource(body) for body in bodies]
@@ -131,11 +145,13 @@ class Reconciler:
     def see(self, body: Mapping[str, Any], *, gone: bool = False) -> None:
         """Take one resource as it is now, or note that it is gone."""
         resource = read_resource(body)
+        known = self._resources.get(resource.key)
         if gone:
             self._forget(resource.key)
         else:
             self._take(resource)
-        self._rivalry()
+        if gone or known is None or (known.model, known.uid) != (resource.model, resource.uid):
+            self._rivalry()
         self.wake(resource.key)
 
     def _take(self, resource: Resource) -> None:
@@ -236,7 +252,7 @@ class Reconciler:
                 return pause_s  # the watch brings what it is now
             case ClusterUnavailable():
                 pause_s = max(pause_s, error.retry_after_s)
-            case ClusterRefused():
+            case ClusterRejected():
                 pause_s = RETRY_S[1]
         if str(error) != self.message:
             log.warning("%s/%s: %s; trying again", *key, error)
@@ -323,7 +339,7 @@ class Reconciler:
         try:
             target = await self._aim(resource.model, command)
             decision = await self._controller.execute(resource.model, command, target)
-        except (CommandRefused, Quarantined, UnknownRollout, InvalidSpec, RegistryError) as error:
+        except (CommandRefused, Quarantined, UnknownRollout, InvalidSpec, InsufficientCapacity, RegistryError) as error:
             if isinstance(error, RegistryError) and error.retryable:
                 raise ClusterUnavailable(f"the registry did not answer: {error}") from error
             if what.ask is Ask.COMMAND:
@@ -364,8 +380,8 @@ class Reconciler:
             )
         except (EventLogUnavailable, NotLeading):
             raise
-        except RolloutError as error:
-            memory.failed(wish, Problem("Refused", str(error)), now)
+        except RolloutError as error:  # no room, or what a spec can't say of itself: tried again, more and more seldom
+            memory.failed(wish, Problem(type(error).__name__, str(error)), now)
         else:
             memory.tried = memory.satisfied = None
 
@@ -421,6 +437,11 @@ class Reconciler:
             owns=owns,
             fresh=self._began is None or self._monotonic() - self._began < SETTLING_S,
         )
+
+
+def _owner(resource: Resource) -> Owner:
+    namespace, name = resource.key
+    return Owner(api_version=API_VERSION, kind=KIND, namespace=namespace, name=name, uid=resource.uid)
 
 
 def _older(version: str, than: str) -> bool:

@@ -62,6 +62,43 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "!has(self.capacity) || self.capacity != 'replace' || (has(self.minReplicas) && self.minReplicas >= 2)",
             "capacity: replace needs minReplicas of at least 2, with one there is none to give; raise it, or use surge",
         ),
+        _rule(
+            "!has(self.capacity) || self.capacity != 'replace' || !has(self.maxReplicas) || !has(self.minReplicas) || "
+            "self.maxReplicas <= self.minReplicas",
+            "capacity: replace moves replicas between two versions, so their number is fixed; leave maxReplicas out, "
+            "or use surge",
+        ),
+        _rule(
+            "!has(self.queueName) || (!has(self.capacity) || self.capacity != 'replace') && (!has(self.maxReplicas) || "
+            "self.maxReplicas <= (has(self.minReplicas) ? self.minReplicas : 1))",
+            "queueName: Kueue admits a fixed number of replicas; leave maxReplicas out and use capacity: surge",
+        ),
+        _rule(
+            "!has(self.workloadRef) || !(has(self.resources) || has(self.nodeSelector) || has(self.tolerations) || "
+            "has(self.queueName) || has(self.weights) || has(self.maxReplicas) || has(self.capacity))",
+            "workloadRef points to a workload that is not ours to shape; set resources, nodeSelector, tolerations, "
+            "queueName, weights, maxReplicas and capacity there, and leave them out here",
+        ),
+    ),
+    "engine.tolerations[]": (
+        _rule(
+            "has(self.key) || (has(self.operator) && self.operator == 'Exists')",
+            "a toleration without a key tolerates everything, and must say so: operator: Exists",
+        ),
+        _rule(
+            "!has(self.value) || !has(self.operator) || self.operator != 'Exists'",
+            "operator Exists takes no value; leave one of the two out",
+        ),
+        _rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds belongs to the effect NoExecute; leave it out, or set the effect",
+        ),
+    ),
+    "engine.weights.cache": (
+        _rule(
+            "!(has(self.hostPath) && has(self.persistentVolumeClaim))",
+            "cache: hostPath and persistentVolumeClaim exclude each other; give one",
+        ),
     ),
     "strategy": (
         _rule(

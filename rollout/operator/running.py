@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from rollout.controller import Controller
-from rollout.operator.api import Address, ClusterApi
+from rollout.operator.api import Address, ResourceApi
 from rollout.operator.reconciler import Aim, Reconciler, Resolve
 from rollout.operator.watcher import Watcher
 from rollout.operator.writer import ApiWriter
@@ -42,7 +42,7 @@ class Operator:
         monotonic: Callable[[], float],
     ) -> None:
         self._controller = controller
-        self._api = ClusterApi(address.configuration(), user_agent="tidegate-operator")
+        self._api = ResourceApi(address.configuration(), user_agent="tidegate-operator")
         self._writer = ApiWriter(self._api, instance=instance, clock=clock)
         self.reconciler = Reconciler(
             controller=controller, resolve=resolve, aim=aim, writer=self._writer, clock=clock, monotonic=monotonic

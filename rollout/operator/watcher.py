@@ -19,7 +19,7 @@ from typing import Any
 import kopf
 
 from rollout.errors import ClusterError, ResourceGone
-from rollout.operator.api import Address, ClusterApi
+from rollout.operator.api import Address, ResourceApi
 from rollout.operator.names import DEFINITION, GROUP, PLURAL, VERSION
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Watcher:
 
     def _list(self, loop: asyncio.AbstractEventLoop) -> None:
         """A complete listing first: only who has all of them can tell who claims a model's name."""
-        api = ClusterApi(self._address.configuration(), user_agent="tidegate-operator")
+        api = ResourceApi(self._address.configuration(), user_agent="tidegate-operator")
         try:
             found = api.list_all(self._namespaces)
         finally:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from rollout.operator.api import ClusterApi
+from rollout.operator.api import ResourceApi
 from rollout.operator.names import API_VERSION, FINALIZER, KIND, OPERATOR_MANAGER
 from rollout.operator.resource import Resource, digest
 from rollout.operator.telling import Note, moment
@@ -21,7 +21,7 @@ MAX_MESSAGE = 1024
 class ApiWriter:
     """ResourceWriter over the official client, in threads of its own so that nobody else's calls are held up."""
 
-    def __init__(self, api: ClusterApi, *, instance: str, clock: Callable[[], float]) -> None:
+    def __init__(self, api: ResourceApi, *, instance: str, clock: Callable[[], float]) -> None:
         """`instance`: who posts Events, the pod's name."""
         self._api = api
         self._instance = instance

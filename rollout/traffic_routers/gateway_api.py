@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from rollout.cluster_api import ClusterApi, Object
 from rollout.endpoint_slices import SERVICE_NAME, ready_addresses, slices_path
-from rollout.errors import ClusterRefused, ClusterUnavailable
+from rollout.errors import ClusterRejected, ClusterUnavailable
 from rollout.traffic_routers.base import RouterView
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.traffic_routers.http_routes import (
@@ -120,7 +120,7 @@ class GatewayApiRouter(GatewayRouter):
             try:
                 accepted = await self._follow(traffic, table)
                 seen.endpoints |= await self._endpoints(traffic)
-            except (ClusterUnavailable, ClusterRefused, NotRoutable) as error:
+            except (ClusterUnavailable, ClusterRejected, NotRoutable) as error:
                 messages[traffic.model] = str(error)
                 continue
             if accepted is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rollout.cluster_api import ClusterApi, Object
 from rollout.engine_specs import Capacity
-from rollout.errors import ClusterRefused, ClusterUnavailable, WorkloadRejected, WorkloadUnavailable
+from rollout.errors import ClusterRejected, ClusterUnavailable, WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
 from rollout.workloads.engine_pods import EngineCluster
 from rollout.workloads.ray_dashboards import RayDashboards
@@ -102,9 +102,9 @@ class KubeRayWorkloads:
             if self.writes == before and not any(results):
                 self._applied, self._applied_at, self._listed = given, self._monotonic(), live
         failed = {a: r for (a, _), r in zip(works, results, strict=True) if isinstance(r, BaseException)}
-        self._refused = {a: str(r) for a, r in failed.items() if isinstance(r, ClusterRefused)}
+        self._refused = {a: str(r) for a, r in failed.items() if isinstance(r, ClusterRejected)}
         for defect in failed.values():
-            if not isinstance(defect, ClusterRefused | ClusterUnavailable):
+            if not isinstance(defect, ClusterRejected | ClusterUnavailable):
                 raise defect
         if self._refused:
             raise WorkloadRejected("; ".join(self._refused.values()))
@@ -193,7 +193,7 @@ class KubeRayWorkloads:
 
     async def _want(self, workload: Workload, live: Object | None, protected: Object | None) -> None:
         if workload.namespace not in self._namespaces:
-            raise ClusterRefused(
+            raise ClusterRejected(
                 f"{workload.application} should live in namespace {workload.namespace or '(none)'}, which this release "
                 f"does not watch ({', '.join(self._namespaces)}); add it to watch_namespaces"
             )
@@ -237,7 +237,7 @@ class KubeRayWorkloads:
         labels = there["metadata"].get("labels") or {}
         if labels.get(MANAGED_BY) != MANAGER or labels.get(RELEASE) != self._cluster.release:
             whose = labels.get(RELEASE) or labels.get(MANAGED_BY) or "somebody else"
-            raise ClusterRefused(
+            raise ClusterRejected(
                 f"RayService {there['metadata']['namespace']}/{there['metadata']['name']} belongs to {whose}, not to "
                 f"release {self._cluster.release}; remove it, or deploy into another namespace"
             )

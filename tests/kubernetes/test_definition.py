@@ -31,7 +31,6 @@ FULL: dict[str, Any] = {
     "engine": {
         "image": "tidegate-engine:0.1",
         "minReplicas": 2,
-        "maxReplicas": 4,
         "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "24Gi"}},
         "capacity": "replace",
     },
@@ -132,6 +131,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no steps", changed("strategy.canary.steps", []), "give at least one"),
     ("replicas", changed("engine.maxReplicas", 1), "maxReplicas 1 is below minReplicas; raise it"),
     ("replace", changed("engine.minReplicas", 1), "capacity: replace needs minReplicas of at least 2"),
+    ("replace grows", changed("engine.maxReplicas", 3, changed("engine.capacity", "replace")), "their number is fixed"),
+    ("queue", changed("engine.queueName", "gpus"), "Kueue admits a fixed number"),
+    ("not ours", changed("engine.workloadRef", {"name": "chat"}), "a workload that is not ours to shape"),
+    ("toleration", changed("engine.tolerations", [{"value": "x"}]), "must say so: operator: Exists"),
+    ("toleration value", changed("engine.tolerations", [{"key": "k", "operator": "Exists", "value": "x"}]), "no value"),
+    ("toleration time", changed("engine.tolerations", [{"key": "k", "tolerationSeconds": 3}]), "NoExecute"),
+    (
+        "cache",
+        changed("engine.weights", {"cache": {"hostPath": "/models", "persistentVolumeClaim": "models"}}),
+        "hostPath and persistentVolumeClaim exclude each other",
+    ),
     ("duration", changed("strategy.canary.steps.1.maxDuration", "59s"), "maxDuration 59s is shorter than duration"),
     (
         "default duration",
@@ -212,6 +222,31 @@ CHANGES = st.one_of(
         st.just(...),
     ),
     st.tuples(st.just("analysis.signals.1.name"), st.sampled_from(["error", "empty", "guardrail/pii", "score/", "x"])),
+    st.tuples(st.just("engine.workloadRef"), st.sampled_from([{"name": "chat"}, {"name": "Chat"}, {}])),
+    st.tuples(st.just("engine.queueName"), st.just("gpus")),
+    st.tuples(
+        st.just("engine.tolerations"),
+        st.lists(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "key": st.sampled_from(["gpu", ""]),
+                    "operator": st.sampled_from(["Exists", "Equal"]),
+                    "value": st.just("yes"),
+                    "effect": st.sampled_from(["NoExecute", "NoSchedule"]),
+                    "tolerationSeconds": st.just(5),
+                },
+            ),
+            max_size=2,
+        ),
+    ),
+    st.tuples(
+        st.just("engine.weights"),
+        st.sampled_from(
+            [{}, {"cache": {"hostPath": "/m"}}, {"cache": {"hostPath": "/m", "persistentVolumeClaim": "m"}}]
+        ),
+    ),
+    st.tuples(st.sampled_from(["engine.resources", "engine.capacity", "engine.maxReplicas"]), st.just(...)),
     st.tuples(st.just("strategy"), st.sampled_from([{}, BLUE_GREEN, {"shadow": {}}, {"ab": {"weight": 100}}])),
 )  # fmt: skip
 
