@@ -119,6 +119,12 @@ class Reconciler:
         """Every resource, as it was read last."""
         return tuple(self._resources.values())
 
+    @property
+    def backlog(self) -> int:
+        """How many resources are to be looked at now."""
+        now = self._monotonic()
+        return len(self._busy) + sum(at <= now for at in self._due.values())
+
     def owner_of(self, model: str) -> Owner | None:
         """The resource that has a model; what is made for the model is collected with it."""
         own = (r for r in self._resources.values() if r.model == model and r.uid not in self._rivals)
@@ -139,11 +145,13 @@ class Reconciler:
     def see(self, body: Mapping[str, Any], *, gone: bool = False) -> None:
         """Take one resource as it is now, or note that it is gone."""
         resource = read_resource(body)
+        known = self._resources.get(resource.key)
         if gone:
             self._forget(resource.key)
         else:
             self._take(resource)
-        self._rivalry()
+        if gone or known is None or (known.model, known.uid) != (resource.model, resource.uid):
+            self._rivalry()
         self.wake(resource.key)
 
     def _take(self, resource: Resource) -> None:

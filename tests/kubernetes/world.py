@@ -79,10 +79,12 @@ class DirectWriter:
 class OperatorWorld(World):
     """A World whose models are asked for by resources."""
 
-    def __init__(self, **world: Any) -> None:
+    def __init__(self, *, cluster: Cluster | None = None, namespace: str = "default", **world: Any) -> None:
         self.now = 0.0
-        self.cluster = Cluster(clock=lambda: self.now)
-        self.cluster.create("customresourcedefinitions", None, definition())
+        self.namespace = namespace
+        self.cluster = cluster or Cluster(clock=lambda: self.now)
+        if cluster is None:
+            self.cluster.create("customresourcedefinitions", None, definition())
         self.writer = DirectWriter(self.cluster)
         self.unknown: set[str] = set()
         """Versions that are not registered (yet)."""
@@ -113,7 +115,7 @@ class OperatorWorld(World):
         self.controller.subscribe(self.reconciler.on_status)
         self.listen_anew()
 
-    async def resolve(self, spec: RolloutSpec) -> tuple[None, Deployed]:
+    async def resolve(self, spec: RolloutSpec, _: str = "") -> tuple[None, Deployed]:
         """What the registry says of a version."""
         if spec.version in self.unknown:
             raise UnknownVersion(f"{spec.model}@{spec.version} is not registered")
@@ -151,19 +153,21 @@ class OperatorWorld(World):
             "metadata": {"name": name},
             "spec": {"model": "chat", "version": version, "strategy": CANARY_STEPS, **spec},
         }
-        return self.cluster.apply(self.cluster.kind(KIND), "default", name, body, Write(manager), force=True)
+        return self.cluster.apply(self.cluster.kind(KIND), self.namespace, name, body, Write(manager), force=True)
 
     def annotate(self, verb: str, value: str | Object | None, name: str = "chat") -> None:
         """`kubectl annotate`."""
         said = json.dumps(value) if isinstance(value, dict) else value
         patch = {"metadata": {"annotations": {f"tidegate.dev/{verb}": said}}}
-        self.cluster.patch(self.cluster.kind(KIND), "default", name, lambda o: merge_patch(o, patch), Write("kubectl"))
+        self.cluster.patch(
+            self.cluster.kind(KIND), self.namespace, name, lambda o: merge_patch(o, patch), Write("kubectl")
+        )
 
     def delete(self, name: str = "chat") -> None:
-        self.cluster.delete(KIND, "default", name)
+        self.cluster.delete(KIND, self.namespace, name)
 
     def resource(self, name: str = "chat") -> Object:
-        return self.cluster.get(KIND, "default", name)
+        return self.cluster.get(KIND, self.namespace, name)
 
     def told(self, name: str = "chat") -> Object:
         """The status of a resource."""
