@@ -48,6 +48,7 @@
 - {name: TIDEGATE_ENGINE_IMAGE, value: {{ include "tidegate.image" (dict "image" .Values.engine.image "root" .) | quote }}}
 - {name: TIDEGATE_ENGINE_SERVICE_ACCOUNT, value: {{ printf "%s-engine" .Release.Name | quote }}}
 - {name: TIDEGATE_RAY_AUTH_SECRET, value: {{ include "tidegate.rayTokenSecret" . | quote }}}
+- {name: TIDEGATE_RAY_TOKEN_FILE, value: /etc/tidegate/secrets/ray-token/auth_token}
 - {name: TIDEGATE_ENGINE_TRACKING_URI, value: {{ include "tidegate.trackingUri" . | quote }}}
 {{- with .Values.global.imagePullSecrets }}
 - {name: TIDEGATE_ENGINE_PULL_SECRETS, value: {{ toJson . | quote }}}
