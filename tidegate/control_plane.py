@@ -27,7 +27,7 @@ from rollout.control_api.app import create_app
 from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
-from rollout.errors import ClusterError, LogConflict
+from rollout.errors import ClusterError, EventLogUnavailable, LogConflict, UnusableStore
 from rollout.event_log.sql import SqlEventLog
 from rollout.operator.election import Election
 from rollout.operator.running import Operator
@@ -130,7 +130,7 @@ async def serve(settings: Settings) -> int:
         webhooks = build_webhooks(settings, time.time)
         database = open_store(settings)
         cluster = build_cluster_parts(settings, time.monotonic) if settings.platform == "kubernetes" else None
-    except (WrongUse, ClusterError) as error:
+    except (WrongUse, ClusterError, UnusableStore, EventLogUnavailable) as error:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
         return error.exit_code if isinstance(error, WrongUse) else 1
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)

@@ -64,7 +64,9 @@
 {{- end }}
 {{- with include "tidegate.redisAddress" . }}
 - {name: TIDEGATE_REDIS_ADDRESS, value: {{ . | quote }}}
+{{- if or $.Values.redis.enabled $.Values.redis.existingSecret }}
 - {name: TIDEGATE_REDIS_SECRET, value: {{ include "tidegate.redisSecret" $ | quote }}}
+{{- end }}
 {{- end }}
 {{- range $name, $value := .Values.controller.env }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
