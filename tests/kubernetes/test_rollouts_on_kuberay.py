@@ -21,7 +21,7 @@ from tests.simulation.world import STRATEGIES, SimulatedWorkloads, World
 pytestmark = pytest.mark.integration
 
 NAMESPACE = "default"
-GPU = {"limits": {"nvidia.com/gpu": 1}}
+GPU, TWO = {"limits": {"nvidia.com/gpu": 1}}, {"limits": {"nvidia.com/gpu": 2}}
 
 
 class OnKubeRay(SimulatedWorkloads):
@@ -31,11 +31,13 @@ class OnKubeRay(SimulatedWorkloads):
         super().__init__(world)
         self.kuberay = KubeRay(api.cluster)
         self.port = kuberay_workloads(api, NAMESPACE)
-        self.engine: dict[str, Any] = {"resources": GPU}
+        self.engines: dict[str, dict[str, Any]] = {}
+        """What the specs of some versions say."""
         self.seen: Mapping[str, WorkloadStatus] = {}
 
     def placed(self, workload: Workload) -> Workload:
-        engine = EngineSpec.model_validate(self.engine | {"minReplicas": workload.replicas})
+        said = {"resources": GPU} | self.engines.get(workload.revision.version, {})
+        engine = EngineSpec.model_validate(said | {"minReplicas": workload.replicas})
         return workload.model_copy(update={"namespace": NAMESPACE, "engine": engine})
 
     async def apply(self, desired: Sequence[Workload]) -> None:
@@ -102,7 +104,7 @@ def test_a_bad_version_is_taken_back_and_gives_back_what_it_took(world: KubeRayW
 def test_without_room_nothing_is_started(world: KubeRayWorld) -> None:
     world.first()
     before = len(world.log.read())
-    world.workloads.engine["resources"] = {"limits": {"nvidia.com/gpu": 2}}
+    world.workloads.engines["1.0.1"] = {"resources": TWO}
     with pytest.raises(InsufficientCapacity, match=r"nvidia.com/gpu is scarce.*capacity: replace"):
         world.deploy("1.0.1")
     assert len(world.log.read()) == before, "nothing is in the log"
@@ -112,7 +114,7 @@ def test_without_room_nothing_is_started(world: KubeRayWorld) -> None:
 def test_what_does_not_come_up_gives_back_what_it_took(world: KubeRayWorld) -> None:
     """Where room is not checked, the progress deadline ends the wait, and says what was waited for."""
     world.first()
-    world.workloads.engine |= {"checkRoom": False, "resources": {"limits": {"nvidia.com/gpu": 2}}}
+    world.workloads.engines["1.0.1"] = {"checkRoom": False, "resources": TWO}
     world.deploy("1.0.1", progressDeadlineSeconds=5)
     world.until(lambda: "1.0.1" in world.services())
     world.until(lambda: world.status.rollout is not None and world.status.rollout.stage is Stage.WITHDRAWN)
