@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import urllib3
-from kubernetes import client, config
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from rollout.errors import ClusterRejected, ClusterUnavailable
@@ -29,21 +29,11 @@ THREADS = 8
 MESSAGE_LIMIT = 500
 
 
-def in_cluster() -> client.ApiClient:
-    """A client with the credentials of this pod; its token is read again as it is renewed.
-
-    Raises:
-        ClusterUnavailable: this process does not run in a pod with a service account.
-
-    """
-    settings = client.Configuration()
-    try:
-        config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-    except config.ConfigException as error:
-        raise ClusterUnavailable(f"no service account of a cluster here ({error}); run in a pod that has one") from None
-    settings.retries = urllib3.Retry(total=0)
-    settings.connection_pool_maxsize = THREADS
-    return client.ApiClient(settings)
+def connected(configuration: client.Configuration) -> ClusterApi:
+    """The API server of a configuration, which says where it is and who we are."""
+    configuration.retries = False  # who asks knows how often
+    configuration.connection_pool_maxsize = THREADS
+    return ClusterApi(client.ApiClient(configuration))
 
 
 class ClusterApi:

@@ -27,7 +27,7 @@ from rollout.control_api.app import create_app
 from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
-from rollout.errors import ClusterError, LogConflict
+from rollout.errors import ClusterError, EventLogUnavailable, LogConflict, UnusableStore
 from rollout.event_log.sql import SqlEventLog
 from rollout.operator.election import Election
 from rollout.operator.running import Operator
@@ -35,9 +35,17 @@ from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
-from tidegate.composition import build_election, build_operator, build_poller, build_registry, build_smoke_runner
+from tidegate.composition import (
+    build_election,
+    build_leader_label,
+    build_operator,
+    build_poller,
+    build_registry,
+    build_smoke_runner,
+)
 from tidegate.errors import WrongUse
 from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
+from tidegate.on_kubernetes import build_cluster_parts
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
 from tidegate.webhooks import FileCursors, build_webhooks
@@ -121,20 +129,23 @@ async def serve(settings: Settings) -> int:
         gateway_key = read_gateway_key(settings)
         webhooks = build_webhooks(settings, time.time)
         database = open_store(settings)
-    except WrongUse as error:
+        cluster = build_cluster_parts(settings, time.monotonic) if settings.platform == "kubernetes" else None
+    except (WrongUse, ClusterError, UnusableStore, EventLogUnavailable) as error:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
-        return error.exit_code
+        return error.exit_code if isinstance(error, WrongUse) else 1
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
     if gateway_key is not None:
         book_gateway_key(accounts, gateway_key, now=time.time())
-    router = GatewayRouter(time.monotonic)
-    versions = Versions(build_registry(settings))
-    holder = f"{socket.gethostname()}:{settings.home}"
+    router = cluster.router if cluster is not None else GatewayRouter(time.monotonic)
+    versions = Versions(build_registry(settings), cluster=cluster.home if cluster is not None else None)
+    holder = f"{settings.pod_name or socket.gethostname()}:{settings.home}"
     smoke = build_smoke_runner(settings, accounts, holder, now=time.time())
     controller = Controller(
         event_log=event_log,
         accounts=accounts,
-        workloads=RayServeWorkloads(
+        workloads=cluster.workloads
+        if cluster is not None
+        else RayServeWorkloads(
             settings.ray_file, log_dir=settings.log_dir, host=settings.host, serve_port=settings.serve_port
         ),
         router=router,
@@ -175,6 +186,9 @@ async def serve(settings: Settings) -> int:
     )
     try:
         operator, election = build_operator(settings, controller, plane), build_election(settings)
+        label = build_leader_label(settings, controller)
+        if cluster is not None and operator is not None:
+            cluster.owners.look = operator.reconciler.owner_of
     except ClusterError as error:
         log.error("%s", error)  # noqa: TRY400
         return 1
@@ -195,8 +209,12 @@ async def serve(settings: Settings) -> int:
         beside = {"aliases": aliases.run(), "notifications": announcer.run()}
         if poller is not None:
             beside["measuring"] = poller.run()
+        if cluster is not None:
+            beside |= {name: work() for name, work in cluster.beside.items()}
         if operator is not None:
             beside["operator"] = operator.run()
+        if label is not None:
+            beside["leader label"] = label.run()
         return await _run(_Server(config), lead(controller, election), beside)
 
 

@@ -110,6 +110,39 @@ class Settings(BaseSettings):
         default=None, description="How to reach the cluster from outside of it; in a pod its service account does."
     )
     kube_context: str | None = Field(default=None, description="The context of that kubeconfig; else the current one.")
+    engine_image: str = Field(default="", description="On a cluster: the engine image of specs that name none.")
+    engine_service_account: str = Field(default="", description="On a cluster: that of engine pods; it needs no right.")
+    engine_pull_secrets: tuple[str, ...] = Field(default=(), description="On a cluster: Secrets for pulling the image.")
+    engine_tracking_uri: str = Field(
+        default="", description="On a cluster: where engine pods fetch weights from; empty means tracking_uri."
+    )
+    engine_credentials_secret: str = Field(
+        default="", description="On a cluster: a Secret with what that takes, as environment; specs may name another."
+    )
+    model_cache_claim: str = Field(default="", description="On a cluster: a volume claim that keeps fetched weights.")
+    model_cache_path: str = Field(default="", description="On a cluster: a folder of the nodes that keeps them.")
+    ray_auth_secret: str = Field(
+        default="", description="On a cluster: Secret with Ray's token as auth_token; empty means RELEASE-ray-token."
+    )
+    ray_token_file: Path | None = Field(default=None, description="On a cluster: file that holds that token.")
+    redis_address: str = Field(
+        default="",
+        description="On a cluster: Redis for Ray's control store; without it a lost head ends its engines.",
+    )
+    redis_secret: str = Field(default="", description="On a cluster: Secret with its password as password.")
+    traffic_router: Literal["gateway", "gateway-api"] = Field(
+        default="gateway",
+        description="On a cluster: what divides requests, our gateways or HTTPRoutes of your ingress.",
+    )
+    gateway_service: str = Field(
+        default="", description="On a cluster: the Service of the gateways; empty means RELEASE-gateway."
+    )
+    http_route: str = Field(
+        default="{model}", description="With gateway-api: the name of a model's HTTPRoute; {model} stands for its name."
+    )
+    http_route_namespace: str = Field(
+        default="", description="With gateway-api: where the routes are; empty means the release's own namespace."
+    )
 
     trusted_proxies: tuple[str, ...] = Field(
         default=(), description="Addresses and networks whose X-Forwarded-For the control plane believes."

@@ -54,6 +54,8 @@ class EngineCluster(Frozen):
     """That of the engine images: KubeRay must know it to offer token authentication."""
     ray_auth_secret: str
     """A Secret in each namespace with engines, its key `auth_token` holding the token of Ray's own APIs."""
+    service_account: str = ""
+    """Of the engines' pods; it needs no right, and they get no token of it. Empty: the namespace's default one."""
     tracking_uri: str = ""
     """The MLflow server that a version's files are fetched from."""
     credentials_secret: str = ""
@@ -100,10 +102,13 @@ def head_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, st
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "tmp", "mountPath": TMP}],
     }
-    spec = {
-        **_pod(workload, cluster),
-        # Ray's autoscaler, a container beside the head, changes the number of engines at the API server.
-        "automountServiceAccountToken": workload.engine.elastic,
+    spec = {**_pod(cluster), "automountServiceAccountToken": False}
+    if workload.engine.elastic:
+        # Ray's autoscaler, a container beside the head, changes the number of engines at the API server, by an account
+        # that KubeRay makes for this one cluster.
+        spec["automountServiceAccountToken"] = True
+        spec.pop("serviceAccountName", None)
+    spec |= {
         "containers": [container],
         "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
@@ -145,7 +150,7 @@ def engine_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, 
         "volumeMounts": [{"name": "tmp", "mountPath": TMP}],
     }
     volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
-    spec = {**_pod(workload, cluster), "automountServiceAccountToken": False}
+    spec = {**_pod(cluster), "automountServiceAccountToken": False}
     if workload.revision.engine is EngineKind.VLLM:
         container["volumeMounts"] = [*_mounts(container), {"name": "models", "mountPath": MODELS, "readOnly": True}]
         volumes.append({"name": "models", **cache_volume(workload, cluster)})
@@ -212,9 +217,8 @@ def cache_volume(workload: Workload, cluster: EngineCluster) -> Manifest:
     return {"emptyDir": {}}
 
 
-def _pod(workload: Workload, cluster: EngineCluster) -> Manifest:
+def _pod(cluster: EngineCluster) -> Manifest:
     """What head and engines have in common."""
-    del workload
     spec: Manifest = {
         "enableServiceLinks": False,
         "securityContext": {
@@ -226,6 +230,8 @@ def _pod(workload: Workload, cluster: EngineCluster) -> Manifest:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
+    if cluster.service_account:
+        spec["serviceAccountName"] = cluster.service_account
     if cluster.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in cluster.pull_secrets]
     return spec

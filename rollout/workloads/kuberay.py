@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,11 @@ from serving.specs import object_name
 log = logging.getLogger(__name__)
 
 DASHBOARD_PORT = 8265
-KNOWN_TO_KUBERAY = "app.kubernetes.io/created-by"
+LOOK_ALWAYS = 50
+LOOK_PER_MODEL_S = 0.01
+LOOK_MOST_S = 15.0
+"""A look lists every object of the release. Up to 50 revisions it is taken whenever it is asked for; while hundreds are
+all ready, a hundredth of a second further apart for each more."""
 
 
 class KubeRayWorkloads:
@@ -40,6 +45,7 @@ class KubeRayWorkloads:
         *,
         owner_of: Callable[[str], Owner | None] = lambda _: None,
         dashboards: RayDashboards | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare; nothing is asked yet.
 
@@ -49,6 +55,7 @@ class KubeRayWorkloads:
             namespaces: where engines may live.
             owner_of: the object that asked for a model, by the model's name, as it is now.
             dashboards: who asks Ray; without, nothing is known of replicas that died inside a pod.
+            monotonic: seconds.
         """
         self._api = api
         self._cluster = cluster
@@ -56,7 +63,13 @@ class KubeRayWorkloads:
         self._owner_of = owner_of
         self._dashboards = dashboards
         self._labels = f"{MANAGED_BY}={MANAGER},{RELEASE}={cluster.release}"
+        self._monotonic = monotonic
         self._lock = asyncio.Lock()
+        self._applied: tuple[Workload, ...] | None = None
+        """The set that was found to be as wanted, without a write; None after anything else."""
+        self._applied_at = self._seen_at = float("-inf")
+        self._listed: list[Object] | None = None
+        """What `apply` has listed and not written to, for the look that follows it."""
         self._deaths = Deaths()
         self._refused: dict[str, str] = {}
         self._seen: dict[str, WorkloadStatus] = {}
@@ -69,6 +82,10 @@ class KubeRayWorkloads:
         """Make the RayServices equal to `desired`. One that is refused holds up no other. See `WorkloadPort`."""
         wanted = {w.application: w for w in desired}
         async with self._lock:
+            given = tuple(desired)
+            if given == self._applied and self._is_fresh(self._applied_at):
+                return
+            self._applied, before = None, self.writes
             try:
                 live, budgets = await asyncio.gather(self._services(), self._every("policy/v1", "poddisruptionbudgets"))
                 known = {application_of(service): service for service in live}
@@ -82,6 +99,8 @@ class KubeRayWorkloads:
                 raise WorkloadUnavailable(str(error)) from error
             results = await asyncio.gather(*(work for _, work in works), return_exceptions=True)
             self._made = {a: made for a, made in self._made.items() if a in wanted}
+            if self.writes == before and not any(results):
+                self._applied, self._applied_at, self._listed = given, self._monotonic(), live
         failed = {a: r for (a, _), r in zip(works, results, strict=True) if isinstance(r, BaseException)}
         self._refused = {a: str(r) for a, r in failed.items() if isinstance(r, ClusterRejected)}
         for defect in failed.values():
@@ -94,8 +113,13 @@ class KubeRayWorkloads:
 
     async def observe(self) -> Mapping[str, WorkloadStatus]:
         """Tell what the cluster says of every revision of the release. See `WorkloadPort`."""
+        calm = bool(self._seen) and all(s.state is WorkloadState.READY for s in self._seen.values())
+        if calm and self._applied is not None and self._is_fresh(self._seen_at):
+            return self._seen
+        listed, self._listed = self._listed, None
         try:
-            services, pods = await asyncio.gather(self._services(), self._every("v1", "pods"))
+            pods = await self._every("v1", "pods")
+            services = listed if listed is not None else await self._services()
         except ClusterUnavailable as error:
             raise WorkloadUnavailable(str(error)) from error
         named = {application_of(service): service for service in services}
@@ -110,8 +134,13 @@ class KubeRayWorkloads:
             if application not in found:
                 missing = WorkloadStatus(application=application, state=WorkloadState.MISSING, message=message)
                 found[application] = missing
-        self._seen = found
+        self._seen, self._seen_at = found, self._monotonic()
         return found
+
+    def _is_fresh(self, at: float) -> bool:
+        """Whether what was seen then will do while all is calm: with hundreds of models looks are further apart."""
+        more = max(0, len(self._seen) - LOOK_ALWAYS)
+        return self._monotonic() - at < min(LOOK_MOST_S, more * LOOK_PER_MODEL_S)
 
     async def shortage(self, wanted: Workload) -> str:
         """Compare what the replicas would ask for with what the nodes have left. See `WorkloadPort`."""

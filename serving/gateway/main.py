@@ -320,9 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with open(text[1:], encoding="utf-8") as file:
                 text = file.read()
         config = GatewayConfig.from_json(text)
-        config = replace(
-            config, **{field: value for name, field in ENVIRONMENT.items() if (value := os.environ.get(name))}
-        )
+        named: dict[str, Any] = {f: value for name, f in ENVIRONMENT.items() if (value := os.environ.get(name))}
+        config = replace(config, **named)
         if given.process is not None:
             config = config.for_process(given.process)
         if given.name:
