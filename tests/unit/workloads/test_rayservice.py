@@ -173,6 +173,7 @@ def test_what_reaches_a_running_cluster_and_what_makes_another() -> None:
     assert one["spec"]["serveConfigV2"] != three["spec"]["serveConfigV2"]
     fixed = [rayservice(workload(GPU | {"minReplicas": n}), PLAIN, OWNER) for n in (1, 2)]
     assert cluster_hash(fixed[0]) != cluster_hash(fixed[1])
+    assert fixed[0]["spec"]["upgradeStrategy"] == {"type": "NewCluster"}, "whatever the operator's default is"
 
 
 def test_an_owner_elsewhere_is_none() -> None:
