@@ -120,7 +120,7 @@ class OperatorWorld(World):
         if spec.version in self.unknown:
             raise UnknownVersion(f"{spec.model}@{spec.version} is not registered")
         found = deployed(spec.version, spec.model)
-        return None, found.model_copy(update={"replicas": spec.engine.min_replicas})
+        return None, found.model_copy(update={"replicas": spec.engine.min_replicas, "engine": spec.engine})
 
     def listen_anew(self) -> None:
         """List everything, and watch from there."""
