@@ -7,10 +7,10 @@ ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
-RUN python -m venv /opt/tidegate
+RUN python -m venv /usr/local/tidegate
 WORKDIR /src
 COPY requirements/base.lock requirements/gpu.lock requirements/
-RUN /opt/tidegate/bin/pip install --no-deps --require-hashes --only-binary :all: \
+RUN /usr/local/tidegate/bin/pip install --no-deps --require-hashes --only-binary :all: \
     -r requirements/base.lock -r requirements/gpu.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY serving serving
@@ -22,7 +22,7 @@ COPY console console
 COPY tidegate tidegate
 RUN python -m pip install setuptools==78.1.1 wheel==0.45.1 \
     && python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && /opt/tidegate/bin/pip install --no-deps --no-index /wheels/*.whl
+    && /usr/local/tidegate/bin/pip install --no-deps --no-index /wheels/*.whl
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="Tidegate engine" \
@@ -35,8 +35,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 1000 ray \
     && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash ray
-COPY --from=build /opt/tidegate /opt/tidegate
-ENV PATH=/opt/tidegate/bin:$PATH \
+COPY --from=build /usr/local/tidegate /usr/local/tidegate
+ENV PATH=/usr/local/tidegate/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \

@@ -6,11 +6,11 @@ ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
-RUN python -m venv /opt/tidegate
+RUN python -m venv /usr/local/tidegate
 WORKDIR /src
 # The locked packages first: their layer stays while only our own code changes. Wheels only, each checked by its hash.
 COPY requirements/base.lock requirements/
-RUN /opt/tidegate/bin/pip install --no-deps --require-hashes --only-binary :all: -r requirements/base.lock
+RUN /usr/local/tidegate/bin/pip install --no-deps --require-hashes --only-binary :all: -r requirements/base.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY serving serving
 COPY registry registry
@@ -21,8 +21,8 @@ COPY console console
 COPY tidegate tidegate
 RUN python -m pip install setuptools==78.1.1 wheel==0.45.1 \
     && python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && /opt/tidegate/bin/pip install --no-deps --no-index /wheels/*.whl \
-    && /opt/tidegate/bin/python -m compileall -q -j 0 /opt/tidegate/lib
+    && /usr/local/tidegate/bin/pip install --no-deps --no-index /wheels/*.whl \
+    && /usr/local/tidegate/bin/python -m compileall -q -j 0 /usr/local/tidegate/lib
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="Tidegate" \
@@ -30,8 +30,8 @@ LABEL org.opencontainers.image.title="Tidegate" \
 # The chart runs it as this user with a root file system that can't be written; a bare `docker run` gets the same user.
 RUN groupadd --system --gid 10001 tidegate \
     && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/tidegate --create-home --shell /usr/sbin/nologin tidegate
-COPY --from=build /opt/tidegate /opt/tidegate
-ENV PATH=/opt/tidegate/bin:$PATH \
+COPY --from=build /usr/local/tidegate /usr/local/tidegate
+ENV PATH=/usr/local/tidegate/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     TIDEGATE_HOME=/var/lib/tidegate

@@ -104,6 +104,11 @@ DEFS: dict[str, Any] = {
 }
 """Forms that occur more than once."""
 
+DEFS["imageName"] = {
+    **DEFS["image"],
+    "properties": {name: form for name, form in DEFS["image"]["properties"].items() if name != "pullPolicy"},
+}
+
 
 class Undescribed(Exception):
     """A key whose comment does not say enough."""

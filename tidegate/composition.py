@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rollout.observe import ProviderPoller
     from rollout.operator.api import Address
     from rollout.operator.election import Election
+    from rollout.operator.leader_label import LeaderLabel
     from rollout.operator.running import Operator
     from rollout.smoke_runner import SmokeRunner
     from rollout.specs import RolloutSpec
@@ -145,6 +146,25 @@ def build_election(settings: Settings) -> Election | None:
         holder=settings.pod_name,
         clock=time.time,
         monotonic=time.monotonic,
+    )
+
+
+def build_leader_label(settings: Settings, controller: Controller) -> LeaderLabel | None:
+    """What keeps the label by which the release's Service finds this process, or None on the local platform.
+
+    Raises:
+        ClusterError: there is no usable way to the cluster.
+    """
+    if settings.platform != "kubernetes":
+        return None
+    from rollout.operator.leader_label import leader_label
+
+    return leader_label(
+        cluster_address(settings).configuration(),
+        namespace=settings.namespace,
+        release=settings.release,
+        me=settings.pod_name,
+        leads=lambda: controller.leads,
     )
 
 

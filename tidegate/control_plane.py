@@ -27,7 +27,7 @@ from rollout.control_api.app import create_app
 from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
-from rollout.errors import ClusterError, LogConflict
+from rollout.errors import ClusterError, EventLogUnavailable, LogConflict, UnusableStore
 from rollout.event_log.sql import SqlEventLog
 from rollout.operator.election import Election
 from rollout.operator.running import Operator
@@ -35,7 +35,14 @@ from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
-from tidegate.composition import build_election, build_operator, build_poller, build_registry, build_smoke_runner
+from tidegate.composition import (
+    build_election,
+    build_leader_label,
+    build_operator,
+    build_poller,
+    build_registry,
+    build_smoke_runner,
+)
 from tidegate.errors import WrongUse
 from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
 from tidegate.on_kubernetes import build_cluster_parts
@@ -123,7 +130,7 @@ async def serve(settings: Settings) -> int:
         webhooks = build_webhooks(settings, time.time)
         database = open_store(settings)
         cluster = build_cluster_parts(settings, time.monotonic) if settings.platform == "kubernetes" else None
-    except (WrongUse, ClusterError) as error:
+    except (WrongUse, ClusterError, UnusableStore, EventLogUnavailable) as error:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
         return error.exit_code if isinstance(error, WrongUse) else 1
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
@@ -179,6 +186,7 @@ async def serve(settings: Settings) -> int:
     )
     try:
         operator, election = build_operator(settings, controller, plane), build_election(settings)
+        label = build_leader_label(settings, controller)
         if cluster is not None and operator is not None:
             cluster.owners.look = operator.reconciler.owner_of
     except ClusterError as error:
@@ -205,6 +213,8 @@ async def serve(settings: Settings) -> int:
             beside |= {name: work() for name, work in cluster.beside.items()}
         if operator is not None:
             beside["operator"] = operator.run()
+        if label is not None:
+            beside["leader label"] = label.run()
         return await _run(_Server(config), lead(controller, election), beside)
 
 

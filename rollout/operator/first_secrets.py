@@ -151,13 +151,17 @@ class ClusterSecrets:
     def create(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
         """See `Secrets.create`."""
         about = client.V1ObjectMeta(name=name, labels=self._labels)
-        body = client.V1Secret(metadata=about, string_data=dict(values))
+        body = client.V1Secret(metadata=about, data=_encoded(values))
         self._api.create_namespaced_secret(namespace, body, _request_timeout=REQUEST_TIMEOUT_S)
 
     def write(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
         """See `Secrets.write`."""
-        body = {"stringData": dict(values)}
+        body = {"data": _encoded(values)}
         self._api.patch_namespaced_secret(name, namespace, body, _request_timeout=REQUEST_TIMEOUT_S)
+
+
+def _encoded(values: Mapping[str, str]) -> dict[str, str]:
+    return {entry: base64.b64encode(value.encode()).decode() for entry, value in values.items()}
 
 
 def main(arguments: Sequence[str]) -> int:

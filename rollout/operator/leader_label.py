@@ -102,7 +102,7 @@ class LeaderLabel:
                 self._complaint = why
                 log.warning(
                     "the label %s can't be kept (%s), so gateways may not find the leader; the controller's Role needs "
-                    "get, list and patch on pods", LABEL, why,
+                    "list and patch on pods", LABEL, why,
                 )  # fmt: skip
             return False
         if wrong.on or wrong.off:
@@ -115,7 +115,7 @@ class ClusterPods:
     """The pods as the API server has them.
 
     Args:
-        api: a client with the right to get, list and patch pods there.
+        api: a client with the right to list and patch pods there.
         namespace: the release's.
         release: its name.
 
@@ -141,3 +141,11 @@ class ClusterPods:
         except ApiException as error:
             if error.status != 404:
                 raise
+
+
+def leader_label(
+    configuration: client.Configuration, *, namespace: str, release: str, me: str, leads: Callable[[], bool]
+) -> LeaderLabel:
+    """The label of a release's leader, kept through the API server that is configured."""
+    api = client.CoreV1Api(client.ApiClient(configuration))
+    return LeaderLabel(ClusterPods(api, namespace, release), me, leads)

@@ -233,7 +233,7 @@ class GatewayRouter:
             ValueError: it is not one of the messages of serving/outcomes.py.
 
         """
-        message = FROM_GATEWAY.validate_json(text)
+        message = FROM_GATEWAY.validate_json(text, extra="ignore")  # a newer gateway may say more
         match message:
             case Ack():
                 connection.applied = Generation(message.fence, message.sequence)

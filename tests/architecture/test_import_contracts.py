@@ -52,7 +52,9 @@ IMPORTED_AS = {
 }
 COMES_WITH = {"ray[serve]": {"aiohttp", "starlette"}, "fastapi": {"starlette"}, "pydantic": {"pydantic_core"}}
 """What a dependency is made of and hands out in its own interface."""
-OF_EXTRAS = {"vllm", "torch", "transformers", "gguf", "accelerate", "openai", "numpy", "grafana_foundation_sdk"}
+OF_EXTRAS = {
+    "vllm", "torch", "transformers", "gguf", "accelerate", "openai", "numpy", "grafana_foundation_sdk", "helm_python",
+}  # fmt: skip
 
 
 def lint_imports(folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """Gateway and controller as the chart starts them: its commands, files, environment, Secrets, probes and `helm test`.
 
-Only what a container would give is put in place of it: folders below a temporary one, and ports of this machine.
+Only what a container would give is put in place of it: folders below a temporary one, ports of this machine, and the
+stand-in of the API server, which holds the controller to the chart's Roles.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from rollout.operator.crd import definition
 from rollout.operator.first_secrets import Plan, bring_about
+from tests.kubernetes.server import ApiServer
 from tests.ports import free_ports
 from tests.postgres import Postgres
 from tests.unit.helm.charts import CHART, Object, first_secrets, objects, one
@@ -30,18 +33,33 @@ pytestmark = pytest.mark.integration
 
 VALUES = {"postgresql": {"enabled": True}, "gateway": {"drainDelaySeconds": 1, "drainSeconds": 5}}
 START_S = 60.0
+POD = "r-controller-x"
 
 
 class Cluster:
     """One gateway and one controller over one store."""
 
-    def __init__(self, folder: Path, store: str) -> None:
+    def __init__(self, folder: Path, store: str, api: ApiServer) -> None:
         self.folder = folder
+        self.api = api
         self.store = store
         self.found: tuple[Object, ...] = objects(VALUES)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.public, self.admin, self.control = free_ports(3)
         self.secrets = self._secrets(store)
+        self._prepare_cluster()
+
+    def _prepare_cluster(self) -> None:
+        """What is there when a pod starts: the definition, the Roles, the pod itself."""
+        cluster = self.api.cluster
+        cluster.create("namespaces", None, {"metadata": {"name": "models"}})
+        cluster.create("customresourcedefinitions", None, definition())
+        self.api.grant(dict(found) for found in self.found)
+        template = one(self.found, "Deployment", "r-controller")["spec"]["template"]
+        about = {"name": POD, "labels": dict(template["metadata"]["labels"])}
+        cluster.create("pods", "models", {"metadata": about, "spec": {"containers": [{"name": "controller"}]}})
+        token = "system:serviceaccount:models:r-controller"
+        (self.folder / "kubeconfig").write_text(json.dumps(self.api.kubeconfig(token=token, namespace="models")))
 
     def _secrets(self, store: str) -> Mapping[tuple[str, str], Mapping[str, str]]:
         made = FakeSecrets()
@@ -78,12 +96,10 @@ class Cluster:
         env: dict[str, str] = {}
         for variable in spec["containers"][0]["env"]:
             field = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
-            value = {"metadata.name": "r-controller-x", "metadata.namespace": "models"}.get(
-                field, variable.get("value", "")
-            )
+            value = {"metadata.name": POD, "metadata.namespace": "models"}.get(field, variable.get("value", ""))
             env[variable["name"]] = self._here(value, root)
         env |= {"TIDEGATE_HOST": "127.0.0.1", "TIDEGATE_CONTROL_PORT": str(self.control)}
-        env |= {"TIDEGATE_TRACKING_URI": "", "TIDEGATE_PLATFORM": "local"}
+        env |= {"TIDEGATE_TRACKING_URI": "", "TIDEGATE_KUBECONFIG": str(self.folder / "kubeconfig")}
         self._start("controller", spec["containers"][0]["command"], env)
 
     def start_gateway(self) -> None:
@@ -121,6 +137,19 @@ class Cluster:
             found = connection.execute("SELECT holder FROM lease").fetchone()
         return "" if found is None else str(found[0])
 
+    def label(self) -> str | None:
+        """The leader's label on the controller's pod."""
+        (pod,) = self.api.cluster.list("pods", "models")
+        found: str | None = pod["metadata"]["labels"].get("tidegate.dev/leader")
+        return found
+
+    def eventually(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that happens by itself."""
+        deadline = time.monotonic() + START_S
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def until(self, name: str, url: str, status: int = 200) -> None:
         """Wait for an answer, as a probe does."""
         deadline = time.monotonic() + START_S
@@ -149,11 +178,12 @@ def ask(url: str, key: str = "") -> tuple[int, str]:
 
 @pytest.fixture
 def cluster(tmp_path: Path, postgres: Postgres) -> Iterator[Cluster]:
-    made = Cluster(tmp_path, postgres.new_database())
-    try:
-        yield made
-    finally:
-        made.stop()
+    with ApiServer() as api:
+        made = Cluster(tmp_path, postgres.new_database(), api)
+        try:
+            yield made
+        finally:
+            made.stop()
 
 
 def run_check(cluster: Cluster, patience_s: int) -> subprocess.CompletedProcess[str]:
@@ -172,6 +202,10 @@ def test_a_fresh_release_gets_ready_passes_its_test_and_drains(cluster: Cluster)
     cluster.until("gateway", admin + "/readyz/pod")
     checked = run_check(cluster, 20)
     assert checked.returncode == 0, checked.stdout
+    # The Service selects this label, and `kubectl get lease` says who leads.
+    cluster.eventually(lambda: cluster.label() == "true")
+    (lease,) = cluster.api.cluster.list("leases", "models")
+    assert (lease["metadata"]["name"], lease["spec"]["holderIdentity"]) == ("r-controller", POD)
     # No model is deployed: the pod may have clients, which are told so; the platform's own readiness says why not.
     status, body = ask(admin + "/readyz")
     assert status == 503
@@ -198,3 +232,4 @@ def test_a_fresh_release_gets_ready_passes_its_test_and_drains(cluster: Cluster)
     assert token not in logs
     assert key not in logs
     assert "Traceback" not in logs
+    assert [asked for asked, code in cluster.api.asked if code == 403] == [], "the chart's Roles suffice"

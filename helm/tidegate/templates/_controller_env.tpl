@@ -41,13 +41,14 @@
 {{- end }}
 - {name: TIDEGATE_TRAFFIC_ROUTER, value: {{ .Values.trafficRouter.kind }}}
 {{- if eq .Values.trafficRouter.kind "gateway-api" }}
-- {name: TIDEGATE_HTTP_ROUTE, value: {{ .Values.trafficRouter.httpRoute.name | quote }}}
+- {name: TIDEGATE_HTTP_ROUTE, value: {{ default "{model}" .Values.trafficRouter.httpRoute.name | quote }}}
 - {name: TIDEGATE_HTTP_ROUTE_NAMESPACE, value: {{ default .Release.Namespace .Values.trafficRouter.httpRoute.namespace | quote }}}
 {{- end }}
 - {name: TIDEGATE_GATEWAY_SERVICE, value: {{ printf "%s-gateway" .Release.Name | quote }}}
 - {name: TIDEGATE_ENGINE_IMAGE, value: {{ include "tidegate.image" (dict "image" .Values.engine.image "root" .) | quote }}}
 - {name: TIDEGATE_ENGINE_SERVICE_ACCOUNT, value: {{ printf "%s-engine" .Release.Name | quote }}}
 - {name: TIDEGATE_RAY_AUTH_SECRET, value: {{ include "tidegate.rayTokenSecret" . | quote }}}
+- {name: TIDEGATE_RAY_TOKEN_FILE, value: /etc/tidegate/secrets/ray-token/auth_token}
 - {name: TIDEGATE_ENGINE_TRACKING_URI, value: {{ include "tidegate.trackingUri" . | quote }}}
 {{- with .Values.global.imagePullSecrets }}
 - {name: TIDEGATE_ENGINE_PULL_SECRETS, value: {{ toJson . | quote }}}
@@ -63,7 +64,9 @@
 {{- end }}
 {{- with include "tidegate.redisAddress" . }}
 - {name: TIDEGATE_REDIS_ADDRESS, value: {{ . | quote }}}
+{{- if or $.Values.redis.enabled $.Values.redis.existingSecret }}
 - {name: TIDEGATE_REDIS_SECRET, value: {{ include "tidegate.redisSecret" $ | quote }}}
+{{- end }}
 {{- end }}
 {{- range $name, $value := .Values.controller.env }}
 - {name: {{ $name }}, value: {{ $value | quote }}}

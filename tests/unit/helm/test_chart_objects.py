@@ -103,7 +103,8 @@ def test_the_gateway_takes_its_file_and_has_time_to_drain(name: str) -> None:
     assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     assert spec["progressDeadlineSeconds"] > pod["terminationGracePeriodSeconds"]
     mounts = {m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
-    for path in (config.secret_file, config.credentials_file, config.tls_cert_file):
+    assert config.cluster
+    for path in (config.secret_file, config.credentials_file, config.tls_cert_file, config.ray_token_file):
         assert path is None or str(path.parent) in mounts
 
 
@@ -139,11 +140,17 @@ def test_the_controllers_environment_is_good_for_its_settings(name: str, monkeyp
             variable["name"], variable.get("value", {"metadata.namespace": "models"}.get(field_ref, "p"))
         )
     settings = Settings()
+    known = {f"TIDEGATE_{field.upper()}" for field in Settings.model_fields}
+    assert {v["name"] for v in container["env"]} - {"PYTHONUNBUFFERED"} <= known, (
+        "pydantic ignores what it does not know"
+    )
     assert settings.auth == "keys"
+    assert (settings.platform, settings.release, settings.namespace) == ("kubernetes", "r", "models")
     assert settings.own_gateway_url.partition("://")[2].startswith("r-gateway.models.svc:")
     mounts = tuple(m["mountPath"] + "/" for m in container["volumeMounts"])
     files = [settings.control_token_file, settings.gateway_key_file, settings.store_url_file, settings.tls_cert_file,
-             settings.prometheus_token_file, *(w.secret_file for w in settings.webhooks)]  # fmt: skip
+             settings.prometheus_token_file, settings.ray_token_file]  # fmt: skip
+    files += [webhook.secret_file for webhook in settings.webhooks]
     for path in files:
         assert path is None or str(path).startswith(mounts), path
     assert settings.tracking_uri

@@ -108,7 +108,6 @@ def test_the_schema_refuses_with_the_place_and_the_reason(values: Mapping[str, A
             {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 9, "maxReplicas": 3}}},
             "minReplicas is 9, above maxReplicas 3",
         ),
-        ({"trafficRouter": {"kind": "gateway-api"}}, "name the HTTPRoute"),
         ({"gateway": {"ingress": {"enabled": True}}}, "gateway.ingress.host is empty"),
         ({"engine": {"modelCache": {"claim": "a", "path": "/b"}}}, "keep weights in one place"),
     ],
