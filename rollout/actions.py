@@ -46,6 +46,11 @@ class Deployed(Frozen):
         """The revision's Serve application."""
         return self.revision.application
 
+    def scaled(self, replicas: int, most: int | None) -> Deployed:
+        """The same revision with another capacity."""
+        engine = self.engine.model_copy(update={"min_replicas": replicas, "max_replicas": most})
+        return self.model_copy(update={"replicas": replicas, "engine": engine})
+
     @property
     def endpoints(self) -> str:
         """Where gateways learn which engines answer for it (`RevisionTraffic.endpoints`)."""
@@ -211,6 +216,14 @@ class Acknowledge(Frozen):
     digest: Digest
 
 
+class Scale(Frozen):
+    """Stable gets this many replicas, and may grow to `most`."""
+
+    type: Literal["scale"] = "scale"
+    replicas: Annotated[int, Field(ge=1, le=64)]
+    most: Annotated[int, Field(ge=1, le=64)] | None = None
+
+
 class Undeploy(Frozen):
     """The model is wanted no more: nothing of it gets new requests, and all that runs is drained and removed."""
 
@@ -234,6 +247,7 @@ Action = Annotated[
     | RetirePrevious
     | Remove
     | Acknowledge
+    | Scale
     | Undeploy,
     Field(discriminator="type"),
 ]

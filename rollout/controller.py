@@ -574,6 +574,8 @@ class Controller:
                 return commands.acknowledge(status, command, tuple(status.quarantine))
             case Verb.ROLLBACK:
                 return commands.rollback(status, command, target, seen)
+            case Verb.SCALE:
+                return commands.scale(status, command)
             case Verb.UNDEPLOY:
                 return commands.undeploy(status, command)
         raise AssertionError(command.verb)

@@ -26,6 +26,7 @@ from rollout.actions import (
     Remove,
     Resume,
     RetirePrevious,
+    Scale,
     SetStep,
     Shift,
     Start,
@@ -191,7 +192,7 @@ def apply(status: ModelStatus, actions: Iterable[Action], *, at: float, reason: 
     told = False
     for action in actions:
         status = _apply_one(status, action, at, reason)
-        told = told or not isinstance(action, RetirePrevious | Remove | EndWatch | Shift)
+        told = told or not isinstance(action, RetirePrevious | Remove | EndWatch | Shift | Scale)
     change: dict[str, object] = {"updated_at": at}
     if told:
         change |= {"reason": reason, "actor": actor}
@@ -224,6 +225,9 @@ def _apply_one(status: ModelStatus, action: Action, at: float, reason: str) -> M
             return status.model_copy(update={"retiring": kept})
         case Acknowledge():
             return _without_quarantine(status, action.digest)
+        case Scale():
+            assert status.stable is not None
+            return status.model_copy(update={"stable": status.stable.scaled(action.replicas, action.most)})
         case Undeploy():
             return _undeploy(status, at)
         case _:
