@@ -83,6 +83,7 @@ class Reconciler:
         writer: the cluster.
         clock: seconds since the epoch.
         monotonic: seconds that never go back.
+        judge: gives the text of the policy that scores a rollout's answers.
 
     """
 
@@ -95,8 +96,10 @@ class Reconciler:
         writer: ResourceWriter,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        judge: Callable[[RolloutSpec], str] = lambda _: "",
     ) -> None:
         self._controller = controller
+        self._judge = judge
         self._resolve = resolve
         self._aim = aim
         self._writer = writer
@@ -361,7 +364,8 @@ class Reconciler:
         spec = resource.spec.model_copy(update={"paused": bool(resource.pause)})
         try:
             deployed = await self._resolve(spec, resource.key.namespace)
-            await self._controller.execute(resource.model, command, self._controller.new_target(spec, deployed))
+            target = self._controller.new_target(spec, deployed, self._judge(spec))
+            await self._controller.execute(resource.model, command, target)
         except (UnknownModel, UnknownVersion) as error:
             memory.failed(wish, Problem("VersionNotFound", f"{error}; register it, it is looked for again"), now)
         except RegistryError as error:

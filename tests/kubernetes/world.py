@@ -123,6 +123,10 @@ class OperatorWorld(World):
         found = deployed(spec.version, spec.model)
         return None, found.model_copy(update={"replicas": spec.engine.min_replicas, "engine": spec.engine})
 
+    def judge(self, _: RolloutSpec) -> str:
+        """No rollout here has signals that answers are judged for."""
+        return ""
+
     def listen_anew(self) -> None:
         """List everything, and watch from there."""
         with self.cluster.lock:
