@@ -32,6 +32,8 @@ class RequestMeasurement(NamedTuple):
     per_token_s: float | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    trace_id: str = ""
+    """Of the trace that was kept of it, for exemplars."""
 
 
 @dataclass(frozen=True, slots=True)

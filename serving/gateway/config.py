@@ -15,10 +15,12 @@ from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from monitoring.tracing.settings import TracingSettings
 from serving.errors import ServingError
 from serving.limits import MAX_BODY_BYTES
 from serving.mirroring import MirrorSettings
 from serving.queueing import QueueSettings
+from serving.request_log.settings import RequestLogSettings
 from serving.scoring import Picking
 
 
@@ -46,6 +48,7 @@ class GatewayConfig:
     ray_file: Path | None = None
     keys_file: Path | None = None
     usage_dir: Path | None = None
+    request_log_dir: Path | None = None
     endpoints: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
     """Application -> base URLs: a static list instead of asking Ray."""
     serve_port: int = 8100
@@ -91,6 +94,10 @@ class GatewayConfig:
     """How one of a revision's endpoints is picked."""
     mirror: MirrorSettings = field(default_factory=MirrorSettings)
     """How much may be mirrored to a shadow; whether anything is, the traffic table says."""
+    tracing: TracingSettings = field(default_factory=TracingSettings)
+    """Where traces go, and which; off without an endpoint."""
+    request_log: RequestLogSettings = field(default_factory=RequestLogSettings)
+    """How much is logged of requests; off unless a part is given."""
     show_version: bool = True
     """Whether answers say which version and role gave them; off where clients must not aim at the canary."""
 
@@ -111,6 +118,7 @@ class GatewayConfig:
         object.__setattr__(self, "ray_file", self.ray_file or self.home / "run" / "ray.json")
         object.__setattr__(self, "keys_file", self.keys_file or self.home / "gateway" / "keys.json")
         object.__setattr__(self, "usage_dir", self.usage_dir or self.home / "gateway" / "usage")
+        object.__setattr__(self, "request_log_dir", self.request_log_dir or self.home / "requests")
 
     def for_process(self, index: int) -> Self:
         """The configuration of one of several processes on one public port: its own name and admin port."""

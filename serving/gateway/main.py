@@ -42,6 +42,7 @@ from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import load_secret
 from serving.gateway.seams import Gatekeeper
+from serving.gateway.telemetry import Telemetry
 from serving.gateway.tls import Certificate
 from serving.gateway.traffic_state import TrafficState, load_table
 from serving.gateway.upstream import UpstreamClient
@@ -120,10 +121,12 @@ class Gateway:
             Attempts(self.book, self.client, self.recorder, PromptDeaths(), self.source.suspect, config.picking),
             self.protection.gatekeeper if gatekeeper is None else None, config.queue.endpoint_concurrency,
         )  # fmt: skip
+        secret = load_secret(config.secret_file)
+        self.telemetry = Telemetry(config, may_tell=lambda revision: False)
+        self.recorder.observer = self.telemetry.observer
         pipeline = Pipeline(
-            config, self.state, self.book, self.client, self.recorder, self.instruments,
-            load_secret(config.secret_file), self.source.suspect,
-            gatekeeper or self.protection.gatekeeper, self.mirroring,
+            config, self.state, self.book, self.client, self.recorder, self.instruments, secret, self.source.suspect,
+            gatekeeper or self.protection.gatekeeper, self.mirroring, self.telemetry.observer,
         )  # fmt: skip
         self.certificate: Certificate | None = None
         if config.tls_cert_file is not None and config.tls_key_file is not None:
@@ -145,6 +148,8 @@ class Gateway:
         )  # fmt: skip
         self.state.on_applied(self.recorder.table_applied)
         self.state.on_applied(self.mirroring.table_applied)
+        if self.telemetry.observer is not None:
+            self.state.on_applied(self.telemetry.observer.table_applied)
         self.state.on_applied(self._log_table)
         self.data_server = HttpServer(self.data_app, _limits(config))
         self.admin_server = HttpServer(self.admin_app, ADMIN_LIMITS)
@@ -187,6 +192,7 @@ class Gateway:
             log(logging.ERROR, "table-unreadable", reason=str(e))
         self.protection.load()
         self._follow_endpoints()
+        await self.telemetry.start()
         await self.data_server.start(data, self.certificate.context if self.certificate is not None else None)
         await self.admin_server.start(admin)
         self._spawn(self.source.run(self._publish))
@@ -240,6 +246,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.protection.close()
         self.client.close()
+        await self.telemetry.stop()
         log(logging.INFO, "gateway-stopped", name=self.config.name)
 
 

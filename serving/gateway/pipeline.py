@@ -27,6 +27,7 @@ from serving.gateway.config import GatewayConfig
 from serving.gateway.exchange import Exchange
 from serving.gateway.express import Express
 from serving.gateway.forwarding import Header, client_headers, client_id, read_lines, version_lines
+from serving.gateway.observing import Observer
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import fresh_nonce, issue_bytes
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
@@ -69,6 +70,7 @@ class Pipeline:
         suspect: Callable[[str], None],
         gatekeeper: Gatekeeper | None = None,
         mirror: Mirror | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._config = config
         self._state = state
@@ -78,6 +80,7 @@ class Pipeline:
         self._secret = secret
         self._gatekeeper = gatekeeper
         self._mirror = mirror
+        self._observer = observer
         self._deaths = PromptDeaths()
         self._attempts = Attempts(book, client, recorder, self._deaths, suspect, config.picking)
         self._retries_in_flight = 0
@@ -185,6 +188,8 @@ class Pipeline:
             show_version=self._config.show_version and exchange.caller.may_see_version,
             demand=self._demand(exchange, request, pick.revision),
         )
+        if self._observer is not None:
+            call.unit.trail = self._observer.begin(exchange, request, nonce, session)
         exchange.on_gone = call.leash.pull
         if exchange.gone:  # while it waited for its turn
             call.leash.pull()
@@ -257,6 +262,8 @@ class Pipeline:
                 self._recorder.aborted(unit)
                 self._recorder.conclude(unit, RequestOutcome.CLIENT_ABORT, None)
                 return
+            if isinstance(result, Opened) and unit.trail is not None:
+                unit.trail.failed(result.endpoint.url, failure.kind.value, time.monotonic())
             self._recorder.failed(unit, failure.cause)  # by intention to treat it counts, whoever answers in the end
             call.first_attempt = False
             rescuer = self._rescuer(call, failure)
@@ -416,6 +423,8 @@ class Pipeline:
         kind = by_chance if answered_by is pick.revision else "r"
         route, version = pick.route, answered_by.version
         request_id = issue_bytes(self._secret, call.nonce, kind, route.generation, route.traffic.model, version)
+        if call.unit.trail is not None:
+            call.unit.trail.request_id = request_id
         lines = b"x-request-id: %b\r\n%b" % (request_id, call.own_lines)
         if call.own_id is not None:
             lines += b"x-client-request-id: %b\r\n" % call.own_id

@@ -19,9 +19,11 @@ from serving.admission import Pick
 from serving.gateway.judging import GENERATING, read_transcript, signals_in
 from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger, Ticket
+from serving.gateway.observing import Observer, Over
 from serving.gateway.outbox import Outbox
 from serving.gateway.seams import Permit, Witness
 from serving.gateway.sessions import Sessions, session_hash
+from serving.gateway.trail import Trail
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Operation
 from serving.outcomes import LEVELS, Cause, Event, Signal
@@ -68,6 +70,8 @@ class Unit:
     permit: Permit | None = None
     witness: Witness | None = None
     """Who else hears of its outcome: it is half of a mirrored pair."""
+    trail: Trail | None = None
+    """Its way, where traces or a request log are on."""
     events: list[str] = field(default_factory=list)
 
     @property
@@ -107,6 +111,8 @@ class Recorder:
         self.in_flight: dict[str, int] = {}
         """By digest: answers under way."""
         self.on_event: Callable[[], None] = lambda: None
+        self.observer: Observer | None = None
+        """Hears of every finished request that has a trail."""
         self._defer = defer
         self._monotonic = monotonic
         self._wall = wall
@@ -320,10 +326,16 @@ class Recorder:
                 outcome = self._quality(unit, transcript, answer)
             if outcome is RequestOutcome.OK and ended.first_attempt:
                 self._latency(unit, first_s, per_token_s)
+        trace_id = ""
+        if unit.trail is not None and self.observer is not None:
+            trace_id = self.observer.over(
+                Over(unit, unit.trail, outcome, ended.duration_s, transcript, answer, first_s, per_token_s,
+                     ended.answered_by)
+            )  # fmt: skip
         self.instruments.record(
             RequestMeasurement(
                 unit.pick.route.traffic.model, unit.pick.revision.version, unit.operation, outcome, ended.duration_s,
-                first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens,
+                first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens, trace_id,
             )
         )  # fmt: skip
         return answer

@@ -1,0 +1,263 @@
+"""What becomes of a finished request beside evidence and metrics: its trace, and its line in the request log.
+
+Called once for each, from the recorder's reading between other work, with what is known by then. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from monitoring.measurements import RequestOutcome
+from monitoring.tracing import names
+from monitoring.tracing.records import AttemptRecord, CheckRecord, TraceRecord
+from monitoring.tracing.sampling import Reason, TailSampler
+from serving.gateway.exchange import Exchange
+from serving.gateway.trail import Trail, Try, begin
+from serving.gateway.transcript import Transcript
+from serving.openai_protocol import Request
+from serving.outcomes import Signal
+from serving.request_log.frames import pack
+from serving.streaming import Answer
+from serving.traffic import RevisionTraffic, TrafficTable
+
+if TYPE_CHECKING:
+    from serving.gateway.recorder import Unit
+
+LONGEST_CONTENT_BYTES = 64 * 1024
+"""A longer prompt is not told in a trace."""
+_FAILED = frozenset({RequestOutcome.ERROR, RequestOutcome.TIMEOUT, RequestOutcome.RETRIED})
+_USER_FIELDS = ("user", "safety_identifier")
+
+
+class Sender(Protocol):
+    """Takes traces that are kept."""
+
+    dropped: int
+
+    def offer(self, record: TraceRecord) -> None:
+        """Take one; at once."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes frames for the request log."""
+
+    dropped: int
+
+    def offer(self, frame: bytes) -> None:
+        """Take one; at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """One finished request, as the recorder knows it. Durations in seconds."""
+
+    unit: Unit
+    trail: Trail
+    outcome: RequestOutcome
+    duration_s: float
+    transcript: Transcript | None
+    answer: Answer
+    first_token_s: float | None
+    per_token_s: float | None
+    answered_by: RevisionTraffic | None
+
+    def wall(self, monotonic: float) -> float:
+        """Wall-clock seconds of a monotonic time."""
+        return self.unit.admitted_at + monotonic - self.unit.started
+
+
+class Observer:
+    """One gateway's.
+
+    Args:
+        sender: takes traces; None where there are none.
+        sink: takes lines; None where nothing is logged.
+        trace_ratio: the part of traces without a parent that is kept whatever comes.
+        log_ratio: the part of requests that is logged whatever comes.
+        may_tell: whether a revision's policy lets prompts and answers be kept, redacted.
+        trace_content: whether traces tell them, where they may be told.
+
+    """
+
+    def __init__(
+        self,
+        sender: Sender | None,
+        sink: Sink | None,
+        *,
+        trace_ratio: float = 0.0,
+        log_ratio: float = 0.0,
+        may_tell: Callable[[RevisionTraffic], bool] = lambda revision: False,
+        trace_content: bool = False,
+    ) -> None:
+        self._sender = sender
+        self._sink = sink
+        self._trace_ratio = trace_ratio
+        self._log_below = int(log_ratio * (1 << 32))
+        self._may_tell = may_tell
+        self._trace_content = trace_content
+        self._tail = TailSampler()
+
+    def begin(self, exchange: Exchange, request: Request, nonce: bytes, session: str | None) -> Trail:
+        """A request's turn has come."""
+        return begin(
+            exchange.arrived, nonce, exchange.caller.key_id, session, request.fields, exchange.body, exchange.fields,
+            traced=self._sender is not None, ratio=self._trace_ratio,
+        )  # fmt: skip
+
+    def table_applied(self, table: TrafficTable) -> None:
+        """Keep the traces of a version that is being taken back."""
+        if self._sender is None:
+            return
+        revisions = [r for m in table.models for r in m.revisions]
+        stables = [r.digest for r in revisions if r.role == "stable"]
+        for record in self._tail.follow(stables, [r.digest for r in revisions if r.role == "canary" and r.weight > 0]):
+            self._sender.offer(record)
+
+    def over(self, over: Over) -> str:
+        """A request is over: send its trace and log it, where they are wanted.
+
+        Returns:
+            The id of its trace when that was sent, else "": what an exemplar may link to.
+        """
+        failed = over.outcome in _FAILED or Signal.ERROR.value in over.unit.events
+        if self._sink is not None and (failed or int.from_bytes(over.trail.nonce[:4], "big") < self._log_below):
+            self._log(self._sink, over)
+        return "" if self._sender is None else self._trace(self._sender, over, failed=failed)
+
+    # Traces
+
+    def _trace(self, sender: Sender, over: Over, *, failed: bool) -> str:
+        digest = over.unit.pick.revision.digest
+        why = self._tail.why(digest, head=over.trail.sampled, failed=failed)
+        if why is not None:
+            sender.offer(self._record(over, why, failed=failed))
+            return f"{over.trail.trace_id:032x}"
+        if self._tail.may_be_wanted(digest):
+            self._tail.wait(digest, self._record(over, Reason.TAKEN_BACK, failed=failed))
+        return ""
+
+    def _record(self, over: Over, why: Reason, *, failed: bool) -> TraceRecord:
+        unit, trail, answer = over.unit, over.trail, over.answer
+        pick = unit.pick
+        revision, traffic = pick.revision, pick.route.traffic
+        ended = unit.started + over.duration_s
+        tell = self._trace_content and len(trail.body) <= LONGEST_CONTENT_BYTES and self._may_tell(revision)
+        return TraceRecord(
+            trail.trace_id, trail.span_id, trail.parent_id, why.value, unit.operation.value, traffic.model,
+            revision.version, revision.digest[:12], revision.role.value, over.outcome.value, failed, unit.stream,
+            over.wall(trail.arrived), unit.admitted_at, over.wall(ended),
+            request_id=trail.request_id.decode(),
+            rollout=traffic.rollout or "",
+            weight=pick.weight,
+            key=trail.key,
+            answered_by=over.answered_by.version if over.answered_by is not None else "",
+            input_tokens=answer.input_tokens,
+            output_tokens=answer.output_tokens,
+            first_token_s=over.first_token_s,
+            finish_reasons=answer.finish_reasons,
+            parameters=_parameters(trail.fields),
+            events=tuple(unit.events),
+            attempts=_attempts(over, ended),
+            checks=tuple([
+                CheckRecord(c.check, c.direction, c.verdict, over.wall(c.started), over.wall(c.ended))
+                for c in trail.checks
+            ]),
+            content=(trail.body, answer.texts) if tell else None,
+        )  # fmt: skip
+
+    # The request log
+
+    def _log(self, sink: Sink, over: Over) -> None:
+        unit, trail, answer, transcript = over.unit, over.trail, over.answer, over.transcript
+        pick = unit.pick
+        revision, traffic = pick.revision, pick.route.traffic
+        tell = self._may_tell(revision)
+        readable = transcript is not None and not transcript.compressed
+        wanted = readable and (tell or trail.fields.get("logprobs") is not None)
+        facts = {
+            "kind": "request",
+            "at": over.wall(trail.arrived),
+            "request_id": trail.request_id.decode() or None,
+            "engine_request_id": trail.nonce.hex(),
+            "model": traffic.model,
+            "version": revision.version,
+            "revision": revision.digest[:12],
+            "role": revision.role.value,
+            "rollout": traffic.rollout,
+            "weight": pick.weight if traffic.rollout else None,
+            "answered_by": over.answered_by.version if over.answered_by is not None else None,
+            "operation": unit.operation.value,
+            "stream": unit.stream,
+            "event_stream": transcript.event_stream if transcript is not None else None,
+            "outcome": over.outcome.value,
+            "duration_s": over.duration_s,
+            "queue_s": unit.started - trail.arrived,
+            "first_token_s": over.first_token_s,
+            "per_token_s": over.per_token_s,
+            "input_tokens": answer.input_tokens,
+            "output_tokens": answer.output_tokens,
+            "finish_reasons": answer.finish_reasons,
+            "signals": unit.events,
+            "key": trail.key or None,
+            "user": _user(trail.fields),
+            "session": trail.session,
+            "trace_id": f"{trail.trace_id:032x}" if trail.traced else None,
+            "attempts": [
+                {"endpoint": f"{t.host}:{t.port}", "version": t.version, "failure": t.failure or None}
+                for t in trail.tries.values()
+                if t.started
+            ],
+            "verdicts": [{"check": c.check, "direction": c.direction, "verdict": c.verdict} for c in trail.checks],
+            "may_tell": tell,
+        }
+        answer_bytes = transcript.text if wanted and transcript is not None else b""
+        sink.offer(pack(facts, trail.body if tell else b"", answer_bytes))
+
+
+def _attempts(over: Over, ended: float) -> tuple[AttemptRecord, ...]:
+    tries = [t for t in over.trail.tries.values() if t.started]
+    if tries and not tries[-1].failure and over.outcome in (RequestOutcome.ERROR, RequestOutcome.TIMEOUT):
+        tries[-1].failure = over.outcome.value  # it began its answer, and broke it off or answered badly
+    return tuple([
+        AttemptRecord(
+            t.span_id, t.host, t.port, t.version, over.wall(t.started), over.wall(_end(over, t, ended)),
+            _first(over, t), t.failure,
+        )
+        for t in tries
+    ])  # fmt: skip
+
+
+def _end(over: Over, attempt: Try, ended: float) -> float:
+    """A failed attempt ended when it did, the one that answered with the last byte of its answer."""
+    if attempt.ended:
+        return attempt.ended
+    transcript = over.transcript
+    return transcript.last_at if transcript is not None and transcript.last_at else ended
+
+
+def _first(over: Over, attempt: Try) -> float | None:
+    transcript = over.transcript
+    if attempt.failure or transcript is None or not transcript.event_stream or not transcript.first_at:
+        return None
+    return over.wall(transcript.first_at)
+
+
+def _parameters(fields: Mapping[str, Any]) -> dict[str, float]:
+    """What a body says of sampling: numbers only, and only those that the conventions have a name for."""
+    return {
+        told: value
+        for name, told in names.REQUEST_PARAMETERS.items()
+        if type(value := fields.get(name)) is int or type(value) is float
+    }
+
+
+def _user(fields: Mapping[str, Any]) -> str | None:
+    for name in _USER_FIELDS:
+        value = fields.get(name)
+        if isinstance(value, str) and value:
+            return value
+    return None
