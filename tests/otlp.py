@@ -57,7 +57,9 @@ def grpc_collector() -> Iterator[tuple[str, Received]]:
     received = Received()
 
     class Service(TraceServiceServicer):
-        def Export(self, request: ExportTraceServiceRequest, context: object) -> ExportTraceServiceResponse:
+        def Export(  # noqa: N802
+            self, request: ExportTraceServiceRequest, context: object
+        ) -> ExportTraceServiceResponse:
             received.take(request)
             return ExportTraceServiceResponse()
 

@@ -15,6 +15,7 @@ from serving.gateway.pipeline import Pipeline
 from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
 from serving.gateway.seams import Caller
+from serving.gateway.telemetry import Telemetry
 from serving.gateway.traffic_state import TrafficState
 from serving.openai_protocol import Reply, json_reply, model_list, model_object, operation_of
 from serving.openapi import document
@@ -103,6 +104,7 @@ class AdminApp:
         draining: Callable[[], bool],
         connected: Callable[[], bool],
         protection: Protection,
+        telemetry: Telemetry,
     ) -> None:
         self._state = state
         self._book = book
@@ -111,18 +113,21 @@ class AdminApp:
         self._draining = draining
         self._connected = connected
         self._protection = protection
+        self._telemetry = telemetry
 
     def begin(self, exchange: Exchange) -> Reply | None:
         """Answer one request; nothing here has a body to wait for."""
         match (exchange.method, exchange.path):
             case ("GET" | "HEAD", "/metrics"):
                 return self._metrics(exchange)
+            case ("GET" | "HEAD", "/targets"):
+                return json_reply(200, self._targets())
             case ("GET" | "HEAD", "/healthz"):
                 return _ALIVE
             case ("GET" | "HEAD", "/readyz"):
                 return self._readiness()
             case (method, path):
-                message = f"{method} {path[:128]} is not served; try GET /metrics, /healthz or /readyz"
+                message = f"{method} {path[:128]} is not served; try GET /metrics, /targets, /healthz or /readyz"
                 return json_reply(404, {"error": message})
 
     async def serve(self, exchange: Exchange) -> None:
@@ -135,6 +140,7 @@ class AdminApp:
     def _metrics(self, exchange: Exchange) -> Reply:
         self._instruments.set_in_flight(self._recorder.in_flight_by_version())
         self._instruments.set_events_dropped(self._recorder.outbox.dropped)
+        self._instruments.set_telemetry_dropped(self._telemetry.dropped())
         self._instruments.set_queue_depths(self._protection.gatekeeper.queue_depths())
         now = time.monotonic()
         ready = {
@@ -146,6 +152,20 @@ class AdminApp:
         accept = exchange.fields.get(b"accept", b"").decode("latin-1")
         body, content_type = self._instruments.render(accept)
         return Reply(200, body, ((b"content-type", content_type.encode()),))
+
+    def _targets(self) -> list[dict[str, object]]:
+        """Every engine that this gateway knows, with its model and version, for Prometheus' HTTP service discovery."""
+        return [
+            {
+                "targets": [f"{e.host}:{e.port}"],
+                "labels": {
+                    "model": model, "version": r.version, "revision": r.digest[:12],
+                    "__metrics_path__": f"{e.prefix}/metrics",
+                },
+            }
+            for model, r, _ in self._state.revisions()
+            for e in self._book.of(r.application)
+        ]  # fmt: skip
 
     def _readiness(self) -> Reply:
         now = time.monotonic()

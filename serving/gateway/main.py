@@ -145,6 +145,7 @@ class Gateway:
             self.state, self.book, self.recorder, self.instruments,
             draining=lambda: self.draining,
             connected=lambda: self.channel is not None and self.channel.connected, protection=self.protection,
+            telemetry=self.telemetry,
         )  # fmt: skip
         self.state.on_applied(self.recorder.table_applied)
         self.state.on_applied(self.mirroring.table_applied)

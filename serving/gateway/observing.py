@@ -117,28 +117,30 @@ class Observer:
         for record in self._tail.follow(stables, [r.digest for r in revisions if r.role == "canary" and r.weight > 0]):
             self._sender.offer(record)
 
-    def over(self, over: Over) -> str:
+    def over(self, over: Over) -> tuple[str, float] | None:
         """A request is over: send its trace and log it, where they are wanted.
 
         Returns:
-            The id of its trace when that was sent, else "": what an exemplar may link to.
+            When its trace was sent, what an exemplar may link to: its id, and wall-clock seconds.
         """
         failed = over.outcome in _FAILED or Signal.ERROR.value in over.unit.events
         if self._sink is not None and (failed or int.from_bytes(over.trail.nonce[:4], "big") < self._log_below):
             self._log(self._sink, over)
-        return "" if self._sender is None else self._trace(self._sender, over, failed=failed)
+        if self._sender is None or not self._trace(self._sender, over, failed=failed):
+            return None
+        return f"{over.trail.trace_id:032x}", over.wall(over.unit.started + over.duration_s)
 
     # Traces
 
-    def _trace(self, sender: Sender, over: Over, *, failed: bool) -> str:
+    def _trace(self, sender: Sender, over: Over, *, failed: bool) -> bool:
         digest = over.unit.pick.revision.digest
         why = self._tail.why(digest, head=over.trail.sampled, failed=failed)
         if why is not None:
             sender.offer(self._record(over, why, failed=failed))
-            return f"{over.trail.trace_id:032x}"
+            return True
         if self._tail.may_be_wanted(digest):
             self._tail.wait(digest, self._record(over, Reason.TAKEN_BACK, failed=failed))
-        return ""
+        return False
 
     def _record(self, over: Over, why: Reason, *, failed: bool) -> TraceRecord:
         unit, trail, answer = over.unit, over.trail, over.answer

@@ -326,16 +326,16 @@ class Recorder:
                 outcome = self._quality(unit, transcript, answer)
             if outcome is RequestOutcome.OK and ended.first_attempt:
                 self._latency(unit, first_s, per_token_s)
-        trace_id = ""
+        trace: tuple[str, float] | None = None
         if unit.trail is not None and self.observer is not None:
-            trace_id = self.observer.over(
+            trace = self.observer.over(
                 Over(unit, unit.trail, outcome, ended.duration_s, transcript, answer, first_s, per_token_s,
                      ended.answered_by)
             )  # fmt: skip
         self.instruments.record(
             RequestMeasurement(
                 unit.pick.route.traffic.model, unit.pick.revision.version, unit.operation, outcome, ended.duration_s,
-                first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens, trace_id,
+                first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens, trace,
             )
         )  # fmt: skip
         return answer

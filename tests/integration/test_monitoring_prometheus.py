@@ -28,10 +28,12 @@ from monitoring.measurements import RolloutMeasurement
 from monitoring.rules.collection import Targets, prometheus_text
 from monitoring.rules.document import rules_document
 from monitoring.slo import ServiceLevels
+from monitoring.tracing.settings import TracingSettings, Transport
 from serving.endpoints import Address
 from serving.traffic import Role
 from tests.integration.gateway_fakes import Rig, rig, session_on, table
 from tests.integration.test_cli_platform import Shell
+from tests.otlp import http_collector
 from tests.ports import free_ports
 from tests.promtool import require
 from tidegate.launcher import clear_leftovers
@@ -255,6 +257,51 @@ async def test_labels_are_those_of_the_catalogue_and_no_others(tmp_path: Path) -
                 assert set(found["metric"]) - added <= set(metric.labels), series
         gateway = [m for m in EXPORTED if m.source is Source.GATEWAY]
         assert all("session" not in m.labels and "request_id" not in m.labels for m in gateway)
+
+
+async def test_engines_are_found_natives_are_stored_and_exemplars_lead_to_traces(tmp_path: Path) -> None:
+    program = require("prometheus")
+    exporters = Exporters()
+    engine = exporters.serve(lambda: b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 2\n")
+    try:
+        with http_collector() as (endpoint, received):
+            tracing = TracingSettings(endpoint, Transport.HTTP, ratio=1.0)
+            async with rig(tmp_path / "home", first=table(1, None), tracing=tracing) as r:
+                admin = f"127.0.0.1:{r.gateway.admin_port}"
+                targets = Targets(gateways=(admin,), discovery=(f"http://{admin}/targets",))
+                (tmp_path / "prometheus.yml").write_text(prometheus_text(targets, [], interval_s=1))
+                port = free_ports(1)[0]
+                argv = (program, f"--config.file={tmp_path / 'prometheus.yml'}", "--log.level=warn",
+                        f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
+                        "--enable-feature=native-histograms,exemplar-storage")  # fmt: skip
+                with prometheus(argv, f"http://127.0.0.1:{port}", tmp_path / "log") as client:
+                    asked = Asked(client)
+                    quantile = "histogram_quantile(0.9, rate(gen_ai_server_request_duration_seconds[30s])) > 0"
+                    deadline = time.monotonic() + 60
+                    while not await asyncio.to_thread(asked.query, quantile):
+                        assert time.monotonic() < deadline
+                        await load(r)
+                        await asyncio.sleep(0.5)
+                    # The engine that answers has no metrics; put one with metrics in its place, as a restart would.
+                    r.source.set({"stable-app": [f"http://{engine}"]})
+                    found: list[dict[str, Any]] = []
+                    running = 'vllm:num_requests_running{job="tidegate-engines"}'
+                    while not found:
+                        assert time.monotonic() < deadline
+                        found = await asyncio.to_thread(
+                            asked.query, 'vllm:num_requests_running{job="tidegate-engines"}'
+                        )
+                        await asyncio.sleep(0.3)
+                    assert (found[0]["metric"]["model"], found[0]["metric"]["version"]) == ("chat", "1.0.0")
+                    name = "gen_ai_server_request_duration_seconds"
+                    window = f"start={time.time() - 60}&end={time.time() + 1}"
+                    seen = await asyncio.to_thread(asked.get, f"/api/v1/query_exemplars?query={name}&{window}")
+            kept = {span.trace_id.hex() for span in received.spans}
+            linked = {e["labels"]["trace_id"] for series in seen for e in series["exemplars"]}
+            assert linked
+            assert linked <= kept
+    finally:
+        exporters.stop()
 
 
 async def test_the_platforms_own_prometheus_starts_collects_and_keeps_below_the_home(tmp_path: Path) -> None:
