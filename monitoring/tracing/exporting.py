@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from monitoring.tracing import names
-from monitoring.tracing.records import TraceRecord
+from monitoring.tracing.records import TraceRecord, VoteRecord
 from monitoring.tracing.settings import Transport
 from monitoring.tracing.spans import Content, SpanMaker, no_content
 
@@ -90,7 +90,7 @@ class SpanSender:
         self._exporter = exporter
         self._maker = SpanMaker(whose.resource(), content)
         self._most_waiting = most_waiting
-        self._waiting: deque[TraceRecord] = deque()
+        self._waiting: deque[TraceRecord | VoteRecord] = deque()
         self._stopping = threading.Event()
         self._complained = False
         self._thread = threading.Thread(target=self._run, name="span-sender", daemon=True)
@@ -100,7 +100,7 @@ class SpanSender:
         sys.setswitchinterval(min(SWITCH_INTERVAL_S, sys.getswitchinterval()))
         self._thread.start()
 
-    def offer(self, record: TraceRecord) -> None:
+    def offer(self, record: TraceRecord | VoteRecord) -> None:
         """Take one finished request; at once, whatever the collector does."""
         if len(self._waiting) >= self._most_waiting:
             self.dropped += 1
@@ -122,7 +122,7 @@ class SpanSender:
             if last:
                 return
 
-    def _send(self, batch: list[TraceRecord]) -> None:
+    def _send(self, batch: list[TraceRecord | VoteRecord]) -> None:
         try:
             spans = [span for record in batch for span in self._maker.spans(record)]
             sent = self._exporter.export(spans) is SpanExportResult.SUCCESS

@@ -60,3 +60,4 @@ FIRST_TOKEN = "first_token"  # noqa: S105 - the name of an event
 QUEUE_SPAN = "queue"
 ATTEMPT_SPAN = "attempt"
 GUARDRAIL_SPAN = "guardrail"
+FEEDBACK_SPAN = "feedback"

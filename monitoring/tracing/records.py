@@ -32,6 +32,17 @@ class CheckRecord(NamedTuple):
     ended_at: float
 
 
+class VoteRecord(NamedTuple):
+    """What somebody thinks of an answer whose trace was kept: a span of its own in that trace."""
+
+    trace_id: int
+    parent_id: int
+    span_id: int
+    rating: str
+    version: str
+    at: float
+
+
 @dataclass(slots=True)
 class TraceRecord:
     """One request, from its arrival to the end of its answer. Times are wall-clock seconds.

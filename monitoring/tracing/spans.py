@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from monitoring.tracing import names
-from monitoring.tracing.records import AttemptRecord, CheckRecord, TraceRecord
+from monitoring.tracing.records import AttemptRecord, CheckRecord, TraceRecord, VoteRecord
 
 PROVIDER = "tidegate"
 SCOPE = InstrumentationScope("tidegate.gateway")
@@ -40,8 +40,10 @@ class SpanMaker:
         self._resource = resource
         self._content = content
 
-    def spans(self, r: TraceRecord) -> list[ReadableSpan]:
-        """All spans of one request: itself, its queueing, each attempt, each check."""
+    def spans(self, r: TraceRecord | VoteRecord) -> list[ReadableSpan]:
+        """All spans of one request: itself, its queueing, each attempt, each check; or the one of a vote on it."""
+        if isinstance(r, VoteRecord):
+            return [self._of_vote(r)]
         context = SpanContext(r.trace_id, r.span_id, is_remote=False, trace_flags=SAMPLED)
         parent = SpanContext(r.trace_id, r.parent_id, is_remote=True, trace_flags=SAMPLED) if r.parent_id else None
         made = [
@@ -66,6 +68,13 @@ class SpanMaker:
         for number, check in enumerate(r.checks, 2):
             made.append(_of_check(inner, check, r.span_id ^ number))
         return made
+
+    def _of_vote(self, v: VoteRecord) -> ReadableSpan:
+        told = {names.EVALUATION_NAME: "feedback", names.EVALUATION_LABEL: v.rating}
+        parent = SpanContext(v.trace_id, v.parent_id, is_remote=False, trace_flags=SAMPLED)
+        event = Event(names.EVALUATION, attributes=told, timestamp=_ns(v.at))
+        inner = _Inner(self._resource, v.trace_id, parent)
+        return inner.span(v.span_id, names.FEEDBACK_SPAN, v.at, v.at, {names.VERSION: v.version}, events=(event,))
 
     def _of_request(self, r: TraceRecord) -> Attributes:
         found: Attributes = {

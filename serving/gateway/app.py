@@ -11,6 +11,7 @@ from monitoring.instruments import GatewayInstruments
 from serving.admission import Reason, Rejection, model_not_found
 from serving.endpoints import EndpointBook
 from serving.gateway.exchange import Exchange
+from serving.gateway.feedback import Feedback
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
@@ -21,7 +22,8 @@ from serving.openai_protocol import Reply, json_reply, model_list, model_object,
 from serving.openapi import document
 
 MODELS = "/v1/models"
-_POSTED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+FEEDBACK = "/v1/feedback"
+_POSTED = (FEEDBACK, "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 _ALIVE = json_reply(200, {"status": "ok"})
 
 
@@ -33,8 +35,9 @@ def _document() -> Reply:
 class DataApp:
     """The public port: OpenAI's API."""
 
-    def __init__(self, pipeline: Pipeline, state: TrafficState) -> None:
+    def __init__(self, pipeline: Pipeline, state: TrafficState, feedback: Feedback) -> None:
         self._pipeline = pipeline
+        self._feedback = feedback
         self._state = state
 
     def begin(self, exchange: Exchange) -> Reply | None:
@@ -59,6 +62,12 @@ class DataApp:
 
     def serve(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """Answer a request to a model."""
+        if exchange.path == FEEDBACK:
+            reply = self._feedback.take(exchange.caller, exchange.body, time.time())
+            if isinstance(reply, Rejection):
+                reply = self._pipeline.rejection(reply)
+            exchange.respond(reply.status, list(reply.headers), reply.body)
+            return None
         return self._pipeline.serve(exchange)
 
     def refuse(self, status: int, message: str) -> Reply:

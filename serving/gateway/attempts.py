@@ -97,6 +97,8 @@ class Call:
     own_lines: bytes
     """Further headers of the answer, as they are written."""
     show_version: bool
+    key: str = ""
+    """The id of the key that asks."""
     demand: Demand = field(default_factory=Demand)
     leash: Leash = field(default_factory=Leash)
     tried: set[str] = field(default_factory=set)

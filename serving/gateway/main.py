@@ -34,6 +34,7 @@ from serving.gateway.channel import Channel
 from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.discovery import EndpointSource, StaticEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
+from serving.gateway.feedback import Feedback
 from serving.gateway.http_server import HttpServer, ServerLimits
 from serving.gateway.logs import configure, log
 from serving.gateway.mirror import Mirroring
@@ -131,7 +132,8 @@ class Gateway:
         self.certificate: Certificate | None = None
         if config.tls_cert_file is not None and config.tls_key_file is not None:
             self.certificate = Certificate(config.tls_cert_file, config.tls_key_file)
-        self.data_app = DataApp(pipeline, self.state)
+        self.feedback = Feedback(secret, self.recorder, self.instruments, self.telemetry.observer)
+        self.data_app = DataApp(pipeline, self.state, self.feedback)
         self.channel: Channel | None = None
         if config.control_url is not None:
             self.channel = Channel(
@@ -151,6 +153,7 @@ class Gateway:
         self.state.on_applied(self.mirroring.table_applied)
         if self.telemetry.observer is not None:
             self.state.on_applied(self.telemetry.observer.table_applied)
+        self.state.on_applied(self.feedback.table_applied)
         self.state.on_applied(self._log_table)
         self.data_server = HttpServer(self.data_app, _limits(config))
         self.admin_server = HttpServer(self.admin_app, ADMIN_LIMITS)

@@ -5,13 +5,15 @@ Called once for each, from the recorder's reading between other work, with what 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from random import getrandbits
 from typing import TYPE_CHECKING, Any, Protocol
 
 from monitoring.measurements import RequestOutcome
 from monitoring.tracing import names
-from monitoring.tracing.records import AttemptRecord, CheckRecord, TraceRecord
+from monitoring.tracing.records import AttemptRecord, CheckRecord, TraceRecord, VoteRecord
 from monitoring.tracing.sampling import Reason, TailSampler
 from serving.gateway.exchange import Exchange
 from serving.gateway.trail import Trail, Try, begin
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 LONGEST_CONTENT_BYTES = 64 * 1024
 """A longer prompt is not told in a trace."""
+MOST_LINKED = 8192
+"""Requests whose trace was kept and that a vote may still be joined to."""
 _FAILED = frozenset({RequestOutcome.ERROR, RequestOutcome.TIMEOUT, RequestOutcome.RETRIED})
 _USER_FIELDS = ("user", "safety_identifier")
 
@@ -36,7 +40,7 @@ class Sender(Protocol):
 
     dropped: int
 
-    def offer(self, record: TraceRecord) -> None:
+    def offer(self, record: TraceRecord | VoteRecord) -> None:
         """Take one; at once."""
         ...
 
@@ -70,6 +74,21 @@ class Over:
         return self.unit.admitted_at + monotonic - self.unit.started
 
 
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What somebody thinks of an answer. `at` is in wall-clock seconds."""
+
+    request_id: str
+    nonce: bytes
+    model: str
+    version: str
+    revision: RevisionTraffic | None
+    """The one that answered, while a traffic table still names it."""
+    rating: str
+    comment: str
+    at: float
+
+
 class Observer:
     """One gateway's.
 
@@ -100,6 +119,7 @@ class Observer:
         self._may_tell = may_tell
         self._trace_content = trace_content
         self._tail = TailSampler()
+        self._linked: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
 
     def begin(self, exchange: Exchange, request: Request, nonce: bytes, session: str | None) -> Trail:
         """A request's turn has come."""
@@ -130,6 +150,20 @@ class Observer:
             return None
         return f"{over.trail.trace_id:032x}", over.wall(over.unit.started + over.duration_s)
 
+    def voted(self, vote: Vote) -> None:
+        """Somebody rated an answer: tell its trace, where that was kept, and the log."""
+        linked = self._linked.get(vote.nonce)
+        if linked is not None and self._sender is not None:
+            self._sender.offer(VoteRecord(*linked, getrandbits(64) or 1, vote.rating, vote.version, vote.at))
+        if self._sink is not None:
+            tell = vote.revision is not None and self._may_tell(vote.revision)
+            facts = {
+                "kind": "feedback", "at": vote.at, "request_id": vote.request_id, "model": vote.model,
+                "version": vote.version, "rating": vote.rating, "comment": vote.comment if tell else "",
+                "may_tell": tell,
+            }  # fmt: skip
+            self._sink.offer(pack(facts))
+
     # Traces
 
     def _trace(self, sender: Sender, over: Over, *, failed: bool) -> bool:
@@ -137,6 +171,9 @@ class Observer:
         why = self._tail.why(digest, head=over.trail.sampled, failed=failed)
         if why is not None:
             sender.offer(self._record(over, why, failed=failed))
+            self._linked[over.trail.nonce] = (over.trail.trace_id, over.trail.span_id)
+            if len(self._linked) > MOST_LINKED:
+                self._linked.popitem(last=False)
             return True
         if self._tail.may_be_wanted(digest):
             self._tail.wait(digest, self._record(over, Reason.TAKEN_BACK, failed=failed))

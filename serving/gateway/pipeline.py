@@ -31,6 +31,7 @@ from serving.gateway.observing import Observer
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import fresh_nonce, issue_bytes
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
+from serving.gateway.sessions import session_hash
 from serving.gateway.traffic_state import TrafficState
 from serving.gateway.upstream import Abandoned, UpstreamClient
 from serving.limits import PromptDeaths, prompt_refused, retry_allowed, timeout_of
@@ -50,6 +51,9 @@ from serving.outcomes import Cause
 from serving.scoring import Demand, demand_of
 from serving.streaming import says_done
 from serving.traffic import RevisionTraffic, Role
+
+MARK_CHARS = 12
+"""Of a session's hash, as request ids carry it: two of a rollout's sessions share one once in a hundred million."""
 
 MOST_ENDPOINTS_TRIED = 3
 """Endpoints of one revision that are tried for a request while each refuses the connection."""
@@ -187,6 +191,7 @@ class Pipeline:
             own_lines=permit.lines() if permit is not None else b"",
             show_version=self._config.show_version and exchange.caller.may_see_version,
             demand=self._demand(exchange, request, pick.revision),
+            key=exchange.caller.key_id,
         )
         if self._observer is not None:
             call.unit.trail = self._observer.begin(exchange, request, nonce, session)
@@ -422,7 +427,11 @@ class Pipeline:
         by_chance = role[0] if pick.evidence else "f"
         kind = by_chance if answered_by is pick.revision else "r"
         route, version = pick.route, answered_by.version
-        request_id = issue_bytes(self._secret, call.nonce, kind, route.generation, route.traffic.model, version)
+        named = call.unit.session if pick.evidence else None
+        mark = session_hash(route.traffic.salt, named)[:MARK_CHARS] if named is not None else ""
+        request_id = issue_bytes(
+            self._secret, call.nonce, kind, route.generation, route.traffic.model, version, mark, key=call.key
+        )
         if call.unit.trail is not None:
             call.unit.trail.request_id = request_id
         lines = b"x-request-id: %b\r\n%b" % (request_id, call.own_lines)

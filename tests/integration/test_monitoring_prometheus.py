@@ -266,7 +266,8 @@ async def test_engines_are_found_natives_are_stored_and_exemplars_lead_to_traces
     try:
         with http_collector() as (endpoint, received):
             tracing = TracingSettings(endpoint, Transport.HTTP, ratio=1.0)
-            async with rig(tmp_path / "home", first=table(1, None), tracing=tracing) as r:
+            async with rig(tmp_path / "home", first=table(1, 0), tracing=tracing) as r:
+                r.source.set({"stable-app": [r.stable.url], "canary-app": [f"http://{engine}"]})
                 admin = f"127.0.0.1:{r.gateway.admin_port}"
                 targets = Targets(gateways=(admin,), discovery=(f"http://{admin}/targets",))
                 (tmp_path / "prometheus.yml").write_text(prometheus_text(targets, [], interval_s=1))
@@ -282,17 +283,11 @@ async def test_engines_are_found_natives_are_stored_and_exemplars_lead_to_traces
                         assert time.monotonic() < deadline
                         await load(r)
                         await asyncio.sleep(0.5)
-                    # The engine that answers has no metrics; put one with metrics in its place, as a restart would.
-                    r.source.set({"stable-app": [f"http://{engine}"]})
-                    found: list[dict[str, Any]] = []
                     running = 'vllm:num_requests_running{job="tidegate-engines"}'
-                    while not found:
+                    while not (found := await asyncio.to_thread(asked.query, running)):
                         assert time.monotonic() < deadline
-                        found = await asyncio.to_thread(
-                            asked.query, 'vllm:num_requests_running{job="tidegate-engines"}'
-                        )
                         await asyncio.sleep(0.3)
-                    assert (found[0]["metric"]["model"], found[0]["metric"]["version"]) == ("chat", "1.0.0")
+                    assert (found[0]["metric"]["model"], found[0]["metric"]["version"]) == ("chat", "1.1.0")
                     name = "gen_ai_server_request_duration_seconds"
                     window = f"start={time.time() - 60}&end={time.time() + 1}"
                     seen = await asyncio.to_thread(asked.get, f"/api/v1/query_exemplars?query={name}&{window}")
