@@ -24,7 +24,21 @@ def build_registry(settings: Settings) -> RegistryStore:
         settings.mlflow_uri,
         artifact_root=settings.home / "mlflow" / "artifacts",
         cache=settings.home / "mlflow" / "cache",
+        check_policy=_check_policy,
     )
+
+
+def _check_policy(text: str) -> None:
+    """Refuse a guardrail policy that no gateway could put in force, with every fault and its place in the file."""
+    from guardrails.errors import GuardrailError
+    from guardrails.plugins import installed_catalogue
+    from guardrails.policy import parse_policy
+    from registry.errors import InvalidPolicy
+
+    try:
+        parse_policy(text, installed_catalogue())
+    except GuardrailError as error:
+        raise InvalidPolicy(str(error)) from None
 
 
 def build_smoke_runner(settings: Settings, accounts: AccountStore, holder: str, now: float) -> SmokeRunner:

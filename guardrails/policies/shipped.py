@@ -14,6 +14,7 @@ class Shipped(enum.StrEnum):
     """Their names."""
 
     DEFAULT = "default"
+    STANDARD = "standard"
     JUDGE = "judge"
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from serving.admission import Pick
+from serving.gateway.guard_records import GuardRecord
 from serving.gateway.judging import GENERATING, read_transcript, signals_in
 from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger, Ticket
@@ -73,6 +74,8 @@ class Unit:
     trail: Trail | None = None
     """Its way, where traces or a request log are on."""
     events: list[str] = field(default_factory=list)
+    guard: GuardRecord | None = None
+    """What the guardrails said of it; None when nothing looked at it."""
 
     @property
     def revision(self) -> RevisionTraffic:
