@@ -52,6 +52,7 @@ ATTEMPT = "tidegate.attempt"
 ANSWERED_BY = "tidegate.answered_by"
 KEPT_BECAUSE = "tidegate.sampling.reason"
 FIRST_TOKEN_S = "tidegate.time_to_first_token"  # noqa: S105 - a token of text
+POLICY = "tidegate.guardrail.policy"
 CHECK = "tidegate.guardrail.check"
 DIRECTION = "tidegate.guardrail.direction"
 VERDICT = "tidegate.guardrail.verdict"

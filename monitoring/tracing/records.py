@@ -22,14 +22,24 @@ class AttemptRecord(NamedTuple):
     """Why it gave no answer, "" when it did."""
 
 
-class CheckRecord(NamedTuple):
-    """What one guardrail check said. Times are wall-clock seconds."""
+class GuardSpan(NamedTuple):
+    """How long a prompt waited for its guardrails, and what they said. Times are wall-clock seconds."""
+
+    policy: str
+    verdict: str
+    check: str
+    """The one that blocked, or could not run."""
+    started_at: float
+    ended_at: float
+
+
+class Found(NamedTuple):
+    """What guardrail checks found, without the text."""
 
     check: str
     direction: str
     verdict: str
-    started_at: float
-    ended_at: float
+    times: int
 
 
 class VoteRecord(NamedTuple):
@@ -81,6 +91,7 @@ class TraceRecord:
     events: tuple[str, ...] = ()
     """The signals that its answer showed, `signal` or `signal:level`."""
     attempts: tuple[AttemptRecord, ...] = ()
-    checks: tuple[CheckRecord, ...] = ()
+    guard: GuardSpan | None = None
+    found: tuple[Found, ...] = ()
     content: tuple[bytes, tuple[str, ...]] | None = None
     """Prompt body and answers, only where the policy lets them out: redacted before they become attributes."""

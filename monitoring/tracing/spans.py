@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from monitoring.tracing import names
-from monitoring.tracing.records import AttemptRecord, CheckRecord, TraceRecord, VoteRecord
+from monitoring.tracing.records import AttemptRecord, GuardSpan, TraceRecord, VoteRecord
 
 PROVIDER = "tidegate"
 SCOPE = InstrumentationScope("tidegate.gateway")
@@ -41,7 +41,7 @@ class SpanMaker:
         self._content = content
 
     def spans(self, r: TraceRecord | VoteRecord) -> list[ReadableSpan]:
-        """All spans of one request: itself, its queueing, each attempt, each check; or the one of a vote on it."""
+        """All spans of one request: itself, its queueing, each attempt, its guardrails; or the one of a vote on it."""
         if isinstance(r, VoteRecord):
             return [self._of_vote(r)]
         context = SpanContext(r.trace_id, r.span_id, is_remote=False, trace_flags=SAMPLED)
@@ -65,8 +65,8 @@ class SpanMaker:
         made.append(inner.span(r.span_id ^ 1, names.QUEUE_SPAN, r.arrived_at, r.admitted_at))
         for number, attempt in enumerate(r.attempts, 1):
             made.append(_of_attempt(inner, attempt, number))
-        for number, check in enumerate(r.checks, 2):
-            made.append(_of_check(inner, check, r.span_id ^ number))
+        if r.guard is not None:
+            made.append(_of_guard(inner, r.guard, r.span_id ^ 2))
         return made
 
     def _of_vote(self, v: VoteRecord) -> ReadableSpan:
@@ -159,14 +159,16 @@ def _of_attempt(inner: _Inner, a: AttemptRecord, number: int) -> ReadableSpan:
     )  # fmt: skip
 
 
-def _of_check(inner: _Inner, c: CheckRecord, span_id: int) -> ReadableSpan:
-    attributes: Attributes = {names.CHECK: c.check, names.DIRECTION: c.direction, names.VERDICT: c.verdict}
-    return inner.span(span_id, names.GUARDRAIL_SPAN, c.started_at, c.ended_at, attributes)
+def _of_guard(inner: _Inner, g: GuardSpan, span_id: int) -> ReadableSpan:
+    attributes: Attributes = {names.POLICY: g.policy, names.DIRECTION: "input", names.VERDICT: g.verdict}
+    if g.check:
+        attributes[names.CHECK] = g.check
+    return inner.span(span_id, names.GUARDRAIL_SPAN, g.started_at, g.ended_at, attributes)
 
 
 def _events(r: TraceRecord) -> tuple[Event, ...]:
     """What the gateway's signals and the guardrails say of the answer, as the conventions' evaluations."""
-    found = [(name, "bad") for name in r.events] + [(f"guardrail/{c.check}", c.verdict) for c in r.checks]
+    found = [(name, "bad") for name in r.events] + [(f"guardrail/{f.check}", f.verdict) for f in r.found]
     return tuple(
         Event(
             names.EVALUATION,

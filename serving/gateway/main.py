@@ -44,6 +44,7 @@ from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import load_secret
 from serving.gateway.seams import Gatekeeper
 from serving.gateway.telemetry import Telemetry
+from serving.gateway.text_permission import TextPermission
 from serving.gateway.tls import Certificate
 from serving.gateway.traffic_state import TrafficState, load_table
 from serving.gateway.upstream import UpstreamClient
@@ -123,7 +124,8 @@ class Gateway:
             self.protection.gatekeeper if gatekeeper is None else None, config.queue.endpoint_concurrency,
         )  # fmt: skip
         secret = load_secret(config.secret_file)
-        self.telemetry = Telemetry(config, may_tell=lambda revision: False)
+        self.texts = TextPermission()
+        self.telemetry = Telemetry(config, may_tell=self.texts)
         self.recorder.observer = self.telemetry.observer
         pipeline = Pipeline(
             config, self.state, self.book, self.client, self.recorder, self.instruments, secret, self.source.suspect,
@@ -152,6 +154,7 @@ class Gateway:
         self.state.on_applied(self.recorder.table_applied)
         self.state.on_applied(self.mirroring.table_applied)
         if self.telemetry.observer is not None:
+            self.state.on_applied(self.texts.table_applied)
             self.state.on_applied(self.telemetry.observer.table_applied)
         self.state.on_applied(self.feedback.table_applied)
         self.state.on_applied(self._log_table)

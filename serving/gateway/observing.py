@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from monitoring.measurements import RequestOutcome
 from monitoring.tracing import names
-from monitoring.tracing.records import AttemptRecord, CheckRecord, TraceRecord, VoteRecord
+from monitoring.tracing.records import AttemptRecord, Found, GuardSpan, TraceRecord, VoteRecord
 from monitoring.tracing.sampling import Reason, TailSampler
 from serving.gateway.exchange import Exchange
 from serving.gateway.trail import Trail, Try, begin
@@ -32,6 +32,8 @@ LONGEST_CONTENT_BYTES = 64 * 1024
 MOST_LINKED = 8192
 """Requests whose trace was kept and that a vote may still be joined to."""
 _FAILED = frozenset({RequestOutcome.ERROR, RequestOutcome.TIMEOUT, RequestOutcome.RETRIED})
+_LOOKED_FOR = ":units"
+"""Ends the name of an event that says only that its signal was looked for."""
 _USER_FIELDS = ("user", "safety_identifier")
 
 
@@ -199,12 +201,10 @@ class Observer:
             first_token_s=over.first_token_s,
             finish_reasons=answer.finish_reasons,
             parameters=_parameters(trail.fields),
-            events=tuple(unit.events),
+            events=tuple(_signals(unit)),
             attempts=_attempts(over, ended),
-            checks=tuple([
-                CheckRecord(c.check, c.direction, c.verdict, over.wall(c.started), over.wall(c.ended))
-                for c in trail.checks
-            ]),
+            guard=_guard(over),
+            found=_found(unit),
             content=(trail.body, answer.texts) if tell else None,
         )  # fmt: skip
 
@@ -240,7 +240,7 @@ class Observer:
             "input_tokens": answer.input_tokens,
             "output_tokens": answer.output_tokens,
             "finish_reasons": answer.finish_reasons,
-            "signals": unit.events,
+            "signals": _signals(unit),
             "key": trail.key or None,
             "user": _user(trail.fields),
             "session": trail.session,
@@ -250,11 +250,31 @@ class Observer:
                 for t in trail.tries.values()
                 if t.started
             ],
-            "verdicts": [{"check": c.check, "direction": c.direction, "verdict": c.verdict} for c in trail.checks],
+            "verdicts": [f._asdict() for f in _found(unit)],
             "may_tell": tell,
         }
         answer_bytes = transcript.text if wanted and transcript is not None else b""
         sink.offer(pack(facts, trail.body if tell else b"", answer_bytes))
+
+
+def _signals(unit: Unit) -> list[str]:
+    """The signals that were shown, without the notes of what was looked for."""
+    return [name for name in unit.events if not name.endswith(_LOOKED_FOR)]
+
+
+def _found(unit: Unit) -> tuple[Found, ...]:
+    if unit.guard is None:
+        return ()
+    counts = sorted(unit.guard.counts.items())
+    return tuple(Found(check, direction.value, verdict.value, n) for (direction, check, verdict), n in counts)
+
+
+def _guard(over: Over) -> GuardSpan | None:
+    """What held the prompt; None when nothing did."""
+    guard, admitted = over.unit.guard, over.unit.admitted_at
+    if guard is None or guard.input is None:
+        return None
+    return GuardSpan(guard.policy, guard.input.value, guard.check, admitted, admitted + guard.input_s)
 
 
 def _attempts(over: Over, ended: float) -> tuple[AttemptRecord, ...]:

@@ -29,17 +29,6 @@ class Try:
 
 
 @dataclass(slots=True)
-class CheckTime:
-    """What a guardrail check said, and when it ran, in monotonic seconds."""
-
-    check: str
-    direction: str
-    verdict: str
-    started: float
-    ended: float
-
-
-@dataclass(slots=True)
 class Trail:
     """One request's."""
 
@@ -62,7 +51,6 @@ class Trail:
     """As the client was told it; empty when it was told none."""
     tries: dict[str, Try] = field(default_factory=dict)
     """By the endpoint's URL, in their order."""
-    checks: list[CheckTime] = field(default_factory=list)
 
     def lines(self, url: str) -> bytes:
         """The header for the engine at a URL: its spans become children of this attempt's."""

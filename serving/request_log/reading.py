@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class RequestLog:
         for folder in self._folders():
             erased = erasures(folder)
             found = segments(folder)
-            for path, following in zip(found, [*found[1:], None], strict=True):
+            for path, following in zip_longest(found, found[1:]):
                 # A segment ends at the latest when the next of its process begins; another process's may overlap.
                 if following is not None and _boot(following) == _boot(path) and began_at(following) < since:
                     continue
@@ -148,7 +149,9 @@ class RequestLog:
             WriterSlow: one did not in time. Nobody can read the lines any more, and it will take them out later.
             OSError: a file could not be written.
         """
-        erasure = Erasure(user, until)
+        requests = {line["request_id"] for line in self.lines() if is_erased(line, (Erasure(user, until),))} - {None}
+        votes = {i for line in self.lines() if line["kind"] == "feedback" and (i := line["request_id"]) in requests}
+        erasure = Erasure(user, until, tuple(sorted(votes)))
         gone = sum(1 for line in self.lines() if is_erased(line, (erasure,)))
         for folder in self._folders():
             note_erasure(folder, erasure)

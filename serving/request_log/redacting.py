@@ -6,6 +6,7 @@ of fields too; what says who asked is left out altogether, and so are images and
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from guardrails.checks.base import Context
@@ -18,13 +19,16 @@ RULES = """\
 schema: 1
 name: request-log
 checks:
-  - {name: pii, direction: both, action: redact}
-  - {name: secrets, direction: both, action: redact}
+  - {name: pii, direction: both, action: redact, thresholds: 0.1}
+  - {name: secrets, direction: both, action: redact, thresholds: 0.1}
 """
+"""Far below the guardrails' own thresholds: a number too many that is masked harms no log."""
 WHO_ASKED = frozenset({"user", "safety_identifier", "prompt_cache_key", "metadata"})
 """Fields of a body that name a person or belong to the client's own books."""
 LEFT_OUT = "[left out]"
 _UNREADABLE = frozenset({"image_url", "input_audio", "input_image", "input_file", "file", "audio"})
+_PLAIN_WORD = re.compile("[a-z_-]{0,40}").fullmatch
+"""Small letters alone are neither a number nor a key: names of fields, roles."""
 _LONGEST_WORD = 2000
 """A longer string without any space is data, not text."""
 
@@ -37,6 +41,8 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """A text without what the rules find in it."""
+        if _PLAIN_WORD(text):
+            return text
         if len(text) > _LONGEST_WORD and " " not in text[:_LONGEST_WORD] and text[:_LONGEST_WORD].isascii():
             return LEFT_OUT
         return settled(text, "", self._active.output, Context(Direction.OUTPUT))

@@ -31,6 +31,8 @@ class Erasure(NamedTuple):
     user: str
     """The mark under which the user stands in the log."""
     until: float
+    rated: tuple[str, ...] = ()
+    """Ids of the user's requests that were voted on: the votes go too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,14 @@ def _read(line: bytes) -> dict[str, Any] | None:
 
 def erasures(folder: Path) -> tuple[Erasure, ...]:
     """Who was erased."""
-    return tuple(Erasure(str(line["user"]), float(line["until"])) for line in lines_of(folder / ERASED))
+    lines = lines_of(folder / ERASED)
+    return tuple(Erasure(str(e["user"]), float(e["until"]), tuple(e.get("rated") or ())) for e in lines)
 
 
 def is_erased(line: Mapping[str, Any], erased: tuple[Erasure, ...]) -> bool:
     """Whether a line is one that must not be seen any more."""
+    if line.get("kind") == "feedback":
+        return any(line.get("request_id") in e.rated for e in erased)
     return any(line.get("user") == e.user and float(line.get("at", 0.0)) <= e.until for e in erased)
 
 
