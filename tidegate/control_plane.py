@@ -35,6 +35,7 @@ from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
 from tidegate.composition import build_poller, build_registry, build_smoke_runner
 from tidegate.errors import WrongUse
+from tidegate.request_log import HomesRequestLog
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
 from tidegate.webhooks import FileCursors, build_webhooks
@@ -162,7 +163,8 @@ async def serve(settings: Settings) -> int:
         accounts=accounts,
         authenticator=authenticator,
     )
-    app = create_app(plane, platform=lambda: _platform(settings, announcer), clock=time.time)
+    app = create_app(plane, platform=lambda: _platform(settings, announcer), clock=time.time,
+                     logged=HomesRequestLog(settings))  # fmt: skip
     mount_console(app)
     # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.
     config = uvicorn.Config(

@@ -9,7 +9,9 @@ import secrets
 import sys
 from functools import partial
 
+from monitoring.tracing.settings import TracingSettings
 from serving.gateway.config import GatewayConfig
+from serving.request_log.settings import RequestLogSettings
 from tidegate.monitoring_files import prepare_prometheus, prometheus_argv, prometheus_program
 from tidegate.runfile import write_private
 from tidegate.settings import Settings
@@ -50,6 +52,15 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         limit_share=1 / settings.gateways,
         tls_cert_file=settings.tls_cert_file,
         tls_key_file=settings.tls_key_file,
+        tracing=TracingSettings(
+            settings.otlp_endpoint, settings.otlp_protocol, settings.trace_ratio, settings.trace_content
+        ),
+        request_log=RequestLogSettings(
+            ratio=settings.request_log_ratio,
+            format=settings.request_log_format,
+            days=settings.request_log_days,
+            mib=settings.request_log_mib,
+        ),
     )
     many = settings.gateways > 1
     gateways = [config.for_process(i) for i in range(settings.gateways)] if many else [config]

@@ -17,6 +17,7 @@ MATRIX = {
     Right.OPERATE: (False, True, True, False, False),
     Right.MANAGE_KEYS: (False, False, True, False, False),
     Right.READ_TEXT: (False, False, True, True, False),
+    Right.ERASE_TEXT: (False, False, True, False, False),
     Right.DIAL: (False, False, True, False, True),
 }
 ROLES = (Role.VIEWER, Role.OPERATOR, Role.ADMIN, Role.DATA_READER, Role.GATEWAY)
