@@ -25,6 +25,7 @@ NAMES = (
     "gateway_prefix_affinity",
     "gateway_soak",
     "guardrails_rules",
+    "observability_cost",
     "serving_throughput",
 )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from monitoring.aggregates import NATIVE_SCHEMA, NATIVE_ZERO, Exemplar, Histogram
 from monitoring.exposition import HISTOGRAMS, Item, counters
@@ -98,7 +99,7 @@ def _family(family: Family) -> bytes:
 
 
 def _metric(series: Series, kind: FamilyType) -> bytes:
-    parts = [_message(1, _text(1, name) + _text(2, value)) for name, value in series.labels.items()]
+    parts = [_label(name, value) for name, value in series.labels.items()]
     value = series.value
     if isinstance(value, Histogram):
         parts.append(_message(7, _histogram(value)))
@@ -107,17 +108,25 @@ def _metric(series: Series, kind: FamilyType) -> bytes:
     return b"".join(parts)
 
 
+@lru_cache(maxsize=4096)
+def _label(name: str, value: str) -> bytes:
+    return _message(1, _text(1, name) + _text(2, value))
+
+
 def _histogram(histogram: Histogram) -> bytes:
     parts: list[bytes] = []
     count = 0
-    for place, (bound, count) in enumerate(histogram.cumulative()):
-        bucket = _whole(1, count) + _double(2, bound)
-        seen = histogram.exemplars.get(place)
-        parts.append(_message(3, bucket if seen is None else bucket + _message(3, _exemplar(seen))))
+    exemplars = histogram.exemplars
+    for place, (own, bound) in enumerate(zip(histogram.counts, _bounds(tuple(histogram.bounds)), strict=True)):
+        count += own
+        bucket = b"\x08" + _varint(count) + bound  # field 1, a varint
+        if place in exemplars:
+            bucket += _message(3, _exemplar(exemplars[place]))
+        parts.append(b"\x1a" + _varint(len(bucket)) + bucket)  # field 3, a message
     native = [_whole(5, _zigzag(NATIVE_SCHEMA)), _double(6, NATIVE_ZERO), _whole(7, histogram.zeros)]
     spans, deltas = native_buckets(histogram.native)
     native += (_message(12, _whole(1, _zigzag(offset)) + _whole(2, length)) for offset, length in spans)
-    native.append(_message(13, b"".join(_varint(_zigzag(delta)) for delta in deltas)))
+    native.append(_message(13, b"".join([_varint(d << 1 if d >= 0 else (-d << 1) - 1) for d in deltas])))
     return b"".join([_whole(1, count), _double(2, histogram.total), *parts, *native])
 
 
@@ -129,26 +138,24 @@ def native_buckets(counts: Mapping[int, int]) -> tuple[list[tuple[int, int]], li
     """
     spans: list[tuple[int, int]] = []
     deltas: list[int] = []
-    before = end = 0
-    for index, count in _filled(sorted(counts.items())):
-        if spans and index == end:
-            spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+    before = end = length = offset = 0
+    for index, count in sorted(counts.items()):
+        gap = index - end
+        if length and gap <= MOST_GAP:
+            for _ in range(gap):
+                deltas.append(-before)
+                before = 0
+            length += gap + 1
         else:
-            spans.append((index - end, 1))
+            if length:
+                spans.append((offset, length))
+            offset, length = gap, 1
         end = index + 1
         deltas.append(count - before)
         before = count
+    if length:
+        spans.append((offset, length))
     return spans, deltas
-
-
-def _filled(buckets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The buckets, with the zeros of short gaps."""
-    last: int | None = None
-    for index, count in buckets:
-        if last is not None and index - last - 1 <= MOST_GAP:
-            yield from ((between, 0) for between in range(last + 1, index))
-        yield index, count
-        last = index
 
 
 def _exemplar(seen: Exemplar) -> bytes:
@@ -157,15 +164,29 @@ def _exemplar(seen: Exemplar) -> bytes:
     return _message(1, _text(1, "trace_id") + _text(2, seen.trace_id)) + _double(2, seen.value) + _message(3, at)
 
 
+@lru_cache(maxsize=64)
+def _bounds(bounds: tuple[float, ...]) -> tuple[bytes, ...]:
+    """The upper bounds of a histogram's buckets as they are written, the infinite one too."""
+    return tuple(_double(2, bound) for bound in (*bounds, float("inf")))
+
+
 def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
+    if value < _KNOWN:
+        return _VARINTS[value]
+    return _long_varint(value)
+
+
+def _long_varint(value: int) -> bytes:
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+_KNOWN = 4096
+_VARINTS = tuple(_long_varint(value) for value in range(_KNOWN))
 
 
 def _zigzag(value: int) -> int:

@@ -9,14 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import getrandbits
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from monitoring.measurements import RequestOutcome
 from monitoring.tracing import names
 from monitoring.tracing.records import AttemptRecord, Found, GuardSpan, TraceRecord, VoteRecord
 from monitoring.tracing.sampling import Reason, TailSampler
 from serving.gateway.exchange import Exchange
-from serving.gateway.trail import Trail, Try, begin
+from serving.gateway.trail import Trail, begin
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Request
 from serving.outcomes import Signal
@@ -34,6 +34,7 @@ MOST_LINKED = 8192
 _FAILED = frozenset({RequestOutcome.ERROR, RequestOutcome.TIMEOUT, RequestOutcome.RETRIED})
 _LOOKED_FOR = ":units"
 """Ends the name of an event that says only that its signal was looked for."""
+_BROKEN = frozenset({RequestOutcome.ERROR, RequestOutcome.TIMEOUT})
 _USER_FIELDS = ("user", "safety_identifier")
 
 
@@ -57,8 +58,7 @@ class Sink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Over:
+class Over(NamedTuple):
     """One finished request, as the recorder knows it. Durations in seconds."""
 
     unit: Unit
@@ -259,7 +259,7 @@ class Observer:
 
 def _signals(unit: Unit) -> list[str]:
     """The signals that were shown, without the notes of what was looked for."""
-    return [name for name in unit.events if not name.endswith(_LOOKED_FOR)]
+    return [name for name in unit.events if not name.endswith(_LOOKED_FOR)] if unit.events else []
 
 
 def _found(unit: Unit) -> tuple[Found, ...]:
@@ -279,39 +279,25 @@ def _guard(over: Over) -> GuardSpan | None:
 
 def _attempts(over: Over, ended: float) -> tuple[AttemptRecord, ...]:
     tries = [t for t in over.trail.tries.values() if t.started]
-    if tries and not tries[-1].failure and over.outcome in (RequestOutcome.ERROR, RequestOutcome.TIMEOUT):
+    if tries and not tries[-1].failure and over.outcome in _BROKEN:
         tries[-1].failure = over.outcome.value  # it began its answer, and broke it off or answered badly
+    offset = over.unit.admitted_at - over.unit.started
+    transcript = over.transcript
+    last = transcript.last_at if transcript is not None and transcript.last_at else ended
+    first = transcript.first_at if transcript is not None and transcript.event_stream and transcript.first_at else None
     return tuple([
         AttemptRecord(
-            t.span_id, t.host, t.port, t.version, over.wall(t.started), over.wall(_end(over, t, ended)),
-            _first(over, t), t.failure,
+            t.span_id, t.host, t.port, t.version, offset + t.started, offset + (t.ended or last),
+            offset + first if first is not None and not t.failure else None, t.failure,
         )
         for t in tries
     ])  # fmt: skip
 
 
-def _end(over: Over, attempt: Try, ended: float) -> float:
-    """A failed attempt ended when it did, the one that answered with the last byte of its answer."""
-    if attempt.ended:
-        return attempt.ended
-    transcript = over.transcript
-    return transcript.last_at if transcript is not None and transcript.last_at else ended
-
-
-def _first(over: Over, attempt: Try) -> float | None:
-    transcript = over.transcript
-    if attempt.failure or transcript is None or not transcript.event_stream or not transcript.first_at:
-        return None
-    return over.wall(transcript.first_at)
-
-
 def _parameters(fields: Mapping[str, Any]) -> dict[str, float]:
     """What a body says of sampling: numbers only, and only those that the conventions have a name for."""
-    return {
-        told: value
-        for name, told in names.REQUEST_PARAMETERS.items()
-        if type(value := fields.get(name)) is int or type(value) is float
-    }
+    told = names.REQUEST_PARAMETERS
+    return {told[n]: value for n, value in fields.items() if n in told and (type(value) is int or type(value) is float)}
 
 
 def _user(fields: Mapping[str, Any]) -> str | None:
