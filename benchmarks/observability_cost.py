@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import secrets
 import statistics
@@ -29,6 +30,7 @@ from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from monitoring.tracing.exporting import SpanSender, Whose
 from serving.admission import Availability, Pick, choose, route_of
+from serving.gateway.main import GC_AFTER_OBJECTS
 from serving.gateway.observing import Observer
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import fresh_nonce, load_secret
@@ -45,6 +47,7 @@ PROMPT = {"model": "chat", "messages": [{"role": "user", "content": "Tell me som
           "max_tokens": 128, "temperature": 0.7, "user": "somebody"}  # fmt: skip
 USAGE = {"prompt_tokens": 70, "completion_tokens": 64, "total_tokens": 134}
 LIMIT_US = 50.0
+"""What everything together may add to a finished request."""
 RATE_PER_S = 2000
 
 
@@ -155,7 +158,8 @@ def recording(requests: int, rounds: int) -> bool:
         for name, found in times.items():
             added = statistics.median([a - b for a, b in zip(found, times["off"], strict=True)])
             print(f"  {name:24} {statistics.median(found):6.1f} {min(found):6.1f}   added {added:5.1f}")
-        within = within and max(min(found) for found in times.values()) < LIMIT_US
+        fewest = [min(found) for found in times.values()]
+        within = within and max(fewest) - fewest[0] < LIMIT_US
     record_spans(sender, pick)
     return within
 
@@ -254,6 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=4.0, help="of the log at full rate")
     given: Any = parser.parse_args(arguments)
+    gc.freeze()
+    gc.set_threshold(GC_AFTER_OBJECTS, 20, 20)  # as the gateway has it
     within = recording(given.requests, given.rounds)
     asyncio.run(second_table(given.seconds))
     return 0 if scrape() < 50.0 and within else 1

@@ -31,7 +31,7 @@ logger = logging.getLogger("tidegate.tracing")
 EVERY_S = 0.5
 BATCH_REQUESTS = 64
 """So few that the thread lets others have the interpreter often, so many that a call carries them well."""
-MOST_WAITING = 4096
+MOST_WAITING = 2048
 """Finished requests that wait to be sent; further ones are dropped and counted."""
 SWITCH_INTERVAL_S = 0.001
 """How long the thread may keep the event loop waiting for the interpreter; Python's own default is five times that."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ class TraceRecord:
     admitted_at: float
     """When its turn had come."""
     ended_at: float
-    request_id: str = ""
+    request_id: bytes = b""
     rollout: str = ""
     weight: int = 0
     key: str = ""
@@ -88,7 +88,7 @@ class TraceRecord:
     first_token_s: float | None = None
     finish_reasons: tuple[str, ...] = ()
     parameters: Mapping[str, float] = field(default_factory=dict)
-    events: tuple[str, ...] = ()
+    events: Sequence[str] = ()
     """The signals that its answer showed, `signal` or `signal:level`."""
     attempts: tuple[AttemptRecord, ...] = ()
     guard: GuardSpan | None = None

@@ -55,7 +55,7 @@ class SpanMaker:
                 attributes=self._of_request(r),
                 events=_events(r),
                 kind=SpanKind.SERVER,
-                status=Status(StatusCode.ERROR, r.outcome) if r.failed else _OK,
+                status=Status(StatusCode.ERROR, str(r.outcome)) if r.failed else _OK,
                 start_time=_ns(r.arrived_at),
                 end_time=_ns(r.ended_at),
                 instrumentation_scope=SCOPE,
@@ -78,16 +78,16 @@ class SpanMaker:
 
     def _of_request(self, r: TraceRecord) -> Attributes:
         found: Attributes = {
-            names.OPERATION: r.operation,
+            names.OPERATION: str(r.operation),
             names.PROVIDER: PROVIDER,
             names.REQUEST_MODEL: r.model,
             names.VERSION: r.version,
             names.REVISION: r.revision,
-            names.ROLE: r.role,
-            names.OUTCOME: r.outcome,
+            names.ROLE: str(r.role),
+            names.OUTCOME: str(r.outcome),
             names.STREAM: r.stream,
-            names.REQUEST_ID: r.request_id,
-            names.KEPT_BECAUSE: r.because,
+            names.REQUEST_ID: r.request_id.decode(),
+            names.KEPT_BECAUSE: str(r.because),
         }
         optional: Mapping[str, str | int | float | tuple[str, ...] | None] = {
             names.ROLLOUT: r.rollout or None,
@@ -99,7 +99,7 @@ class SpanMaker:
             names.OUTPUT_TOKENS: r.output_tokens,
             names.FIRST_TOKEN_S: r.first_token_s,
             names.FINISH_REASONS: r.finish_reasons or None,
-            names.ERROR_TYPE: r.outcome if r.failed else None,
+            names.ERROR_TYPE: str(r.outcome) if r.failed else None,
         }
         found |= {name: value for name, value in optional.items() if value is not None}
         found |= r.parameters

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from serving.gateway.recorder import Unit
 
 LONGEST_CONTENT_BYTES = 64 * 1024
-"""A longer prompt is not told in a trace."""
+"""Longer prompts and answers together are not told in a trace."""
 MOST_LINKED = 8192
 """Requests whose trace was kept and that a vote may still be joined to."""
 _FAILED = frozenset({RequestOutcome.ERROR, RequestOutcome.TIMEOUT, RequestOutcome.RETRIED})
@@ -186,12 +186,13 @@ class Observer:
         pick = unit.pick
         revision, traffic = pick.revision, pick.route.traffic
         ended = unit.started + over.duration_s
-        tell = self._trace_content and len(trail.body) <= LONGEST_CONTENT_BYTES and self._may_tell(revision)
+        offset = unit.admitted_at - unit.started
+        tell = self._trace_content and _is_short(trail, answer) and self._may_tell(revision)
         return TraceRecord(
-            trail.trace_id, trail.span_id, trail.parent_id, why.value, unit.operation.value, traffic.model,
-            revision.version, revision.digest[:12], revision.role.value, over.outcome.value, failed, unit.stream,
-            over.wall(trail.arrived), unit.admitted_at, over.wall(ended),
-            request_id=trail.request_id.decode(),
+            trail.trace_id, trail.span_id, trail.parent_id, why, unit.operation, traffic.model,
+            revision.version, revision.digest[:12], revision.role, over.outcome, failed, unit.stream,
+            offset + trail.arrived, unit.admitted_at, offset + ended,
+            request_id=trail.request_id,
             rollout=traffic.rollout or "",
             weight=pick.weight,
             key=trail.key,
@@ -201,7 +202,7 @@ class Observer:
             first_token_s=over.first_token_s,
             finish_reasons=answer.finish_reasons,
             parameters=_parameters(trail.fields),
-            events=tuple(_signals(unit)),
+            events=_signals(unit),
             attempts=_attempts(over, ended),
             guard=_guard(over),
             found=_found(unit),
@@ -225,14 +226,14 @@ class Observer:
             "model": traffic.model,
             "version": revision.version,
             "revision": revision.digest[:12],
-            "role": revision.role.value,
+            "role": revision.role,
             "rollout": traffic.rollout,
             "weight": pick.weight if traffic.rollout else None,
             "answered_by": over.answered_by.version if over.answered_by is not None else None,
-            "operation": unit.operation.value,
+            "operation": unit.operation,
             "stream": unit.stream,
             "event_stream": transcript.event_stream if transcript is not None else None,
-            "outcome": over.outcome.value,
+            "outcome": over.outcome,
             "duration_s": over.duration_s,
             "queue_s": unit.started - trail.arrived,
             "first_token_s": over.first_token_s,
@@ -246,15 +247,20 @@ class Observer:
             "session": trail.session,
             "trace_id": f"{trail.trace_id:032x}" if trail.traced else None,
             "attempts": [
-                {"endpoint": f"{t.host}:{t.port}", "version": t.version, "failure": t.failure or None}
+                {"host": t.host, "port": t.port, "version": t.version, "failure": t.failure or None}
                 for t in trail.tries.values()
                 if t.started
             ],
-            "verdicts": [f._asdict() for f in _found(unit)],
+            "verdicts": [f._asdict() for f in _found(unit)] if unit.guard is not None else [],
             "may_tell": tell,
         }
         answer_bytes = transcript.text if wanted and transcript is not None else b""
         sink.offer(pack(facts, trail.body if tell else b"", answer_bytes))
+
+
+def _is_short(trail: Trail, answer: Answer) -> bool:
+    """Whether a trace may hold the text: traces wait in memory until they are sent."""
+    return len(trail.body) + sum(map(len, answer.texts)) <= LONGEST_CONTENT_BYTES
 
 
 def _signals(unit: Unit) -> list[str]:
