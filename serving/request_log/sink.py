@@ -23,7 +23,7 @@ TOGETHER_S = 0.02
 TOGETHER_BYTES = 128 * 1024
 MOST_WAITING_BYTES = 32 * 1024 * 1024
 """Handed over but not yet taken by the writer; a few seconds of a busy gateway."""
-AGAIN_AFTER_S = 2.0
+AGAIN_AFTER_S = 1.0
 CLOSE_WITHIN_S = 5.0
 
 
@@ -59,20 +59,23 @@ class LogSink:
         self._process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE, env=env)
 
     async def _keep(self) -> None:
+        """Start the writer again when it ends: at once, and more slowly when it does not last."""
         while True:
             assert self._process is not None
+            began = time.monotonic()
             code = await self._process.wait()
             if self._stopping:
                 return
             logger.error("the request log's writer ended with code %s; starting another one", code)
-            started = time.monotonic()
+            if time.monotonic() - began < AGAIN_AFTER_S:
+                await asyncio.sleep(AGAIN_AFTER_S)
             while True:
                 try:
-                    await asyncio.sleep(AGAIN_AFTER_S if time.monotonic() - started < AGAIN_AFTER_S else 0)
                     await self._spawn()
                     break
                 except OSError as error:
                     logger.error("the request log's writer can't be started: %s", error)  # noqa: TRY400
+                    await asyncio.sleep(AGAIN_AFTER_S)
 
     def offer(self, frame: bytes) -> None:
         """Take one finished request."""
