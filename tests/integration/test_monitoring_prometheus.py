@@ -21,6 +21,7 @@ import httpx
 import pytest
 import yaml
 
+from benchmarks.processes import Processes, free_port, furnish
 from monitoring.dashboards.catalogue import EXPORTED, Kind, Source
 from monitoring.dashboards.expressions import metric_names
 from monitoring.instruments import RolloutInstruments
@@ -30,6 +31,7 @@ from monitoring.rules.document import rules_document
 from monitoring.slo import ServiceLevels
 from monitoring.tracing.settings import TracingSettings, Transport
 from serving.endpoints import Address
+from serving.gateway.config import GatewayConfig
 from serving.traffic import Role
 from tests.integration.gateway_fakes import Rig, rig, session_on, table
 from tests.integration.test_cli_platform import Shell
@@ -299,6 +301,44 @@ async def test_engines_are_found_natives_are_stored_and_exemplars_lead_to_traces
             assert linked <= kept
     finally:
         exporters.stop()
+
+
+def test_counters_of_a_gateway_that_was_killed_begin_again_and_their_increase_sees_it(tmp_path: Path) -> None:
+    program = require("prometheus")
+    furnish(tmp_path, table(1, None).model_copy(update={"fence": 1}), ())
+    with Processes(tmp_path) as processes:
+        engine = processes.engine("sim:?ttft_ms=1&itl_ms=1&tokens=3", "chat")
+        config = GatewayConfig(
+            home=tmp_path, port=free_port(), admin_port=free_port(), control_url=None,
+            endpoints={"stable-app": (engine.url,)},
+        )  # fmt: skip
+        targets = Targets(gateways=(f"127.0.0.1:{config.admin_port}",))
+        (tmp_path / "prometheus.yml").write_text(prometheus_text(targets, [], interval_s=1))
+        port = free_port()
+        argv = (program, f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn")  # fmt: skip
+        with prometheus(argv, f"http://127.0.0.1:{port}", tmp_path / "log") as client:
+            asked = Asked(client)
+
+            def serve(requests: int) -> Any:
+                gateway = processes.gateway(config)
+                body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}]}
+                with httpx.Client(base_url=gateway.url, trust_env=False, timeout=30) as http:
+                    assert {http.post("/v1/chat/completions", json=body).status_code for _ in range(requests)} == {200}
+                deadline = time.monotonic() + 30
+                while not asked.query(f"sum(tidegate_requests_total) == {requests}"):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+                return gateway
+
+            first = serve(5)
+            first.process.kill()
+            first.process.wait()
+            serve(3)
+            (resets,) = asked.query("resets(tidegate_requests_total[5m])")
+            assert resets["value"][1] == "1"
+            (increase,) = asked.query("sum(increase(tidegate_requests_total[5m]))")
+            assert 3 <= float(increase["value"][1]) < 8
 
 
 async def test_the_platforms_own_prometheus_starts_collects_and_keeps_below_the_home(tmp_path: Path) -> None:
