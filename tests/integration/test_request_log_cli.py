@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from registry.models import Bump, RegisterRequest
+from registry.stores.memory import MemoryStore
 from serving.request_log.settings import RequestLogSettings
 from tests.integration import control_rig
 from tests.integration.gateway_fakes import rig, table, until
@@ -55,9 +57,17 @@ async def test_requests_are_read_replayed_exported_and_erased(
         assert (code, json.loads(out)["request_id"]) == (0, request_id)
         code, out, _ = await tidegate("list", "--rating", "down", "-o", "name")
         assert (code, out.split()) == (0, [request_id])
-        code, out, _ = await tidegate("export", str(tmp_path / "cases.jsonl"), "--rating", "down")
+        registry = MemoryStore(tmp_path / "registry")
+        for _ in range(2):
+            registry.register(RegisterRequest(model="chat", source="sim:?seed=1", bump=Bump.MINOR))
+        monkeypatch.setattr("tidegate.composition.build_registry", lambda settings: registry)
+        code, out, _ = await tidegate("export", str(tmp_path / "cases.jsonl"), "--rating", "down", "--to-registry")
         (case,) = map(json.loads, (tmp_path / "cases.jsonl").read_text().splitlines())
         assert (case["rating"], case["request_id"], len(case["outputs"])) == ("down", request_id, 1)
+
+        rated = registry.get("chat", case["version"])
+        assert rated.metrics == {"feedback.up": 0.0, "feedback.down": 1.0}
+        assert request_id in registry.cases[rated.reference, "feedback"]
 
         r.canary.requests.clear()
         code, out, err = await tidegate("replay", "--to", "chat@1.1.0", "--at-once", "1", "-f", str(tmp_path / "both"))

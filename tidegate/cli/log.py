@@ -88,6 +88,9 @@ def export(
     rating: Rating = "",
     limit: Limit = 1000,
     bodies: Annotated[bool, typer.Option("--bodies", help="Only the prompts, as a shadow replays them.")] = False,
+    to_registry: Annotated[
+        bool, typer.Option("--to-registry", help="Put votes and cases beside the versions in MLflow too.")
+    ] = False,
 ) -> None:
     """Write logged prompts and answers as an evaluation set: what was asked, what was answered, how it was rated."""
     found = _wanted(since, model, version, outcome, signal, rating, limit, with_prompt=True)
@@ -95,6 +98,9 @@ def export(
     rows = [line["prompt"] for line in found] if bodies else [_case(line) for line in found]
     _write(file, rows)
     print(f"{len(rows)} requests in {file}; they hold what people wrote: keep them as you keep the log")
+    if to_registry:
+        for reference, up, down in _register(found):
+            print(f"{reference}: feedback.up {up}, feedback.down {down}, and the cases of it, are in the registry")
 
 
 @app.command("replay")
@@ -194,6 +200,27 @@ def _case(line: dict[str, Any]) -> dict[str, Any]:
         "rating": ratings[-1] if ratings else None,
         "signals": line.get("signals") or [],
     }
+
+
+def _register(found: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
+    """Put what people said beside each version that they said it of: (reference, up, down)."""
+    from registry.stores.base import find
+    from tidegate.composition import build_registry
+
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for line in found:
+        case = _case(line)
+        if case["rating"] is not None:
+            cases.setdefault(f"{case['model']}@{case['version']}", []).append(case)
+    store = build_registry(session.settings())
+    told: list[tuple[str, int, int]] = []
+    for reference, rated in sorted(cases.items()):
+        up = sum(case["rating"] == "up" for case in rated)
+        text = "".join(json.dumps(case, ensure_ascii=False) + "\n" for case in rated)
+        counts = {"up": float(up), "down": float(len(rated) - up)}
+        store.note_evaluation(find(store, reference), "feedback", counts, text)
+        told.append((reference, up, len(rated) - up))
+    return told
 
 
 def _write(file: Path, rows: Iterable[Any]) -> None:
