@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving.request_log.segments import MODE, PARQUET, lines_of
@@ -70,6 +71,15 @@ def _row(line: dict[str, Any]) -> dict[str, Any]:
         if row[name] is not None:
             row[name] = orjson.dumps(row[name]).decode()
     return row
+
+
+def rows_about(path: Path, request_id: str) -> list[dict[str, Any]]:
+    """The lines that name a request. Only the rows that do are read whole. A file that has just gone has none."""
+    named = (pc.field("request_id") == request_id) | (pc.field("engine_request_id") == request_id)
+    try:
+        return [_line(row) for row in pq.read_table(path, filters=named).to_pylist()]
+    except FileNotFoundError:
+        return []
 
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:

@@ -72,6 +72,12 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     yield from rows_of(path)
 
 
+def _rows_about(path: Path, request_id: str) -> list[dict[str, Any]]:
+    from serving.request_log.columns import rows_about
+
+    return rows_about(path, request_id)
+
+
 class RequestLog:
     """All gateways' logs below one folder.
 
@@ -104,17 +110,25 @@ class RequestLog:
 
     def find(self, request_id: str) -> dict[str, Any] | None:
         """One request with the votes on it, by the id that its client was told or the one that the engine saw."""
-        found: dict[str, Any] | None = None
-        votes: list[dict[str, Any]] = []
-        for line in self.lines():
-            if request_id in (line.get("request_id"), line.get("engine_request_id")):
-                if line.get("kind") == "feedback":
-                    votes.append(line)
-                else:
-                    found = line
-        if found is not None and request_id != found.get("request_id"):
-            votes = [v for v in self.lines() if v.get("kind") == "feedback" and _same(v, found)]
-        return None if found is None else _joined(found, votes)
+        about = list(self._about(request_id))
+        found = next((line for line in about if line.get("kind") == "request"), None)
+        if found is None:
+            return None
+        told = found.get("request_id")
+        if told and told != request_id:  # votes name the client's id
+            about = list(self._about(str(told)))
+        return _joined(found, [line for line in about if line.get("kind") == "feedback"])
+
+    def _about(self, request_id: str) -> Iterator[dict[str, Any]]:
+        """The lines that name a request and may be seen."""
+        for folder in self._folders():
+            erased = erasures(folder)
+            for path in segments(folder):
+                columns = path.suffix == PARQUET
+                for line in _rows_about(path, request_id) if columns else lines_of(path, request_id.encode()):
+                    names = (line.get("request_id"), line.get("engine_request_id"))
+                    if request_id in names and not is_erased(line, erased):
+                        yield line
 
     def search(self, wanted: Wanted, limit: int) -> list[dict[str, Any]]:
         """The newest requests that are wanted, oldest first, each with its votes."""
@@ -211,10 +225,6 @@ def _boot(path: Path) -> str:
 
 def _at(line: dict[str, Any]) -> float:
     return float(line.get("at", 0.0))
-
-
-def _same(vote: dict[str, Any], line: dict[str, Any]) -> bool:
-    return bool(line.get("request_id")) and vote.get("request_id") == line.get("request_id")
 
 
 def _joined(line: dict[str, Any], votes: list[dict[str, Any]]) -> dict[str, Any]:

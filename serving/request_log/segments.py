@@ -61,12 +61,17 @@ def segments(folder: Path) -> list[Path]:
     return [found[stem] for stem in sorted(found)]
 
 
-def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a segment of JSON lines; a torn one is left out. A file that has just gone has none."""
+def lines_of(path: Path, holding: bytes = b"") -> Iterator[dict[str, Any]]:
+    """The lines of a segment of JSON lines; a torn one is left out. A file that has just gone has none.
+
+    Args:
+        path: the segment.
+        holding: bytes that a line must hold to be read at all; empty for every line.
+    """
     try:
         with path.open("rb") as file:
             for line in file:
-                found = _read(line)
+                found = _read(line) if holding in line else None
                 if found is not None:
                     yield found
     except FileNotFoundError:
