@@ -21,6 +21,11 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}
 """A registered model's name: a DNS label, since it becomes part of application and object names."""
 
 
+GUARD_APPLICATION = "tidegate-guardrails"
+"""The Serve application of the guardrails' own models, where they run there: no registered model can be named so, since
+a revision's application has two dashes in a row."""
+
+
 class Frozen(BaseModel):
     """Base of what users write and what crosses a process boundary: closed and immutable."""
 

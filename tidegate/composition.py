@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from registry.models import RegisterRequest
     from registry.stores.base import RegistryStore
     from rollout.accounts.base import AccountStore
@@ -105,6 +107,14 @@ def build_poller(settings: Settings, controller: Controller, router: GatewayRout
     )
 
 
+def policy_path(given: Path) -> Path:
+    """The file of a policy that is named as on the command line: a path, or the name of one that comes along."""
+    from guardrails.policies.shipped import Shipped, shipped_file
+
+    named = str(given)
+    return shipped_file(Shipped(named)) if named in set(Shipped) and not given.exists() else given
+
+
 def register_request(**fields: Any) -> RegisterRequest:  # noqa: ANN401 - forwarded to pydantic, which validates
     """A request to register a version, its fields checked.
 
@@ -116,6 +126,8 @@ def register_request(**fields: Any) -> RegisterRequest:  # noqa: ANN401 - forwar
     from registry.models import RegisterRequest
     from tidegate.errors import WrongUse
 
+    if fields.get("policy_file") is not None:
+        fields["policy_file"] = policy_path(fields["policy_file"])
     try:
         return RegisterRequest(**fields)
     except ValidationError as error:

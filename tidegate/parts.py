@@ -11,6 +11,7 @@ from functools import partial
 
 from monitoring.tracing.settings import TracingSettings
 from serving.gateway.config import GatewayConfig
+from serving.gateway.guard_settings import GuardSettings
 from serving.request_log.settings import RequestLogSettings
 from tidegate.monitoring_files import prepare_prometheus, prometheus_argv, prometheus_program
 from tidegate.runfile import write_private
@@ -61,6 +62,7 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
             days=settings.request_log_days,
             mib=settings.request_log_mib,
         ),
+        guard=GuardSettings(default_policy=settings.default_policy, models=settings.guard_models),
     )
     many = settings.gateways > 1
     gateways = [config.for_process(i) for i in range(settings.gateways)] if many else [config]

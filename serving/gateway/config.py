@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from monitoring.tracing.settings import TracingSettings
 from serving.errors import ServingError
+from serving.gateway.guard_settings import GuardSettings
 from serving.limits import MAX_BODY_BYTES
 from serving.mirroring import MirrorSettings
 from serving.queueing import QueueSettings
@@ -98,6 +99,8 @@ class GatewayConfig:
     """Where traces go, and which; off without an endpoint."""
     request_log: RequestLogSettings = field(default_factory=RequestLogSettings)
     """How much is logged of requests; off unless a part is given."""
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    """What guardrails may cost here, and where their models run; what they do, each version's policy says."""
     show_version: bool = True
     """Whether answers say which version and role gave them; off where clients must not aim at the canary."""
 

@@ -49,6 +49,14 @@ class GuardRecord:
     findings: list[GuardFinding] = field(default_factory=list)
     counts: Counter[tuple[Direction, str, Verdict]] = field(default_factory=Counter)
 
+    def worst(self, direction: Direction) -> dict[str, Verdict]:
+        """The most severe verdict of each check that found something."""
+        found: dict[str, Verdict] = {}
+        for side, check, verdict in self.counts:
+            if side is direction:
+                found[check] = max(found.get(check, Verdict.ALLOW), verdict, key=lambda v: v.severity)
+        return found
+
     def add(self, direction: Direction, found: Iterable[Located]) -> None:
         """Take in what checks found."""
         for located in found:

@@ -19,6 +19,7 @@ CONTRACTS = {contract["id"]: contract for contract in PYPROJECT["tool"]["importl
 PURE = set(CONTRACTS["pure"]["source_modules"])
 
 SHELL = {
+    "guardrails.observing": "awaits models",
     "guardrails.pipeline": "awaits models, reads the clock",
     "guardrails.plugins": "loads other packages",
     "registry.baking": "writes a version's folder",
