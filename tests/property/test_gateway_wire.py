@@ -103,6 +103,7 @@ def test_joined_events_say_what_single_ones_say(events: list[dict], compact: boo
     assert answer.output_tokens == (4 if any("usage" in e for e in events) else None)
 
 
+@settings(deadline=None, max_examples=50)  # reading the text back takes most of the time
 @given(
     st.lists(
         st.builds(
