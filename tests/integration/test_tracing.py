@@ -15,6 +15,7 @@ from monitoring.tracing.settings import TracingSettings, Transport
 from serving.gateway.config import GatewayConfig
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
 from tests.integration.gateway_fakes import CANARY_DIGEST, rig, session_on, table, until
+from tests.integration.test_request_log import with_policy
 from tests.otlp import Received, attributes, grpc_collector, http_collector
 
 pytestmark = pytest.mark.integration
@@ -121,3 +122,29 @@ async def test_a_collector_that_is_away_costs_nothing_but_its_traces(tmp_path: P
         await until(lambda: r.gateway.telemetry.dropped()["traces"] == 1, within_s=20)
         text = (await http.get(f"{r.admin_url}/metrics")).text
         assert 'tidegate_telemetry_dropped_total{kind="traces"} 1.0' in text
+
+
+POLICY = "schema: 1\nname: strict\nchecks:\n  - {name: secrets, direction: input, action: block}\n"
+
+
+async def test_a_prompt_that_the_guardrails_held_has_a_span_of_theirs_and_one_they_refused_no_attempt(
+    tmp_path: Path,
+) -> None:
+    first = with_policy(table(1, None), POLICY)
+    with http_collector() as (endpoint, received):
+        tracing = TracingSettings(endpoint, Transport.HTTP, ratio=1.0)
+        async with rig(tmp_path, first=first, tracing=tracing) as r, httpx.AsyncClient(base_url=r.url) as http:
+            await http.post("/v1/chat/completions", json=chat())
+            secret = "sk-proj-9fK2mQ7xLbT4vN8cR1yW5zA3dE6hJ0pS2uG4iO7kM9nB1qX3"
+            body = {"model": "chat", "messages": [{"role": "user", "content": f"my key is {secret}"}]}
+            refused = await http.post("/v1/chat/completions", json=body)
+            assert refused.status_code == 400
+            await asyncio.to_thread(received.wait, 7)
+    passed, blocked = (
+        [s for s in received.spans if s.trace_id == trace.trace_id] for trace in named(received, "chat chat")
+    )
+    assert sorted(s.name for s in passed) == ["attempt", "chat chat", "guardrail", "queue"]
+    assert sorted(s.name for s in blocked) == ["chat chat", "guardrail", "queue"]
+    verdicts = [attributes(s)["tidegate.guardrail.verdict"] for s in (*passed, *blocked) if s.name == "guardrail"]
+    assert verdicts == ["allow", "block"]
+    assert secret not in str(received.spans)
