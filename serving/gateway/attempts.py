@@ -26,7 +26,7 @@ from serving.endpoints import (
     succeeded,
 )
 from serving.errors import ConnectFailed, ConnectionLost, UpstreamTimeout
-from serving.gateway.forwarding import Header, engine_head
+from serving.gateway.forwarding import Header, engine_head, passed_on
 from serving.gateway.recorder import Recorder, Unit
 from serving.gateway.transcript import Transcript
 from serving.gateway.upstream import Abandoned, Connection, Leash, UpstreamClient
@@ -103,6 +103,8 @@ class Call:
     own_lines: bytes
     """Further headers of the answer, as they are written."""
     show_version: bool
+    key: str
+    """The id of the key that asks."""
     demand: Demand
     metered: bool
     """The gateway asks for the stream's usage, which its client did not."""
@@ -129,6 +131,7 @@ class Call:
         deadline: float,
         own_lines: bytes,
         show_version: bool,
+        key: str,
         demand: Demand,
         metered: bool = False,
         leash: Leash | None = None,
@@ -149,6 +152,7 @@ class Call:
         self.deadline = deadline
         self.own_lines = own_lines
         self.show_version = show_version
+        self.key = key
         self.demand = demand
         self.metered = metered
         self.leash = leash if leash is not None else Leash()
@@ -271,6 +275,8 @@ class Attempts:
         if dispatched(endpoint, now, call.demand) and call.first_attempt:
             self._recorder.warming_up(call.unit)
         self._recorder.begun(revision)
+        if call.unit.trail is not None:
+            call.unit.trail.dispatched(endpoint.url, endpoint.host, endpoint.port, revision.version, now)
 
     async def open(self, call: Call, revision: RevisionTraffic, sent: Sent | None = None) -> Opened | Failure:
         """Try one endpoint of a revision, or go on with what `start` sent. Never raises but for being cancelled."""
@@ -303,20 +309,22 @@ class Attempts:
         try:
             return await self._exchange(call, revision, endpoint, sent)
         except Abandoned:
-            return Failure(FailureKind.ABANDONED)
+            return _failed(call, endpoint, FailureKind.ABANDONED)
         except UpstreamTimeout:
-            return Failure(FailureKind.TIMEOUT)
+            return _failed(call, endpoint, FailureKind.TIMEOUT)
         except ConnectFailed:
             connect_failed(endpoint, time.monotonic())
             self._suspect(endpoint.url)
-            return Failure(FailureKind.UNREACHABLE)
+            return _failed(call, endpoint, FailureKind.UNREACHABLE)
         except ConnectionLost:
-            return Failure(await self.post_mortem(call, endpoint))
+            return _failed(call, endpoint, await self.post_mortem(call, endpoint))
 
     def _head(self, call: Call, endpoint: Endpoint) -> bytes:
         """The head of the request to an endpoint."""
         target = endpoint.prefix.encode() + call.target if endpoint.prefix else call.target
-        lines = call.passed_on
+        trail = call.unit.trail
+        trace = trail.lines(endpoint.url) if trail is not None else b""
+        lines = call.passed_on if not trace else passed_on(call.headers, traced=True) + trace
         if call.own_id is not None:
             lines += b"x-client-request-id: %b\r\n" % call.own_id
         return engine_head(target, endpoint.authority, lines, len(call.body), hexlify(call.nonce))
@@ -402,6 +410,12 @@ async def _knock(endpoint: Endpoint) -> None:
     async with asyncio.timeout(PROBE_S):
         _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
     writer.close()
+
+
+def _failed(call: Call, endpoint: Endpoint, kind: FailureKind) -> Failure:
+    if call.unit.trail is not None:
+        call.unit.trail.failed(endpoint.url, kind.value, time.monotonic())
+    return Failure(kind)
 
 
 def failure_in(opened: Opened, operation: Operation) -> Failure | None:

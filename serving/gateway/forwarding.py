@@ -25,6 +25,7 @@ _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
     b"x-tidegate-role",
 }  # fmt: skip
 
+_NOT_TO_ENGINE_TRACED: Final = _NOT_TO_ENGINE | {b"traceparent"}
 _NONE: Final[frozenset[bytes]] = frozenset()
 
 MAX_CLIENT_ID_BYTES: Final = 128
@@ -46,9 +47,12 @@ def client_id(fields: Mapping[bytes, bytes]) -> bytes | None:
     return value
 
 
-def passed_on(headers: Iterable[Header]) -> bytes:
-    """The lines of a client's head that go on to an engine, each with its CR LF; names in lower case."""
-    drop = _NOT_TO_ENGINE
+def passed_on(headers: Iterable[Header], *, traced: bool = False) -> bytes:
+    """The lines of a client's head that go on to an engine, each with its CR LF; names in lower case.
+
+    With `traced` the client's `traceparent` is left out: the gateway writes its own.
+    """
+    drop = _NOT_TO_ENGINE_TRACED if traced else _NOT_TO_ENGINE
     listed = _listed(headers)
     if listed:
         drop = drop | listed

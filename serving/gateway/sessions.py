@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 CAPACITY: Final = 100_000
@@ -13,7 +14,14 @@ CAPACITY: Final = 100_000
 def session_hash(salt: str, unit: str) -> str:
     """The name under which a session travels: keyed by the rollout's secret, the same on every gateway."""
     unit_bytes = unit.encode("utf-8", "replace")
-    return hashlib.blake2b(unit_bytes, key=salt.encode()[:64], digest_size=12, person=b"tg-session").hexdigest()
+    keyed = _keyed(salt).copy()
+    keyed.update(unit_bytes)
+    return keyed.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _keyed(salt: str) -> hashlib.blake2b:
+    return hashlib.blake2b(key=salt.encode()[:64], digest_size=12, person=b"tg-session")
 
 
 @dataclass(slots=True, init=False)
