@@ -261,11 +261,8 @@ class Attempts:
         progressed(endpoint, call.demand, 0)
         succeeded(endpoint)
         finished(endpoint, call.demand)
-        transcript = Transcript(compressed=plain.compressed)
-        transcript.parts.append(body)
-        transcript.last = body
-        transcript.size_bytes, transcript.bodies = len(body), 1
-        transcript.first_at, transcript.last_at = connection.first_body_at, connection.last_body_at
+        first, last = connection.first_body_at, connection.last_body_at
+        transcript = Transcript(False, plain.compressed, [body], len(body), b"", body, 1, first, last)
         self._client.release(connection, call.leash)
         self._recorder.over(revision)
         return transcript

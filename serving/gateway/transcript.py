@@ -14,18 +14,29 @@ class Transcript:
     __slots__ = ("before_last", "bodies", "compressed", "event_stream", "first_at", "last", "last_at", "parts",
                  "size_bytes")  # fmt: skip
 
-    def __init__(self, event_stream: bool = False, compressed: bool = False) -> None:
+    def __init__(
+        self,
+        event_stream: bool = False,
+        compressed: bool = False,
+        parts: list[bytes] | None = None,
+        size_bytes: int = 0,
+        before_last: bytes = b"",
+        last: bytes = b"",
+        bodies: int = 0,
+        first_at: float = 0.0,
+        last_at: float = 0.0,
+    ) -> None:
         self.event_stream = event_stream
         self.compressed = compressed
         """The engine compressed it, so it can't be read."""
-        self.parts: list[bytes] = []
-        self.size_bytes = 0
-        self.before_last = b""
-        self.last = b""
-        self.bodies = 0
+        self.parts: list[bytes] = parts if parts is not None else []
+        self.size_bytes = size_bytes
+        self.before_last = before_last
+        self.last = last
+        self.bodies = bodies
         """Pieces of the body as the engine framed them: one for each event, as engines send them."""
-        self.first_at = 0.0
-        self.last_at = 0.0
+        self.first_at = first_at
+        self.last_at = last_at
 
     def add(self, data: bytes) -> None:
         """Keep one piece."""
