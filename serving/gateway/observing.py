@@ -145,7 +145,7 @@ class Observer:
         Returns:
             When its trace was sent, what an exemplar may link to: its id, and wall-clock seconds.
         """
-        failed = over.outcome in _FAILED or Signal.ERROR.value in (over.unit.events or ())
+        failed = over.outcome in _FAILED or Signal.ERROR.value in over.unit.events
         if self._sink is not None and (failed or int.from_bytes(over.trail.nonce[:4], "big") < self._log_below):
             self._log(self._sink, over)
         if self._sender is None or not self._trace(self._sender, over, failed=failed):

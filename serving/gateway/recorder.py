@@ -97,7 +97,7 @@ class Unit:
         """Who else hears of its outcome: it is half of a mirrored pair."""
         self.trail: Trail | None = None
         """Its way, where traces or a request log are on."""
-        self.events: list[str] | None = None
+        self.events: list[str] = []
         self.guard: GuardRecord | None = None
         """What the guardrails said of it; None when nothing looked at it."""
         self.asked: Asked | None = None
@@ -372,7 +372,7 @@ class Recorder:
             measured: Those that were looked for.
         """
         if unit.judged:
-            unit.events = [*(unit.events or ()), *(f"{signal}{UNITS}" for signal in measured)]
+            unit.events += [f"{signal}{UNITS}" for signal in measured]
             for signal in shown:
                 self._emit(unit, signal)
         self._settle(unit)
@@ -459,13 +459,11 @@ class Recorder:
         self._awaiting_first.pop(id(unit), None)
         if unit.asked is not None and self.overseer is not None:
             self.overseer.settled(unit)
-        self.ledger.settle(unit.ticket, unit.events or (), self._wall())
+        self.ledger.settle(unit.ticket, unit.events, self._wall())
 
     def _emit(self, unit: Unit, signal: SignalName, *, level: str = "", cause: Cause = Cause.VERSION) -> None:
         if not unit.judged:
             return
-        if unit.events is None:
-            unit.events = []
         unit.events.append(_EVENT_NAMES[signal, level] if isinstance(signal, Signal) else signal)
         route = unit.pick.route
         now = self._wall()
