@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 
 from monitoring.aggregates import RequestAggregates
 from monitoring.exposition import write_finished
-from monitoring.measurements import RequestMeasurement, RevisionInfo, RolloutMeasurement
+from monitoring.measurements import DriftMeasurement, RequestMeasurement, RevisionInfo, RolloutMeasurement
 
 PROVIDER = "tidegate"
 
@@ -57,11 +57,16 @@ class GatewayInstruments:
             ("model", "version"),
             registry=self.registry,
         )
+        self.drift_untold = Counter(
+            "tidegate_drift_untold", "Sampled requests that the drift watch was not told of: it was away, or slow.",
+            registry=self.registry,
+        )  # fmt: skip
         self.lease_valid = Gauge(
             "tidegate_gateway_lease_valid", "1 while a leading controller was heard within the lease.",
             registry=self.registry,
         )  # fmt: skip
         self._dropped = 0
+        self._untold = 0
         self._retired: set[tuple[str, str]] = set()
         self._revisions: set[tuple[str, str]] = set()
 
@@ -92,6 +97,11 @@ class GatewayInstruments:
         """Bring the counter of lost evidence to `total`, which only grows."""
         self.events_dropped.inc(total - self._dropped)
         self._dropped = total
+
+    def set_drift_untold(self, total: int) -> None:
+        """Bring the counter of what the drift watch was not told of to `total`, which only grows."""
+        self.drift_untold.inc(total - self._untold)
+        self._untold = total
 
     def set_queue_depths(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Set the waiting requests by (model, priority); series of other models are removed."""
@@ -169,5 +179,41 @@ class RolloutInstruments:
                 threshold.labels(r.model, r.version, signal).set(limit)
         for (model, trigger), count in rollbacks.items():
             taken_back.labels(model, trigger).inc(count)
+        encode, content_type = choose_encoder(accept)
+        return encode(registry), content_type
+
+
+class DriftInstruments:
+    """The drift watch's metrics. Read off its status at each scrape."""
+
+    def render(
+        self, detectors: Iterable[DriftMeasurement], requests: Mapping[tuple[str, str], int], dropped: int, accept: str
+    ) -> tuple[bytes, str]:
+        """The exposition: (body, content type).
+
+        Args:
+            detectors: every detector of every stream.
+            requests: by (model, result), since the watch's start.
+            dropped: sampled requests that it could not take.
+            accept: the `Accept` header.
+        """
+        registry = CollectorRegistry()
+        labels = ("model", "stream", "detector")
+        statistic = Gauge("tidegate_drift_statistic", "Evidence of drift, or distance.", labels, registry=registry)
+        threshold = Gauge("tidegate_drift_threshold", "At which the alarm is raised.", labels, registry=registry)
+        active = Gauge("tidegate_drift_alarm_active", "1 while an alarm is in force.", labels, registry=registry)
+        alarms = Counter("tidegate_drift_alarms", "Alarms that were raised.", labels, registry=registry)
+        seen = Counter("tidegate_drift_requests", "Requests that the watch was told of.", ("model", "result"),
+                       registry=registry)  # fmt: skip
+        lost = Counter("tidegate_drift_dropped", "Requests that it was told of and could not take.", registry=registry)
+        for d in detectors:
+            named = (d.model, d.stream, d.detector)
+            statistic.labels(*named).set(d.statistic)
+            threshold.labels(*named).set(d.threshold)
+            active.labels(*named).set(d.active)
+            alarms.labels(*named).inc(d.alarms)
+        for (model, result), count in requests.items():
+            seen.labels(model, result).inc(count)
+        lost.inc(dropped)
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type

@@ -55,6 +55,9 @@ def _traffic(status: ModelStatus) -> ModelTraffic | None:
         watch=rollout.stage is Stage.PREVIEWING or rollout.watched,
         max_slowdown=rollout.spec.analysis.max_slowdown,
         testers=_testers(rollout),
+        scores=tuple(
+            s.name.removeprefix("score/") for s in rollout.spec.analysis.signals if s.name.startswith("score/")
+        ),
     )
 
 

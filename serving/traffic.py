@@ -72,7 +72,8 @@ class ModelTraffic(Frozen):
     `mirror_percent` of stable's requests are copied to the canary (a shadow; its answer never reaches a client).
     With `watch`, requests that could only go to stable are told as evidence too, at weight 100: for objectives of
     one revision, before and after a switch. `max_slowdown` is the factor by which a canary's latency may exceed
-    stable's before it is an event.
+    stable's before it is an event. `scores` are the scored signals that this rollout watches, without `score/`: a score
+    costs a message for each answer, so gateways tell only those.
     """
 
     model: ModelName
@@ -84,6 +85,7 @@ class ModelTraffic(Frozen):
     watch: bool = False
     max_slowdown: Annotated[float, Field(ge=1)] = 1.25
     testers: tuple[Tester, ...] = ()
+    scores: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

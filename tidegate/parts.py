@@ -9,6 +9,7 @@ import secrets
 import sys
 from functools import partial
 
+from serving.drift.config import DriftConfig, Places
 from serving.gateway.config import GatewayConfig
 from tidegate.monitoring_files import prepare_prometheus, prometheus_argv, prometheus_program
 from tidegate.runfile import write_private
@@ -21,7 +22,7 @@ GATEWAY_DRAIN_S = 30.0
 
 
 def platform_parts(settings: Settings) -> tuple[Part, ...]:
-    """Ray, the controller, the gateway and perhaps Prometheus, in the order of starting; none waits for another."""
+    """Ray, the controller, gateways, Prometheus and the drift watch, in the order of starting; none waits for another."""
     python = sys.executable
 
     def ray_ready(started_at: float) -> bool:
@@ -50,6 +51,7 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         limit_share=1 / settings.gateways,
         tls_cert_file=settings.tls_cert_file,
         tls_key_file=settings.tls_key_file,
+        drift_socket=Places(settings.home).socket if settings.drift else None,
     )
     many = settings.gateways > 1
     gateways = [config.for_process(i) for i in range(settings.gateways)] if many else [config]
@@ -67,7 +69,26 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
             for index, one in enumerate(gateways)
         ),
         *monitoring_parts(settings),
+        *drift_parts(settings),
     )
+
+
+def drift_parts(settings: Settings) -> tuple[Part, ...]:
+    """The drift watch; nobody's request waits for it, so the platform does well without it."""
+    if not settings.drift:
+        return ()
+    config = DriftConfig(
+        home=settings.home,
+        host=settings.host,
+        port=settings.drift_port,
+        embeddings_per_s=settings.drift_embeddings_per_s,
+    )
+
+    def ready(_started_at: float) -> bool:
+        return answers(settings.host, settings.drift_port, "/healthz")
+
+    argv = (sys.executable, "-m", "serving.drift.main", "--config", config.to_json())
+    return (Part("drift", "drift watch", argv, ready, vital=False),)
 
 
 def monitoring_parts(settings: Settings) -> tuple[Part, ...]:

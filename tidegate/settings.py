@@ -74,6 +74,11 @@ class Settings(BaseSettings):
     prometheus_retention_mib: Annotated[int, Field(ge=64)] = Field(
         default=2048, description="How much of the disk it may take, in MiB; the oldest goes first."
     )
+    drift: bool = Field(default=True, description="Run the drift watch; without a reference it only keeps vectors.")
+    drift_port: Port = Field(default=8090, description="The drift watch's metrics and status.")
+    drift_embeddings_per_s: Annotated[float, Field(ge=0)] = Field(
+        default=20.0, description="Requests that it embeds, at most; one takes 1 to 5 ms of one core."
+    )
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0, description="The longest a request may take; also how long a drain waits for its streams."
     )

@@ -1,6 +1,7 @@
 """Where Prometheus collects what, and whom Alertmanager tells: configurations as text. Pure.
 
-Job names are part of the interface: alerts ask for `up{job="tidegate-gateway"}` and `up{job="tidegate-control"}`.
+Job names are part of the interface: alerts ask for `up{job="tidegate-gateway"}`, and so for `tidegate-control` and
+`tidegate-drift`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import yaml
 
 GATEWAY_JOB = "tidegate-gateway"
 CONTROL_JOB = "tidegate-control"
+DRIFT_JOB = "tidegate-drift"
 ENGINE_JOB = "tidegate-engine"
 GPU_JOB = "dcgm"
 HOST_JOB = "node"
@@ -25,6 +27,8 @@ class Targets:
     gateways: tuple[str, ...] = ()
     """Admin ports."""
     controls: tuple[str, ...] = ()
+    drifts: tuple[str, ...] = ()
+    """Drift watches."""
     engines: tuple[str, ...] = ()
     gpus: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
@@ -40,7 +44,7 @@ def prometheus_document(targets: Targets, rule_files: Sequence[str], interval_s:
         interval_s: How often.
     """
     jobs = (
-        (GATEWAY_JOB, targets.gateways), (CONTROL_JOB, targets.controls), (ENGINE_JOB, targets.engines),
+        (GATEWAY_JOB, targets.gateways), (CONTROL_JOB, targets.controls), (DRIFT_JOB, targets.drifts), (ENGINE_JOB, targets.engines),
         (GPU_JOB, targets.gpus), (HOST_JOB, targets.hosts),
     )  # fmt: skip
     found: dict[str, Any] = {

@@ -91,6 +91,10 @@ class GatewayConfig:
     """How one of a revision's endpoints is picked."""
     mirror: MirrorSettings = field(default_factory=MirrorSettings)
     """How much may be mirrored to a shadow; whether anything is, the traffic table says."""
+    drift_socket: Path | None = None
+    """Where the drift watch of this machine listens; None tells nobody of requests."""
+    drift_per_s: float = 50.0
+    """Requests per second that it is told of, at most: one costs some 20 us here."""
     show_version: bool = True
     """Whether answers say which version and role gave them; off where clients must not aim at the canary."""
 
@@ -103,6 +107,8 @@ class GatewayConfig:
                 )
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise InvalidConfig("TLS needs both tls_cert_file and tls_key_file; give both, or neither")
+        if self.drift_per_s < 0:
+            raise InvalidConfig(f"drift_per_s is {self.drift_per_s}; give a rate, or 0 to tell of no request")
         if not 0 < self.limit_share <= 1:
             raise InvalidConfig(f"limit_share is {self.limit_share}; give a part above 0 and at most 1")
         object.__setattr__(self, "table_file", self.table_file or self.home / "gateway" / "table.json")

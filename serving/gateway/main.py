@@ -16,7 +16,6 @@ import gc
 import logging
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -34,7 +33,9 @@ from serving.gateway.channel import Channel
 from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.discovery import EndpointSource, StaticEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
+from serving.gateway.drift_feed import DriftFeed
 from serving.gateway.http_server import HttpServer, ServerLimits
+from serving.gateway.listening import PortTaken, bind
 from serving.gateway.logs import configure, log
 from serving.gateway.mirror import Mirroring
 from serving.gateway.pipeline import Pipeline
@@ -56,32 +57,6 @@ ADMIN_DRAIN_S = 1.0
 GC_AFTER_OBJECTS = 10_000
 FLUSH_S = 0.15
 """One more round of events and totals."""
-
-
-class PortTaken(InvalidConfig):
-    """A port can't be had."""
-
-
-def bind(host: str, port: int, flag: str, *, share: bool = False) -> socket.socket:
-    """Bind a listening socket; with `share` other processes of this user may listen on it too.
-
-    Raises:
-        PortTaken: something else listens there, or it is not ours to take.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if share:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as e:
-        listener.close()
-        raise PortTaken(
-            f"port {port} on {host} can't be had ({e.strerror}); stop what listens there, or pass another {flag}"
-        ) from None
-    listener.setblocking(False)
-    return listener
 
 
 class Gateway:
@@ -120,9 +95,15 @@ class Gateway:
             Attempts(self.book, self.client, self.recorder, PromptDeaths(), self.source.suspect, config.picking),
             self.protection.gatekeeper if gatekeeper is None else None, config.queue.endpoint_concurrency,
         )  # fmt: skip
+        secret = load_secret(config.secret_file)
+        self.drift: DriftFeed | None = None
+        if config.drift_socket is not None and config.drift_per_s > 0:
+            self.drift = DriftFeed(config.drift_socket, secret, config.drift_per_s, time.monotonic)
+            self.drift.on_score = self.recorder.scored
+            self.recorder.observer = self.drift
         pipeline = Pipeline(
             config, self.state, self.book, self.client, self.recorder, self.instruments,
-            load_secret(config.secret_file), self.source.suspect,
+            secret, self.source.suspect,
             gatekeeper or self.protection.gatekeeper, self.mirroring,
         )  # fmt: skip
         self.certificate: Certificate | None = None
@@ -194,6 +175,8 @@ class Gateway:
         self._spawn(self.protection.usage.run())
         if self.channel is not None:
             self._spawn(self.channel.run())
+        if self.drift is not None:
+            self._spawn(self.drift.run())
         log(logging.INFO, "gateway-started", name=config.name, boot=self.boot, port=self.port,
             admin_port=self.admin_port)  # fmt: skip
 
@@ -211,6 +194,8 @@ class Gateway:
             await asyncio.sleep(SWEEP_EVERY_S)
             self.recorder.sweep()
             self._follow_endpoints()
+            if self.drift is not None:
+                self.instruments.set_drift_untold(self.drift.dropped)
             now = time.monotonic()
             if now - pruned_at > PRUNE_EVERY_S:
                 pruned_at = now

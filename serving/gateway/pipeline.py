@@ -27,7 +27,7 @@ from serving.gateway.config import GatewayConfig
 from serving.gateway.exchange import Exchange
 from serving.gateway.express import Express
 from serving.gateway.forwarding import Header, client_headers, client_id, read_lines, version_lines
-from serving.gateway.recorder import Recorder
+from serving.gateway.recorder import Asked, Recorder
 from serving.gateway.request_ids import fresh_nonce, issue_bytes
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
 from serving.gateway.traffic_state import TrafficState
@@ -185,6 +185,7 @@ class Pipeline:
             show_version=self._config.show_version and exchange.caller.may_see_version,
             demand=self._demand(exchange, request, pick.revision),
         )
+        call.unit.asked = Asked(request.fields, nonce, exchange.caller.namespace)
         exchange.on_gone = call.leash.pull
         if exchange.gone:  # while it waited for its turn
             call.leash.pull()

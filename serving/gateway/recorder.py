@@ -8,10 +8,11 @@ small batches between other work; what is known at once (errors, a first token t
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
@@ -44,6 +45,16 @@ _EVENT_NAMES = {(s, level): f"{s.value}:{level}" if level else s.value for s in 
 """As the ledger counts them."""
 
 
+class Asked(NamedTuple):
+    """What was asked, as whoever reads answers after their end needs it."""
+
+    fields: Mapping[str, Any]
+    """The body, parsed."""
+    nonce: bytes
+    namespace: str
+    """Of the key."""
+
+
 @dataclass(slots=True)
 class Unit:
     """One admitted request and what is to be known of it."""
@@ -68,6 +79,8 @@ class Unit:
     permit: Permit | None = None
     witness: Witness | None = None
     """Who else hears of its outcome: it is half of a mirrored pair."""
+    asked: Asked | None = None
+    """None for what is no client's request."""
     events: list[str] = field(default_factory=list)
 
     @property
@@ -79,6 +92,14 @@ class Unit:
     def judged(self) -> bool:
         """Whether events of it still count."""
         return self.ticket.number > 0 and not self.ticket.settled
+
+
+class Observer(Protocol):
+    """Hears of every request that has ended, once its answer was read and before it is settled."""
+
+    def ended(self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None) -> None:
+        """Must return soon. `answer` has its texts where the unit is judged, else perhaps only its usage."""
+        ...
 
 
 class _Ended(NamedTuple):
@@ -107,6 +128,7 @@ class Recorder:
         self.in_flight: dict[str, int] = {}
         """By digest: answers under way."""
         self.on_event: Callable[[], None] = lambda: None
+        self.observer: Observer | None = None
         self._defer = defer
         self._monotonic = monotonic
         self._wall = wall
@@ -326,6 +348,8 @@ class Recorder:
                 first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens,
             )
         )  # fmt: skip
+        if self.observer is not None:
+            self.observer.ended(unit, answer, ended.answered_by)
         return answer
 
     def _quality(self, unit: Unit, transcript: Transcript, answer: Answer) -> RequestOutcome:
@@ -369,10 +393,34 @@ class Recorder:
         if not unit.judged:
             return
         unit.events.append(_EVENT_NAMES[signal, level])
-        route = unit.pick.route
         now = self._wall()
         if level and not self._tells(unit, signal, level, now):
             return
+        self._tell(unit, signal.value, now, level=level, cause=cause)
+
+    def scored(self, unit: Unit, name: str, score: float) -> None:
+        """Tell of a scored answer of a unit, which may have settled before; a score that nobody watches is not told.
+
+        Args:
+            unit: Whose first attempt gave the answer.
+            name: Of the signal, after `score/`.
+            score: Higher is worse.
+        """
+        traffic = unit.pick.route.traffic
+        if unit.ticket.number > 0 and name in traffic.scores and math.isfinite(score) and unit.pick.weight < 100:
+            self._tell(unit, f"score/{name}", self._wall(), score=score)
+
+    def _tell(
+        self,
+        unit: Unit,
+        signal: str,
+        now: float,
+        *,
+        level: str = "",
+        cause: Cause = Cause.VERSION,
+        score: float | None = None,
+    ) -> None:
+        route = unit.pick.route
         self.outbox.append(
             Event(
                 sequence=self.outbox.next_sequence(),
@@ -384,6 +432,7 @@ class Recorder:
                 arm=unit.revision.role,
                 digest=unit.revision.digest,
                 weight=unit.pick.weight,
+                score=score,
                 session=session_hash(route.traffic.salt, unit.session) if unit.session is not None else None,
                 request_index=unit.request_index,
                 admission=unit.ticket.number,
