@@ -22,7 +22,7 @@ GATEWAY_DRAIN_S = 30.0
 
 
 def platform_parts(settings: Settings) -> tuple[Part, ...]:
-    """Ray, the controller, gateways, Prometheus and the drift watch, in the order of starting; none waits for another."""
+    """Ray, controller, gateways, Prometheus and drift watch, in the order of starting; none waits for another."""
     python = sys.executable
 
     def ray_ready(started_at: float) -> bool:

@@ -158,16 +158,16 @@ def rollout_alerts() -> tuple[Alert, ...]:
 
 def drift_alerts() -> tuple[Alert, ...]:
     """The drift watch."""
-    active = "max by (model, stream, detector) (tidegate_drift_alarm_active{detector%s"}) == 1"
+    active = 'max by (model, stream, detector) (tidegate_drift_alarm_active{detector%s"kernel_window"}) == 1'
     return (
         Alert(
-            "TidegateInputDrift", active % '!="kernel_window', Severity.PAGE,
+            "TidegateInputDrift", active % "!=", Severity.PAGE,
             "requests to {{ $labels.model }} ({{ $labels.stream }}) are not what its reference is of",
             "The {{ $labels.detector }} detector has its alarm until somebody acknowledges it; at most one stream in a "
             "hundred of 10,000 requests gets there by chance.", kind="alarm",
         ),
         Alert(
-            "TidegateInputDrift", active % '="kernel_window', Severity.TICKET,
+            "TidegateInputDrift", active % "=", Severity.TICKET,
             "requests to {{ $labels.model }} ({{ $labels.stream }}) begin to look unlike its reference",
             "An early warning, wrong now and then: it ends by itself when the requests look as before.", "10m",
             "warning",

@@ -44,8 +44,8 @@ def prometheus_document(targets: Targets, rule_files: Sequence[str], interval_s:
         interval_s: How often.
     """
     jobs = (
-        (GATEWAY_JOB, targets.gateways), (CONTROL_JOB, targets.controls), (DRIFT_JOB, targets.drifts), (ENGINE_JOB, targets.engines),
-        (GPU_JOB, targets.gpus), (HOST_JOB, targets.hosts),
+        (GATEWAY_JOB, targets.gateways), (CONTROL_JOB, targets.controls), (DRIFT_JOB, targets.drifts),
+        (ENGINE_JOB, targets.engines), (GPU_JOB, targets.gpus), (HOST_JOB, targets.hosts),
     )  # fmt: skip
     found: dict[str, Any] = {
         "global": {"scrape_interval": f"{interval_s}s", "evaluation_interval": "30s"},

@@ -88,7 +88,7 @@ class Book:
         """By (model, `seen`, `embedded` or `empty`): sightings."""
         self._embed = embed
         self._rng = rng
-        self._sampling = SamplingState()
+        self._sampling = SamplingState(allowance=max(1.0, config.embeddings_per_s))
         self._outputs: OrderedDict[str, OutputDrift] = OrderedDict()
         self._dimensions = dimensions
         places = config.places

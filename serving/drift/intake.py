@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from pathlib import Path
+from typing import cast
 
 from serving.drift.worker import Worker
 from serving.sightings import BrokenFrame, Frames, Scored, frame, sighting_of
@@ -48,8 +49,7 @@ class GatewayLine(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A gateway is there."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """It tells of requests."""

@@ -61,8 +61,10 @@ async def serve(config: DriftConfig) -> int:
         loop.add_signal_handler(number, stopping.set)
     server = HttpServer(DriftApp(lambda: worker.status), LIMITS)
     await server.start(listener)
+    await asyncio.to_thread(shared_encoder)
     worker.start()
-    gateways = await listen(config.places.socket, worker)
+    await asyncio.to_thread(worker.ready.wait)
+    gateways = await listen(config.places.socket, worker)  # from now on nothing that gateways tell has to wait long
     while not (stopping.is_set() or worker.failed):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), LOOK_EVERY_S)

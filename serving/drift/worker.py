@@ -33,6 +33,8 @@ class Worker:
         self._queue: queue.Queue[tuple[Sighting, Answer]] = queue.Queue(WAITING)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
+        self.ready = threading.Event()
+        """Set once every stream has its state back, or nothing will come of it."""
         self._saved_at = self._pruned_at = 0.0
         self.dropped = 0
         """Sightings that came while too many waited."""
@@ -60,6 +62,7 @@ class Worker:
     def _run(self) -> None:
         try:
             self._tick(force=True)
+            self.ready.set()
             while not (self._stopping.is_set() and self._queue.empty()):
                 batch = self._next()
                 if batch:
@@ -71,6 +74,7 @@ class Worker:
             self._tick(force=True)
         except Exception:
             self.failed = True
+            self.ready.set()
             logger.exception("the drift watch failed; it starts anew from what it has saved")
 
     def _next(self) -> list[tuple[Sighting, Answer]]:

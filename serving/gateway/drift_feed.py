@@ -50,7 +50,7 @@ class DriftFeed:
         self._most_per_s = most_per_s
         self._monotonic = monotonic
         self._chance = random.Random()  # noqa: S311 - which requests are told is no secret
-        self._sampling = SamplingState()
+        self._sampling = SamplingState(allowance=max(1.0, most_per_s))
         self._transport: asyncio.WriteTransport | None = None
         self._awaited: OrderedDict[int, Unit] = OrderedDict()
         self._tokens = 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tidegate.cli import deploy, key, logs, model, monitor, platform, rollback, rollout, schema, usage
+from tidegate.cli import deploy, drift, key, logs, model, monitor, platform, rollback, rollout, schema, usage
 from tidegate.errors import TidegateError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(key.app, name="key")
 usage.add_to(app)
 schema.add_to(app)
 app.add_typer(monitor.app, name="monitor")
+app.add_typer(drift.app, name="drift")
 logs.add_to(app)
 
 
