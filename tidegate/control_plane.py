@@ -33,7 +33,7 @@ from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
-from tidegate.composition import build_poller, build_registry, build_smoke_runner
+from tidegate.composition import build_drift_gate, build_poller, build_registry, build_smoke_runner
 from tidegate.errors import WrongUse
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
@@ -177,6 +177,7 @@ async def serve(settings: Settings) -> int:
     )
     async with smoke:
         beside = {"aliases": aliases.run(), "notifications": announcer.run()}
+        beside["drift gate"] = build_drift_gate(settings, controller).run()
         if poller is not None:
             beside["measuring"] = poller.run()
         return await _run(uvicorn.Server(config), controller, beside)

@@ -166,6 +166,12 @@ class Settings(BaseSettings):
         return self.store_url or f"sqlite:///{self.home / 'state.db'}"
 
     @property
+    def drift_url(self) -> str:
+        """Where the drift watch says what it knows."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self.drift_port}/status"
+
+    @property
     def control_url(self) -> str:
         """Where the control plane answers."""
         return f"http://{self.host}:{self.control_port}"

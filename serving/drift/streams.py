@@ -14,7 +14,7 @@ from serving.sightings import Sighting
 
 EVERYTHING = "all"
 MOST_STREAMS = 64
-"""Watched at once; each takes up to some MB, and half a millisecond of set-up."""
+"""Watched at once; each takes up to some MB, and a second of set-up per part of the day."""
 
 _SCOPE = re.compile(r"all|(?:tenant|route)=.{1,63}")
 

@@ -32,6 +32,7 @@ SHELL = {
     "rollout.actuate": "acts on workloads and traffic",
     "rollout.announcer": "reads the log and tells receivers",
     "rollout.controller": "the loop: reads the clock, writes the log",
+    "rollout.drift_gate": "asks the drift watch",
     "rollout.leadership": "takes the lease, writes the log",
     "rollout.observe": "asks workloads and gateways",
     "rollout.smoke_runner": "asks candidates over HTTP",
