@@ -377,7 +377,9 @@ class Mirroring:
         if ended.transcript is None or ended.transcript.compressed:
             return Shown()
         answer = read_transcript(pair.operation, ended.transcript)
-        signals = signals_in(pair.operation, ended.transcript, answer, texts=True)
+        asked = pair.call.unit.asked
+        fields = asked.fields if asked is not None else {}
+        signals = signals_in(pair.operation, ended.transcript, answer, texts=True, fields=fields)
         failed = Signal.ERROR in signals or Signal.ENGINE_4XX in signals
         return Shown(signals, text=None if failed else "\n".join(answer.texts))
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from serving.admission import Pick
-from serving.gateway.judging import GENERATING, read_transcript, signals_in
+from serving.gateway.judging import GENERATING, read_transcript, scores_in, signals_in
 from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger, Ticket
 from serving.gateway.outbox import Outbox
@@ -353,7 +353,12 @@ class Recorder:
         return answer
 
     def _quality(self, unit: Unit, transcript: Transcript, answer: Answer) -> RequestOutcome:
-        signals = signals_in(unit.operation, transcript, answer, texts=unit.judged)
+        fields = unit.asked.fields if unit.asked is not None else {}
+        signals = signals_in(unit.operation, transcript, answer, texts=unit.judged, fields=fields)
+        wanted = unit.pick.route.traffic.scores
+        if wanted and unit.judged and Signal.ERROR not in signals and Signal.ENGINE_4XX not in signals:
+            for name, score in scores_in(unit.operation, transcript, answer, fields, wanted).items():
+                self.scored(unit, name, score)
         if not signals:
             return RequestOutcome.OK
         for signal in signals:

@@ -199,8 +199,8 @@ def test_a_reference_says_what_it_lacks_and_a_stream_what_it_may_be_called() -> 
 
 
 def answered(number: int, topic: int, *, canary: bool, weight: int) -> Sighting:
-    return seen(number, answer=f"{topic} {900_000 - number:06d} answer", rollout="r1", canary=canary, weight_percent=weight,
-                token=number + 1)  # fmt: skip
+    text = f"{topic} {900_000 - number:06d} answer"
+    return seen(number, answer=text, rollout="r1", canary=canary, weight_percent=weight, token=number + 1)
 
 
 def evidence(tmp_path: Path, topic_of_canary: int, seed: int, count: int) -> tuple[float, int]:
