@@ -51,7 +51,7 @@ class Sighting(NamedTuple):
     answer: str = ""
     """What was answered; empty unless a score is wanted."""
     samples: tuple[str, ...] = ()
-    """Further answers to the same request, for semantic entropy."""
+    """Further answers to the same request, for semantic entropy and nothing else: the request is told of apart."""
     rollout: str = ""
     """Whose evidence its score will be."""
     canary: bool = False

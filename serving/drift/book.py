@@ -112,16 +112,24 @@ class Book:
         chosen: list[int] = []
         texts: list[str] = []
         for place, seen in enumerate(batch):
-            self._count(seen.model, "seen" if seen.prompt else "empty")
+            if not seen.samples:
+                self._count(seen.model, "seen" if seen.prompt else "empty")
             self._sampling, taken = choose(self._sampling, now_s, self.config.embeddings_per_s, self._rng.random())
             if taken and seen.prompt:
                 chosen.append(place)
-                texts += [seen.prompt, *([seen.answer, *seen.samples] if seen.token else [])]
+                texts += [] if seen.samples else [seen.prompt]
+                texts += [seen.answer, *seen.samples] if seen.token else []
         vectors = iter(self._embed(texts)) if texts else iter(())
         replies: list[Reply] = []
         embedded = set(chosen)
         for place, seen in enumerate(batch):
             if not seen.prompt:
+                continue
+            if seen.samples:
+                if place in embedded and seen.token:
+                    answers = np.stack([next(vectors) for _ in range(1 + len(seen.samples))])
+                    score = semantic_entropy(answers)
+                    replies.append(Reply(place, Scored(seen.token, SEMANTIC_ENTROPY, score)))
                 continue
             cheap = cheap_features(seen.prompt)
             cheap[_LENGTH] = math.log2(1 + seen.characters)
@@ -130,8 +138,7 @@ class Book:
                 self._count(seen.model, "embedded")
                 self._keep(seen, cheap, vector)
                 if seen.token:
-                    answers = np.stack([next(vectors) for _ in range(1 + len(seen.samples))])
-                    replies += [Reply(place, scored) for scored in self._scores(seen, answers)]
+                    replies += [Reply(place, scored) for scored in self._output_drift(seen, next(vectors))]
             for name in streams_of(seen):
                 watched = self.streams.get(name)
                 if watched is not None:
@@ -151,9 +158,7 @@ class Book:
             }})  # fmt: skip
             self._save(watched)
 
-    def _scores(self, seen: Sighting, answers: NDArray[np.float32]) -> Iterable[Scored]:
-        if len(answers) > 1:
-            yield Scored(seen.token, SEMANTIC_ENTROPY, semantic_entropy(answers))
+    def _output_drift(self, seen: Sighting, answer: NDArray[np.float32]) -> Iterable[Scored]:
         if not 0 < seen.weight_percent < 100:
             return
         drift = self._outputs.get(seen.rollout)
@@ -161,7 +166,7 @@ class Book:
             drift = self._outputs[seen.rollout] = OutputDrift(self._dimensions)
             if len(self._outputs) > ROLLOUTS_KEPT:
                 self._outputs.popitem(last=False)
-        event = drift.observe(answers[0], canary=seen.canary, weight=seen.weight_percent / 100.0)
+        event = drift.observe(answer, canary=seen.canary, weight=seen.weight_percent / 100.0)
         # Only the half that looks like the canary is bet on; which half an answer is in does not depend on its arm.
         if event is not None and event.g > 0.0:
             yield Scored(seen.token, OUTPUT_DRIFT, event.g)

@@ -19,6 +19,7 @@ from serving.errors import ServingError
 from serving.limits import MAX_BODY_BYTES
 from serving.mirroring import MirrorSettings
 from serving.queueing import QueueSettings
+from serving.resampling import ResampleSettings
 from serving.scoring import Picking
 
 
@@ -95,6 +96,8 @@ class GatewayConfig:
     """Where the drift watch of this machine listens; None tells nobody of requests."""
     drift_per_s: float = 50.0
     """Requests per second that it is told of, at most: one costs some 20 us here."""
+    resample: ResampleSettings = field(default_factory=ResampleSettings)
+    """How much is asked again while a rollout watches score/semantic-entropy."""
     show_version: bool = True
     """Whether answers say which version and role gave them; off where clients must not aim at the canary."""
 

@@ -92,7 +92,8 @@ class DriftFeed:
         request_id = issue_bytes(self._secret, asked.nonce, kind, pick.route.generation, traffic.model, by.version)
         prompt = asked_text(asked.fields)
         text = "\n".join(answer.texts) if by is pick.revision else ""
-        wanted = unit.judged and 0 < pick.weight < 100 and bool(text) and (OUTPUT_DRIFT in traffic.scores or samples)
+        compared = unit.ticket.number > 0 and 0 < pick.weight < 100 and bool(text)
+        wanted = compared and (OUTPUT_DRIFT in traffic.scores or bool(samples))
         return Sighting(
             model=traffic.model, request_id=request_id.decode(), at=unit.admitted_at, tenant=asked.namespace,
             route=unit.operation.value, prompt=shortened(prompt), characters=len(prompt),
@@ -133,7 +134,7 @@ class DriftFeed:
             await asyncio.sleep(RECONNECT_S)
 
     def _heard(self, scored: Scored) -> None:
-        unit = self._awaited.get(scored.token)
+        unit = self._awaited.pop(scored.token, None)
         if unit is not None:
             self.on_score(unit, scored.name, scored.score)
 

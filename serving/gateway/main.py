@@ -42,6 +42,7 @@ from serving.gateway.pipeline import Pipeline
 from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import load_secret
+from serving.gateway.resampler import Resampler
 from serving.gateway.seams import Gatekeeper
 from serving.gateway.tls import Certificate
 from serving.gateway.traffic_state import TrafficState, load_table
@@ -97,10 +98,17 @@ class Gateway:
         )  # fmt: skip
         secret = load_secret(config.secret_file)
         self.drift: DriftFeed | None = None
+        self.resampler: Resampler | None = None
         if config.drift_socket is not None and config.drift_per_s > 0:
             self.drift = DriftFeed(config.drift_socket, secret, config.drift_per_s, time.monotonic)
             self.drift.on_score = self.recorder.scored
-            self.recorder.observer = self.drift
+            self.recorder.observers.append(self.drift)
+            self.resampler = Resampler(
+                config.resample,
+                Attempts(self.book, self.client, self.recorder, PromptDeaths(), self.source.suspect, config.picking),
+                self.drift, self.instruments, self.protection.gatekeeper.waiting,
+            )  # fmt: skip
+            self.recorder.observers.append(self.resampler)
         pipeline = Pipeline(
             config, self.state, self.book, self.client, self.recorder, self.instruments,
             secret, self.source.suspect,
@@ -212,6 +220,8 @@ class Gateway:
         """Stop accepting, let streams finish within the drain window, send the last outcomes, end."""
         self.draining = True
         self.mirroring.stop()
+        if self.resampler is not None:
+            self.resampler.stop()
         log(logging.INFO, "gateway-draining", window_s=self.config.drain_s)
         await asyncio.sleep(self.config.drain_delay_s)
         await self.data_server.drain(self.config.drain_s)

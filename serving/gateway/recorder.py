@@ -128,7 +128,7 @@ class Recorder:
         self.in_flight: dict[str, int] = {}
         """By digest: answers under way."""
         self.on_event: Callable[[], None] = lambda: None
-        self.observer: Observer | None = None
+        self.observers: list[Observer] = []
         self._defer = defer
         self._monotonic = monotonic
         self._wall = wall
@@ -348,8 +348,8 @@ class Recorder:
                 first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens,
             )
         )  # fmt: skip
-        if self.observer is not None:
-            self.observer.ended(unit, answer, ended.answered_by)
+        for observer in self.observers:
+            observer.ended(unit, answer, ended.answered_by)
         return answer
 
     def _quality(self, unit: Unit, transcript: Transcript, answer: Answer) -> RequestOutcome:
