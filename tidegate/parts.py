@@ -70,6 +70,7 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         ),
         *monitoring_parts(settings),
         *drift_parts(settings),
+        *probe_parts(settings),
     )
 
 
@@ -89,6 +90,14 @@ def drift_parts(settings: Settings) -> tuple[Part, ...]:
 
     argv = (sys.executable, "-m", "serving.drift.main", "--config", config.to_json())
     return (Part("drift", "drift watch", argv, ready, vital=False),)
+
+
+def probe_parts(settings: Settings) -> tuple[Part, ...]:
+    """Bias probes on schedule, where they were asked for."""
+    if settings.probe_every_h <= 0:
+        return ()
+    argv = (sys.executable, "-m", "tidegate.probing")
+    return (Part("probes", "bias probes", argv, lambda _started_at: True, vital=False),)
 
 
 def monitoring_parts(settings: Settings) -> tuple[Part, ...]:

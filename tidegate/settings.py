@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     drift_embeddings_per_s: Annotated[float, Field(ge=0)] = Field(
         default=20.0, description="Requests that it embeds, at most; one takes 1 to 5 ms of one core."
     )
+    probe_every_h: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Probe every version that serves for bias, so many hours apart; 0: only on command."
+    )
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0, description="The longest a request may take; also how long a drain waits for its streams."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +61,15 @@ class RegistryStore(Protocol):
         Raises:
             UnknownModel, UnknownVersion: no such model or version.
             InvalidRequest: a name that cannot be an alias.
+        """
+        ...
+
+    def add_metrics(self, version: ModelVersion, metrics: Mapping[str, float]) -> None:
+        """Add measurements of a version, made after it was registered; of one name the newest counts.
+
+        Raises:
+            UnknownModel, UnknownVersion: it is not registered.
+            InvalidRequest: a name or value that can't be kept.
         """
         ...
 

@@ -6,8 +6,8 @@ import datetime as dt
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from registry.errors import InvalidSource, UnknownModel, UnknownVersion
@@ -124,6 +124,13 @@ class MemoryStore:
                 aliases.pop(alias, None)
             else:
                 aliases[alias] = self._record(model, version).version.version
+
+    def add_metrics(self, version: ModelVersion, metrics: Mapping[str, float]) -> None:
+        """See the protocol."""
+        with self._lock:
+            record = self._record(version.model, version.version)
+            known = record.version.model_copy(update={"metrics": {**record.version.metrics, **metrics}})
+            self._model(version.model).records[version.version] = replace(record, version=known)
 
     def materialise(self, version: ModelVersion, *, verify: bool = False, on_progress: OnProgress = silent) -> Path:
         """See the protocol."""

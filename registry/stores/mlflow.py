@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import (
+    InvalidRequest,
     InvalidSource,
     RegistryBusy,
     RegistryError,
@@ -280,6 +281,13 @@ class MlflowStore:
             raise UnknownModel(
                 f"no model {model[:80]!r} is registered ({known}); register one with tidegate model register"
             ) from None
+
+    def add_metrics(self, version: ModelVersion, metrics: Mapping[str, float]) -> None:
+        """See the protocol."""
+        stored = self._stored(version)
+        if stored.run_id is None:
+            raise InvalidRequest(f"{version.reference} has no run in MLflow that could keep metrics; register it anew")
+        self._runs.add_metrics(stored.run_id, metrics)
 
     def _read(self, stored: Stored, aliases: Mapping[str, str]) -> ModelVersion:
         pointing = tuple(sorted(a for a, number in aliases.items() if number == stored.number))

@@ -100,6 +100,12 @@ class Runs:
             return {}
         return dict(found.data.metrics)
 
+    def add_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Add metrics to a run, which may have ended."""
+        now_ms = int(time.time() * 1000)
+        rows = [Metric(name, value, now_ms, 0) for name, value in metrics.items()]
+        self._mlflow.ask(self._client.log_batch, run_id, metrics=rows)
+
     def discard(self, run_id: str, local: Path | None) -> None:
         """Delete a run and, where they are ours to delete, its artifacts."""
         if local is not None and local.is_relative_to(self._root):

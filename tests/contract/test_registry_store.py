@@ -251,3 +251,15 @@ def test_progress_is_told_in_bytes(store: RegistryStore, model: str, source: Pat
     total = sum(f.stat().st_size for f in source.iterdir())
     assert ("copy", 0, total) in told
     assert ("copy", total, total) in told
+
+
+def test_measurements_are_added_to_a_version_and_the_newest_counts(
+    store: RegistryStore, register: Register, model: str
+) -> None:
+    made = register(metrics={"accuracy": 0.8})
+    store.add_metrics(made, {"bias.gender.length": 0.5, "accuracy": 0.9})
+    store.add_metrics(made, {"bias.gender.length": -0.25})
+    found = store.get(model, made.version)
+    assert dict(found.metrics) == {"accuracy": 0.9, "bias.gender.length": -0.25}
+    with pytest.raises(UnknownVersion):
+        store.add_metrics(made.model_copy(update={"version": "9.9.9", "mlflow_version": 99}), {"x": 1.0})

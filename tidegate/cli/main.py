@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tidegate.cli import deploy, drift, key, logs, model, monitor, platform, rollback, rollout, schema, usage
+from tidegate.cli import deploy, drift, key, logs, model, monitor, platform, probe, rollback, rollout, schema, usage
 from tidegate.errors import TidegateError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ usage.add_to(app)
 schema.add_to(app)
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(drift.app, name="drift")
+app.add_typer(probe.app, name="probe")
 logs.add_to(app)
 
 
