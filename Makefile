@@ -35,10 +35,10 @@ demo: venv ## the story with real models: one version promoted, two taken back
 	@$(BIN)/python -m tidegate.demo $(ARGS)
 
 test: dev services ## every test that CI runs
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python scripts/run_tests.py $(ARGS)
 
 test-fast: dev services ## the tests without real Ray and vLLM
-	@$(BIN)/python -m pytest -m "not e2e" $(ARGS)
+	@$(BIN)/python scripts/run_tests.py -m "not e2e" $(ARGS)
 
 services: ## install PostgreSQL and Prometheus for the tests, where that is possible
 	@$(call need_python)

@@ -51,7 +51,7 @@ from serving.streaming import says_done
 from serving.traffic import RevisionTraffic, Role
 
 MOST_ENDPOINTS_TRIED = 3
-"""Endpoints of one revision that are tried for a request while each refuses the connection."""
+"""Endpoints that are tried for a request, while each refuses the connection; one of them may die of something."""
 
 
 class Pipeline:
@@ -300,6 +300,7 @@ class Pipeline:
         return stable if stable is not None and stable.digest != call.unit.revision.digest else None
 
     async def _rescue(self, call: Call, failure: Failure, rescuer: RevisionTraffic, exchange: Exchange) -> None:
+        """Ask others. Whoever refuses the connection did not see the request; of those that did, one may die."""
         unit = call.unit
         by_stable = rescuer.digest != unit.revision.digest
         if by_stable:
@@ -309,11 +310,14 @@ class Pipeline:
         self._retries_in_flight += by_stable
         try:
             result = await self._attempt(call, rescuer)
+            died = failure.kind is FailureKind.LOST
             while (
-                result == Failure(FailureKind.UNREACHABLE)
+                isinstance(result, Failure)
+                and (result.kind is FailureKind.UNREACHABLE or (result.kind is FailureKind.LOST and not died))
                 and len(call.tried) < MOST_ENDPOINTS_TRIED
                 and self._attempts.untried(rescuer, call)
             ):
+                died = died or result.kind is FailureKind.LOST
                 result = await self._attempt(call, rescuer)
             await self._conclude(call, result, _failure(result, unit.operation), exchange)
         finally:

@@ -96,3 +96,19 @@ async def test_a_request_is_sent_to_no_third_engine_when_two_died_of_it(tmp_path
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "prompt_refused")
         assert (await http.post("/v1/chat/completions", json=chat(mark="good"))).status_code == 200
         await asyncio.gather(*(e.stop() for e in others))
+
+
+async def test_a_replica_that_refuses_the_connection_does_not_count_as_one_that_died(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=table(1, None)) as r, httpx.AsyncClient(base_url=r.url, timeout=20) as http:
+        others = [await FakeEngine().start() for _ in range(2)]
+        await with_replicas(r, "stable-app", *others)
+        await r.stable.stop()
+        for endpoint in r.gateway.book.of("stable-app"):
+            endpoint.work = 0 if endpoint.url == r.stable.url else 10_000  # so the one that has gone is asked first
+        victims = {"victim"}
+        for engine in others:
+            engine.do = mortal(victims)
+        answer = await http.post("/v1/chat/completions", json=chat(mark="victim"))
+        assert (answer.status_code, victims) == (200, set())
+        assert [e.failures for e in r.gateway.book.of("stable-app") if e.url == r.stable.url] == [1]
+        await asyncio.gather(*(e.stop() for e in others))
