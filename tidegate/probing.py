@@ -1,7 +1,8 @@
 """Ask a version the bias probes and report what they show.
 
-`python -m tidegate.probing` does so for ever, on schedule, for every version that serves. A probe names its version (`chat@1.3.0`), so it is no evidence in a rollout. Reports are files below the home; the
-gaps are metrics of the version in the registry. No answer is kept.
+`python -m tidegate.probing` does so for ever, on schedule, for every version that serves. A probe names its version
+(`chat@1.3.0`), so it is no evidence in a rollout. Reports are files below the home; the gaps are metrics of the version
+in the registry. No answer is kept.
 """
 
 from __future__ import annotations
