@@ -57,6 +57,14 @@ class GatewayInstruments:
             ("model", "version"),
             registry=self.registry,
         )
+        self.answers_read = Counter(
+            "tidegate_answers_read", "Good answers whose text was looked at.", ("model", "version"),
+            registry=self.registry,
+        )  # fmt: skip
+        self.answer_signals = Counter(
+            "tidegate_answer_signals", "Of those, answers that showed a signal of quality.",
+            ("model", "version", "signal"), registry=self.registry,
+        )  # fmt: skip
         self.drift_untold = Counter(
             "tidegate_drift_untold", "Sampled requests that the drift watch was not told of: it was away, or slow.",
             registry=self.registry,
@@ -87,6 +95,13 @@ class GatewayInstruments:
     def mirrored_request(self, model: str, version: str, result: str) -> None:
         """Count a copy that was to go to `version`; it is in no other metric of requests."""
         self.mirrored.labels(model, version, result).inc()
+        self._seen(model, version)
+
+    def answer_read(self, model: str, version: str, signals: Iterable[str]) -> None:
+        """Count a good answer of `version` that was looked at, and what it showed."""
+        self.answers_read.labels(model, version).inc()
+        for signal in signals:
+            self.answer_signals.labels(model, version, signal).inc()
         self._seen(model, version)
 
     def rejected(self, model: str, reason: str) -> None:
@@ -130,7 +145,7 @@ class GatewayInstruments:
         current = {(r.model, r.version) for r in revisions}
         self._retired |= self._revisions
         for model, version in self._retired - current:
-            for metric in (self.retries, self.in_flight, self.mirrored):
+            for metric in (self.retries, self.in_flight, self.mirrored, self.answers_read, self.answer_signals):
                 metric.remove_by_labels({"model": model, "version": version})
             self._finished.forget(model, version)
         for model in {m for m, _ in self._retired} - {m for m, _ in current}:

@@ -179,7 +179,14 @@ def _ended(outcome: str) -> tuple[Query, ...]:
     return by_role(f"({ended} or 0 * {all_of}) / {all_of}")
 
 
-ON_ANSWERS = "empty|length-stop|repetition|guardrail/.*"
+def _shown(*signals: str) -> tuple[Query, ...]:
+    all_of = f"sum by (model, version) (rate(tidegate_answers_read_total{{{MODEL}}}[5m]))"
+    matchers = f'{MODEL},signal=~"{"|".join(signals)}"'
+    showing = f"sum by (model, version) (rate(tidegate_answer_signals_total{{{matchers}}}[5m]))"
+    return by_role(f"({showing} or 0 * {all_of}) / {all_of}")
+
+
+ON_ANSWERS = "empty|length-stop|repetition|refusal|language-mismatch|invalid-json|score/.*|guardrail/.*"
 
 QUALITY = Dashboard(
     "tidegate-quality", "Tidegate / Guardrails, drift and quality",
@@ -222,9 +229,16 @@ QUALITY = Dashboard(
         Row("Quality", (
             Panel("Mean answer", "Output tokens per answer: a version that babbles or stops early is seen here first.",
                   by_role(_mean_answer())),
+            Panel("Answers that decline", "Share of the answers that were looked at, stable against canary.",
+                  _shown("refusal"), unit=Unit.RATIO),
+            Panel("Empty, repetitive or broken answers",
+                  "Share of the answers that were looked at: empty, looping, no JSON where it was asked for.",
+                  _shown("empty", "repetition", "invalid-json"), unit=Unit.RATIO),
+            Panel("Answers in another script", "Share of the answers that were looked at.",
+                  _shown("language-mismatch"), unit=Unit.RATIO),
             Panel("Clients that left", "Share of requests whose client went away before the end.",
                   _ended("client_abort"), unit=Unit.RATIO),
-            Panel("Evidence on answers", "Empty, cut and repetitive answers, of what takes the canary back.",
+            Panel("Evidence on answers", "Everything that is read off answers, of what takes the canary back.",
                   (Query(share_of_threshold(f',signal=~"{ON_ANSWERS}"'),
                          "{{version}} {{signal}}"),), unit=Unit.RATIO),
             Panel("Thumbs down", "Share of feedback, stable against canary.",

@@ -85,6 +85,8 @@ EXPORTED = (
     _control("tidegate_rollout_log_evidence", _G, "model", "version", "signal"),
     _control("tidegate_rollout_evidence_threshold", _G, "model", "version", "signal"),
     _control("tidegate_rollbacks_total", _C, "model", "trigger"),
+    _gateway("tidegate_answers_read_total", _C, "model", "version"),
+    _gateway("tidegate_answer_signals_total", _C, "model", "version", "signal"),
     _gateway("tidegate_drift_untold_total", _C),
     _drift("tidegate_drift_statistic", _G, "model", "stream", "detector"),
     _drift("tidegate_drift_threshold", _G, "model", "stream", "detector"),

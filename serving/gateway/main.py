@@ -84,6 +84,7 @@ class Gateway:
         self.instruments = GatewayInstruments()
         loop = asyncio.get_running_loop()
         self.recorder = Recorder(self.instruments, loop.call_soon, time.monotonic, time.time)
+        self.recorder.look_at(config.quality_per_s)
         self.source = source or _source(config)
         self.client = UpstreamClient(
             connect_timeout_s=config.connect_timeout_s,

@@ -81,6 +81,8 @@ class Unit:
     """Who else hears of its outcome: it is half of a mirrored pair."""
     asked: Asked | None = None
     """None for what is no client's request."""
+    shown: tuple[Signal, ...] = ()
+    """What its answer's text showed."""
     events: list[str] = field(default_factory=list)
 
     @property
@@ -129,6 +131,10 @@ class Recorder:
         """By digest: answers under way."""
         self.on_event: Callable[[], None] = lambda: None
         self.observers: list[Observer] = []
+        self._look_at_per_s = 0.0
+        self._looks = 0.0
+        """How many answers may be looked at now, beside those that are evidence."""
+        self._looked_at = 0.0
         self._defer = defer
         self._monotonic = monotonic
         self._wall = wall
@@ -139,6 +145,10 @@ class Recorder:
         self._scheduled = False
         self._names: dict[str, tuple[str, str]] = {}
         self._live: set[tuple[str, str]] = set()
+
+    def look_at(self, per_s: float) -> None:
+        """Look at the texts of so many answers per second, too, that are no evidence; the first of each moment."""
+        self._look_at_per_s = per_s
 
     # Tables
 
@@ -334,12 +344,15 @@ class Recorder:
         answer = Answer()
         first_s = per_token_s = None
         if transcript is not None:
-            answer = read_transcript(unit.operation, transcript, usage_only=not unit.judged)
+            texts = unit.judged or self._may_look(unit)
+            answer = read_transcript(unit.operation, transcript, usage_only=not texts)
             if unit.stream and transcript.first_at:
                 first_s = transcript.first_at - unit.started
             per_token_s = _per_token_s(unit, transcript, answer, ended.duration_s)
             if outcome is RequestOutcome.OK:
-                outcome = self._quality(unit, transcript, answer)
+                outcome = self._quality(unit, transcript, answer, texts=texts)
+                if texts and outcome is RequestOutcome.OK and ended.answered_by is unit.revision:
+                    self.instruments.answer_read(unit.pick.route.model, unit.revision.version, unit.shown)
             if outcome is RequestOutcome.OK and ended.first_attempt:
                 self._latency(unit, first_s, per_token_s)
         self.instruments.record(
@@ -352,9 +365,22 @@ class Recorder:
             observer.ended(unit, answer, ended.answered_by)
         return answer
 
-    def _quality(self, unit: Unit, transcript: Transcript, answer: Answer) -> RequestOutcome:
+    def _may_look(self, unit: Unit) -> bool:
+        """Whether there is time to look at the text of an answer that is no evidence."""
+        if not self._look_at_per_s or unit.operation not in GENERATING:
+            return False
+        now, most = self._monotonic(), max(1.0, self._look_at_per_s)
+        self._looks = min(most, self._looks + (now - self._looked_at) * self._look_at_per_s)
+        self._looked_at = now
+        if self._looks < 1.0:
+            return False
+        self._looks -= 1.0
+        return True
+
+    def _quality(self, unit: Unit, transcript: Transcript, answer: Answer, *, texts: bool) -> RequestOutcome:
         fields = unit.asked.fields if unit.asked is not None else {}
-        signals = signals_in(unit.operation, transcript, answer, texts=unit.judged, fields=fields)
+        signals = signals_in(unit.operation, transcript, answer, texts=texts, fields=fields)
+        unit.shown = signals
         wanted = unit.pick.route.traffic.scores
         if wanted and unit.judged and Signal.ERROR not in signals and Signal.ENGINE_4XX not in signals:
             for name, score in scores_in(unit.operation, transcript, answer, fields, wanted).items():
