@@ -51,8 +51,8 @@ MARGIN_ERRORS = 2.0
 WARM_UP = 4
 """Requests before the first bet: before that there is no direction to bet on."""
 
-TURNS = 4
-"""A direction is renewed every so many requests, each window in a turn of its own, so that no request pays for all."""
+RENEWED_EVERY = (4, 8, 16)
+"""A window's direction is renewed every so many requests, a slow one more seldom; no request pays for two of them."""
 
 _BETS = len(WINDOWS) * len(TAILS) * len(PARTS)
 _CEILING = 1e30
@@ -200,13 +200,12 @@ class DriftDetector:
 
         At the first bet, and when the block has changed, all of them: a cut is of one block's calibration.
         """
-        turn = self.seen % TURNS
         every = self.seen == WARM_UP or block != self._cut_block
         calibration = self.reference.blocks[block].calibration
         rows = len(calibration)
         places = [rows - int(tail * (rows + 1)) for tail in TAILS]
         for window in range(len(WINDOWS)):
-            if every or window == turn:
+            if every or self.seen % RENEWED_EVERY[window] == window:
                 self._directions[window] = self._means[window] * self.reference.weights
                 along = calibration @ self._directions[window]
                 along.partition(places)
