@@ -22,7 +22,7 @@ GATEWAY_DRAIN_S = 30.0
 
 
 def platform_parts(settings: Settings) -> tuple[Part, ...]:
-    """Ray, controller, gateways, Prometheus and drift watch, in the order of starting; none waits for another."""
+    """Ray, controller, gateways, drift watch and Prometheus, in the order of starting; none waits for another."""
     python = sys.executable
 
     def ray_ready(started_at: float) -> bool:
@@ -68,9 +68,9 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
             )
             for index, one in enumerate(gateways)
         ),
-        *monitoring_parts(settings),
         *drift_parts(settings),
         *probe_parts(settings),
+        *monitoring_parts(settings),
     )
 
 

@@ -38,7 +38,9 @@ def test_export_writes_everything_that_a_prometheus_and_a_grafana_need(tmp_path:
             assert json.loads((folder / name).read_text())["uid"] == Path(name).stem
     assert (folder / "tidegate.rules.yml").read_text() == rules_text(ServiceLevels())
     found = yaml.safe_load((folder / "prometheus.yml").read_text())
-    assert {c["job_name"] for c in found["scrape_configs"]} == {"tidegate-gateway", "tidegate-control", "dcgm"}
+    assert {c["job_name"] for c in found["scrape_configs"]} == {
+        "tidegate-gateway", "tidegate-control", "tidegate-drift", "dcgm",
+    }  # fmt: skip
     provider = yaml.safe_load((folder / "grafana-provider.yml").read_text())
     assert provider["providers"][0]["options"]["path"] == str(folder / "dashboards")
 
@@ -102,7 +104,9 @@ def test_up_with_monitoring_without_a_prometheus_says_how_to_get_one(monkeypatch
 
 def test_prometheus_is_the_last_part_and_only_when_asked_for(monkeypatch, home: Path) -> None:
     monkeypatch.setattr("tidegate.parts.prometheus_program", lambda: "/bin/prometheus")
-    assert [p.name for p in platform_parts(Settings(home=home))] == ["ray", "controller", "gateway"]
+    assert [p.name for p in platform_parts(Settings(home=home))] == ["ray", "controller", "gateway", "drift"]
+    lean = platform_parts(Settings(home=home, drift=False, probe_every_h=24))
+    assert [(p.name, p.vital) for p in lean][2:] == [("gateway", True), ("probes", False)]
     assert [p.name for p in platform_parts(Settings(home=home, monitoring=True))][-1] == "prometheus"
     monkeypatch.setattr("tidegate.parts.prometheus_program", lambda: None)
     assert monitoring_parts(Settings(home=home, monitoring=True)) == ()
