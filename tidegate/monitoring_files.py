@@ -40,7 +40,7 @@ def local_targets(
     return Targets(
         gateways=tuple(f"{host}:{settings.admin_port + i}" for i in range(settings.gateways)),
         controls=(f"{host}:{settings.control_port}",),
-        drifts=(f"{host}:{settings.drift_port}",) if settings.drift else (),
+        drifts=(f"127.0.0.1:{settings.drift_port}",) if settings.drift else (),
         engines=engines,
         gpus=gpus,
         hosts=hosts,

@@ -80,13 +80,12 @@ def drift_parts(settings: Settings) -> tuple[Part, ...]:
         return ()
     config = DriftConfig(
         home=settings.home,
-        host=settings.host,
         port=settings.drift_port,
         embeddings_per_s=settings.drift_embeddings_per_s,
     )
 
     def ready(_started_at: float) -> bool:
-        return answers(settings.host, settings.drift_port, "/healthz")
+        return answers("127.0.0.1", settings.drift_port, "/healthz")
 
     argv = (sys.executable, "-m", "serving.drift.main", "--config", config.to_json())
     return (Part("drift", "drift watch", argv, ready, vital=False),)

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         default=2048, description="How much of the disk it may take, in MiB; the oldest goes first."
     )
     drift: bool = Field(default=True, description="Run the drift watch; without a reference it only keeps vectors.")
-    drift_port: Port = Field(default=8090, description="The drift watch's metrics and status.")
+    drift_port: Port = Field(default=8090, description="The drift watch's metrics and status, on loopback.")
     drift_embeddings_per_s: Annotated[float, Field(ge=0)] = Field(
         default=20.0, description="Requests that it embeds, at most; one takes 1 to 5 ms of one core."
     )
@@ -171,8 +171,7 @@ class Settings(BaseSettings):
     @property
     def drift_url(self) -> str:
         """Where the drift watch says what it knows."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - compared, not bound
-        return f"http://{host}:{self.drift_port}/status"
+        return f"http://127.0.0.1:{self.drift_port}/status"
 
     @property
     def control_url(self) -> str:

@@ -38,6 +38,9 @@ logger = logging.getLogger("tidegate.drift")
 ALARMS_KEPT = 50
 """Of each stream, acknowledged or not; the oldest go first."""
 
+ALARMS_TOLD = 5
+"""Of them in the status, which is written twice a second."""
+
 ROLLOUTS_KEPT = 32
 """Pairs of arms whose answers are compared; each takes about 1 MB."""
 
@@ -89,6 +92,8 @@ class Book:
         self._embed = embed
         self._rng = rng
         self._sampling = SamplingState(allowance=max(1.0, config.embeddings_per_s))
+        self._unusable: dict[StreamName, str] = {}
+        """Digests of references that can't be read: told of once."""
         self._outputs: OrderedDict[str, OutputDrift] = OrderedDict()
         self._dimensions = dimensions
         places = config.places
@@ -189,9 +194,13 @@ class Book:
         for name in [n for n, w in self.streams.items() if in_force.get(n) != w.about.digest]:
             del self.streams[name]
         for name in in_force.keys() - self.streams.keys():
+            digest = in_force[name]
+            if digest is None or self._unusable.get(name) == digest:
+                continue
             try:
                 built = library.load(folder, name)
             except DriftError as error:
+                self._unusable[name] = digest
                 logger.error("%s", error)  # noqa: TRY400 - the message says it all
                 continue
             if built is not None:
@@ -294,7 +303,7 @@ def _status_of(watched: Watched) -> dict[str, Any]:
                          "alarms": watch.alarms[name]}
             for name, (statistic, threshold) in watch.statistics().items()
         },
-        "alarms": watched.alarms,
+        "alarms": watched.alarms[-ALARMS_TOLD:],
     }  # fmt: skip
 
 

@@ -74,6 +74,7 @@ class DriftConfig:
 
     home: Path
     host: str = "127.0.0.1"
+    """Loopback: /status wants no key, and names tenants and requests."""
     port: int = 8090
     """Of /metrics, /healthz and /status."""
     embeddings_per_s: float = 20.0
@@ -92,11 +93,6 @@ class DriftConfig:
             raise InvalidDriftConfig(f"{self}: rates are at least 0, archive_days at least 1")
         if not 1.0 < self.threshold <= 1e12 or self.save_every_s <= 0:
             raise InvalidDriftConfig(f"{self}: threshold is above 1 and at most 1e12, save_every_s above 0")
-        if len(str(self.places.socket).encode()) > LONGEST_SOCKET_PATH:
-            raise InvalidDriftConfig(
-                f"{self.places.socket} is too long for a socket (at most {LONGEST_SOCKET_PATH} bytes); "
-                "choose a shorter TIDEGATE_HOME"
-            )
 
     @property
     def places(self) -> Places:
@@ -109,15 +105,21 @@ class DriftConfig:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, for a watch that is to run.
 
         Raises:
-            InvalidDriftConfig: not JSON, an unknown field, or a value out of range.
+            InvalidDriftConfig: not JSON, an unknown field, a value out of range, or a home too deep for a socket.
 
         """
         try:
-            return TypeAdapter(cls).validate_json(text)
+            found = TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "it"
             raise InvalidDriftConfig(f"--config: {where}: {first['msg']}") from None
+        if len(str(found.places.socket).encode()) > LONGEST_SOCKET_PATH:
+            raise InvalidDriftConfig(
+                f"{found.places.socket} is too long for a socket (at most {LONGEST_SOCKET_PATH} bytes); "
+                "choose a shorter TIDEGATE_HOME"
+            )
+        return found

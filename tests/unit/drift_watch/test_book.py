@@ -192,7 +192,11 @@ def test_a_reference_says_what_it_lacks_and_a_stream_what_it_may_be_called() -> 
             stream("chat", wrong)
     assert StreamName.of_path(*stream("chat", "tenant=a/b ../c").path.split("/")) == stream("chat", "tenant=a/b ../c")
     with pytest.raises(InvalidDriftConfig, match="too long for a socket"):
-        DriftConfig(home=Path("/" + "x" * 100))
+        DriftConfig.from_json(DriftConfig(home=Path("/" + "x" * 100)).to_json())
+    with pytest.raises(InvalidDriftConfig, match="rates are at least 0"):
+        DriftConfig(home=Path("/x"), embeddings_per_s=-1)
+    with pytest.raises(InvalidDriftConfig, match="--config: colour"):
+        DriftConfig.from_json('{"home": "/x", "colour": "red"}')
 
 
 # Scores of answers
