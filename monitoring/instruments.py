@@ -51,6 +51,10 @@ class GatewayInstruments:
             "tidegate_mirrored_requests", "Requests drawn to be copied to a version, by what became of the copy.",
             ("model", "version", "result"), registry=self.registry,
         )  # fmt: skip
+        self.verdicts = Counter(
+            "tidegate_guardrail_verdicts", "Prompts and answers that a check looked at, by its worst verdict.",
+            ("model", "version", "check", "direction", "verdict"), registry=self.registry,
+        )  # fmt: skip
         self.endpoints_ready = Gauge(
             "tidegate_endpoints_ready",
             "Endpoints that take requests now.",
@@ -104,6 +108,13 @@ class GatewayInstruments:
             self.answer_signals.labels(model, version, signal).inc()
         self._seen(model, version)
 
+    def guardrail_verdicts(
+        self, model: str, version: str, check: str, direction: str, verdict: str, count: int = 1
+    ) -> None:
+        """Count what a check of the policy of `version` said."""
+        self.verdicts.labels(model, version, check, direction, verdict).inc(count)
+        self._seen(model, version)
+
     def rejected(self, model: str, reason: str) -> None:
         """Count a rejection; `model` must be "" unless the traffic table names it."""
         self.rejections.labels(model, reason).inc()
@@ -145,7 +156,15 @@ class GatewayInstruments:
         current = {(r.model, r.version) for r in revisions}
         self._retired |= self._revisions
         for model, version in self._retired - current:
-            for metric in (self.retries, self.in_flight, self.mirrored, self.answers_read, self.answer_signals):
+            labelled = (
+                self.retries,
+                self.in_flight,
+                self.mirrored,
+                self.verdicts,
+                self.answers_read,
+                self.answer_signals,
+            )
+            for metric in labelled:
                 metric.remove_by_labels({"model": model, "version": version})
             self._finished.forget(model, version)
         for model in {m for m, _ in self._retired} - {m for m, _ in current}:

@@ -12,10 +12,14 @@ from serving.specs import Digest, Frozen, RevisionSpec
 
 
 class Deployed(Frozen):
-    """A revision with the capacity it runs at."""
+    """A revision with the capacity it runs at, and the text of its guardrail policy, so that the log needs no registry.
+
+    `policy` is "" where the version brings none; its SHA-256 is the revision's `policy_sha256`.
+    """
 
     revision: RevisionSpec
     replicas: int = 1
+    policy: str = ""
 
     @property
     def digest(self) -> str:
@@ -47,13 +51,17 @@ class Trigger(enum.StrEnum):
 
 
 class Start(Frozen):
-    """Begin a rollout: run the target beside stable, without traffic."""
+    """Begin a rollout: run the target beside stable, without traffic.
+
+    `judge` is the text of the policy that scores both arms until the rollout ends, "" where no signal needs one.
+    """
 
     type: Literal["start"] = "start"
     rollout: str
     spec: RolloutSpec
     target: Deployed
     salt: str
+    judge: str = ""
 
 
 class SetStep(Frozen):

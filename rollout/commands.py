@@ -63,10 +63,11 @@ class Target(Frozen):
     spec: RolloutSpec
     deployed: Deployed
     salt: str
+    judge: str = ""
 
     def start(self) -> Start:
         """The action that starts it."""
-        return Start(rollout=self.rollout, spec=self.spec, target=self.deployed, salt=self.salt)
+        return Start(rollout=self.rollout, spec=self.spec, target=self.deployed, salt=self.salt, judge=self.judge)
 
 
 def deploy(status: ModelStatus, target: Target, command: Command, observation: Observation | None = None) -> Decision:

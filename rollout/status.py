@@ -91,6 +91,8 @@ class RolloutState(Frozen):
     spec: RolloutSpec
     target: Deployed
     salt: str
+    judge: str = ""
+    """The policy that scores both arms, frozen for this rollout; "" where no signal needs one."""
     stage: Stage = Stage.STARTING
     step: int = -1
     weight: int = 0
@@ -231,6 +233,7 @@ def _start(status: ModelStatus, action: Start, at: float) -> ModelStatus:
         spec=action.spec,
         target=action.target,
         salt=action.salt,
+        judge=action.judge,
         paused=action.spec.paused,
         started_at=at,
         step_started_at=at,

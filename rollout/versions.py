@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from registry.errors import RegistryError
 from registry.models import ModelVersion, SourceKind
 from registry.promotion import Moment, alias_moves
-from registry.stores.base import RegistryStore, apply_moves
+from registry.stores.base import RegistryStore, apply_moves, policy_file
 from rollout.actions import Deployed
+from rollout.judges import judge_policy
 from rollout.specs import RolloutSpec
 from serving.specs import EngineKind, RevisionSpec
 
@@ -22,9 +24,13 @@ class Versions:
     The registry's client blocks, so every call runs in a thread: the controller's loop must not wait for it.
     """
 
-    def __init__(self, store: RegistryStore, accelerator: str = "cpu") -> None:
+    def __init__(
+        self, store: RegistryStore, accelerator: str = "cpu", judge: Callable[[RolloutSpec], str] = judge_policy
+    ) -> None:
+        """Begin; `judge` gives the text of the policy that scores a rollout's answers, see `rollout.judges`."""
         self._store = store
         self._accelerator = accelerator
+        self.judge = judge
 
     async def resolve(self, spec: RolloutSpec) -> tuple[ModelVersion, Deployed]:
         """A spec's version and its revision, its files verified against the manifest.
@@ -38,7 +44,8 @@ class Versions:
     def _resolve(self, spec: RolloutSpec) -> tuple[ModelVersion, Deployed]:
         version = self._store.get(spec.model, spec.version)
         simulated = version.kind is SourceKind.SIMULATED
-        source = version.location if simulated else str(self._store.materialise(version, verify=True))
+        folder = None if simulated and not version.policy_sha256 else self._store.materialise(version, verify=True)
+        source = version.location if simulated else str(folder)
         revision = RevisionSpec(
             model=spec.model,
             version=version.version,
@@ -50,7 +57,9 @@ class Versions:
             accelerator=self._accelerator,
             policy_sha256=version.policy_sha256,
         )
-        return version, Deployed(revision=revision, replicas=spec.engine.min_replicas)
+        file = policy_file(folder) if folder is not None else None
+        policy = file.read_bytes().decode() if file is not None else ""
+        return version, Deployed(revision=revision, replicas=spec.engine.min_replicas, policy=policy)
 
     async def earlier(self, model: str, before: str) -> ModelVersion | None:
         """The version registered before `before`, newest first, or None."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 DRIFT_TIMEOUT_S = 3.0
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from registry.models import RegisterRequest
     from registry.stores.base import RegistryStore
     from rollout.accounts.base import AccountStore
@@ -27,7 +29,21 @@ def build_registry(settings: Settings) -> RegistryStore:
         settings.mlflow_uri,
         artifact_root=settings.home / "mlflow" / "artifacts",
         cache=settings.home / "mlflow" / "cache",
+        check_policy=_check_policy,
     )
+
+
+def _check_policy(text: str) -> None:
+    """Refuse a guardrail policy that no gateway could put in force, with every fault and its place in the file."""
+    from guardrails.errors import GuardrailError
+    from guardrails.plugins import installed_catalogue
+    from guardrails.policy import parse_policy
+    from registry.errors import InvalidPolicy
+
+    try:
+        parse_policy(text, installed_catalogue())
+    except GuardrailError as error:
+        raise InvalidPolicy(str(error)) from None
 
 
 def build_smoke_runner(settings: Settings, accounts: AccountStore, holder: str, now: float) -> SmokeRunner:
@@ -132,6 +148,14 @@ def build_drift_gate(settings: Settings, controller: Controller) -> DriftGate:
     )
 
 
+def policy_path(given: Path) -> Path:
+    """The file of a policy that is named as on the command line: a path, or the name of one that comes along."""
+    from guardrails.policies.shipped import Shipped, shipped_file
+
+    named = str(given)
+    return shipped_file(Shipped(named)) if named in set(Shipped) and not given.exists() else given
+
+
 def register_request(**fields: Any) -> RegisterRequest:  # noqa: ANN401 - forwarded to pydantic, which validates
     """A request to register a version, its fields checked.
 
@@ -143,6 +167,8 @@ def register_request(**fields: Any) -> RegisterRequest:  # noqa: ANN401 - forwar
     from registry.models import RegisterRequest
     from tidegate.errors import WrongUse
 
+    if fields.get("policy_file") is not None:
+        fields["policy_file"] = policy_path(fields["policy_file"])
     try:
         return RegisterRequest(**fields)
     except ValidationError as error:

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -26,9 +27,10 @@ from rollout.control_api.app import create_app
 from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
-from rollout.errors import LogConflict
+from rollout.errors import InvalidSpec, LogConflict
 from rollout.event_log.database import Database
 from rollout.event_log.sql import SqlEventLog
+from rollout.judges import judge_from_file, judge_policy
 from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
@@ -111,20 +113,25 @@ async def serve(settings: Settings) -> int:
     try:
         check_bind(settings.host, token)
         webhooks = build_webhooks(settings, time.time)
-    except WrongUse as error:
+        judge_text = judge_from_file(settings.judge_policy_file)
+    except (WrongUse, InvalidSpec) as error:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
-        return error.exit_code
+        return WrongUse.exit_code
     database = Database(settings.event_log_url)
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
     router = GatewayRouter(time.monotonic)
-    versions = Versions(build_registry(settings))
+    versions = Versions(build_registry(settings), judge=partial(judge_policy, text=judge_text))
     holder = f"{socket.gethostname()}:{settings.home}"
     smoke = build_smoke_runner(settings, accounts, holder, now=time.time())
     controller = Controller(
         event_log=event_log,
         accounts=accounts,
         workloads=RayServeWorkloads(
-            settings.ray_file, log_dir=settings.log_dir, host=settings.host, serve_port=settings.serve_port
+            settings.ray_file,
+            log_dir=settings.log_dir,
+            host=settings.host,
+            serve_port=settings.serve_port,
+            guards=settings.guard_models == "service",
         ),
         router=router,
         holder=holder,

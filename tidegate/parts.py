@@ -11,6 +11,7 @@ from functools import partial
 
 from serving.drift.config import DriftConfig, Places
 from serving.gateway.config import GatewayConfig
+from serving.gateway.guard_settings import GuardSettings
 from tidegate.monitoring_files import prepare_prometheus, prometheus_argv, prometheus_program
 from tidegate.runfile import write_private
 from tidegate.settings import Settings
@@ -52,6 +53,7 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         tls_cert_file=settings.tls_cert_file,
         tls_key_file=settings.tls_key_file,
         drift_socket=Places(settings.home).socket if settings.drift else None,
+        guard=GuardSettings(default_policy=settings.default_policy, models=settings.guard_models),
     )
     many = settings.gateways > 1
     gateways = [config.for_process(i) for i in range(settings.gateways)] if many else [config]

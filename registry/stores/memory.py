@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from registry.baking import CheckPolicy, any_mapping
 from registry.errors import InvalidSource, UnknownModel, UnknownVersion
 from registry.files import OnProgress, SourceFile, list_files, seal, silent
 from registry.manifest import manifest_digest
@@ -40,10 +41,14 @@ class MemoryStore:
     """See `base.RegistryStore`. `root` is where files are kept (default: a new temporary folder)."""
 
     def __init__(
-        self, root: Path | None = None, now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+        self,
+        root: Path | None = None,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        check_policy: CheckPolicy = any_mapping,
     ) -> None:
         self._root = root or Path(tempfile.mkdtemp(prefix="tidegate-registry-"))
         self._now = now
+        self._check_policy = check_policy
         self._models: dict[str, _Model] = {}
         self._verified = VerifiedFolders(self._root / "verified")
         self._lock = threading.RLock()
@@ -74,7 +79,7 @@ class MemoryStore:
 
     def register(self, request: RegisterRequest, on_progress: OnProgress = silent) -> ModelVersion:
         """See the protocol."""
-        checked = check_request(request)
+        checked = check_request(request, self._check_policy)
         with self._lock:
             known = self._models.get(request.model, _Model())
             refuse_taken(request.model, checked.version, [SemVer.parse(v) for v in known.records])

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from registry.baking import CheckPolicy, any_mapping
 from registry.errors import (
     InvalidRequest,
     InvalidSource,
@@ -74,7 +75,9 @@ class MlflowStore:
         *,
         busy_timeout_s: float = 20.0,
         lock_timeout_s: float = 600.0,
+        check_policy: CheckPolicy = any_mapping,
     ) -> None:
+        self._check_policy = check_policy
         database = _sqlite_file(tracking_uri)
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +151,7 @@ class MlflowStore:
 
     def register(self, request: RegisterRequest, on_progress: OnProgress = silent) -> ModelVersion:
         """See the protocol."""
-        checked = check_request(request)
+        checked = check_request(request, self._check_policy)
         with self._mlflow.lock(request.model):
             self._sweep(request.model)
             known, aliases = self._known_or_new(request.model)

@@ -18,8 +18,10 @@ import httpx
 
 from rollout.errors import WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Workload, WorkloadState, WorkloadStatus
+from serving.specs import GUARD_APPLICATION
 
 IMPORT_PATH = "serving.ray_app.application:build"
+GUARD_IMPORT_PATH = "serving.ray_app.guard_service:build"
 DEPLOYMENT = "engine"
 API = "/api/serve/applications/"
 STOP_MARGIN_S = 5.0
@@ -49,6 +51,7 @@ class RayServeWorkloads:
         threads: int = 0,
         load_timeout_s: float = 900.0,
         transport: httpx.AsyncBaseTransport | None = None,
+        guards: bool = False,
     ) -> None:
         """Prepare; nothing is asked yet.
 
@@ -60,6 +63,7 @@ class RayServeWorkloads:
             threads: Cores an engine may use on a CPU; 0: those that its replica may use.
             load_timeout_s: The longest an engine may take to become ready.
             transport: Replaces the network in tests.
+            guards: Whether the guardrails' models run as an application beside the revisions.
         """
         self._ray_file = ray_file
         self._log_dir = log_dir
@@ -68,6 +72,7 @@ class RayServeWorkloads:
         self._threads = threads
         self._load_timeout_s = load_timeout_s
         self._transport = transport
+        self._beside = {GUARD_APPLICATION: _guard_application()} if guards else {}
         self._client: httpx.AsyncClient | None = None
         self._client_stamp: tuple[int, int] | None = None
         self._lock = asyncio.Lock()
@@ -77,7 +82,7 @@ class RayServeWorkloads:
 
     async def apply(self, desired: Sequence[Workload]) -> None:
         """Make Serve's applications equal to `desired`; writes only when they differ. See `WorkloadPort`."""
-        wanted = {workload.application: self._application(workload) for workload in desired}
+        wanted = self._beside | {workload.application: self._application(workload) for workload in desired}
         async with self._lock:
             details = await self._call("GET")
             if _running(details) == wanted and details.get("controller_info", {}).get("actor_id"):
@@ -95,7 +100,7 @@ class RayServeWorkloads:
         applications = (await self._call("GET")).get("applications") or {}
         for gone in self._dead_replicas.keys() - applications.keys():
             del self._dead_replicas[gone]
-        return {name: self._status(name, details) for name, details in applications.items()}
+        return {n: self._status(n, details) for n, details in applications.items() if n != GUARD_APPLICATION}
 
     async def close(self) -> None:
         """Close the connections; what runs goes on running."""
@@ -179,6 +184,17 @@ class RayServeWorkloads:
         )
         self._client_stamp = stamp
         return self._client
+
+
+def _guard_application() -> dict[str, Any]:
+    """The guardrails' models: they scale by themselves, so nothing of their capacity is written here."""
+    return {
+        "name": GUARD_APPLICATION,
+        "route_prefix": f"/{GUARD_APPLICATION}",
+        "import_path": GUARD_IMPORT_PATH,
+        "args": {},
+        "deployments": [],
+    }
 
 
 def telling_line(text: str) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import assert_never
 
@@ -71,6 +71,7 @@ class Channel:
         recorder: Recorder,
         keys: KeyKeeper | None = None,
         usage: UsageKeeper | None = None,
+        usable: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._gateway = gateway
         self._boot = boot
@@ -82,6 +83,7 @@ class Channel:
         self._recorder = recorder
         self._keys = keys
         self._usage = usage
+        self._usable = usable
         self._news = asyncio.Event()
         self._totals_sent: tuple[Mapping[str, int], ...] = ()
         self._complaint = ""
@@ -228,7 +230,7 @@ class Channel:
         rest = (
             recorder.ledger.settled_through(),
             dict(recorder.in_flight),
-            self._book.ready_counts(time.monotonic()),
+            self._ready_counts(),
         )
         if not changed and not everything and rest == self._totals_sent:
             return
@@ -237,6 +239,11 @@ class Channel:
         )
         await socket.send(message.model_dump_json())
         self._totals_sent = rest
+
+    def _ready_counts(self) -> dict[str, int]:
+        """Usable endpoints; those of a revision whose guardrails can't be put in force here are none."""
+        counts = self._book.ready_counts(time.monotonic())
+        return {application: n if self._usable(application) else 0 for application, n in counts.items()}
 
     async def _send_usage(self, socket: ClientConnection, usage: UsageKeeper) -> None:
         usage.reconnected()

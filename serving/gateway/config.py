@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter, ValidationError
 
 from serving.errors import ServingError
+from serving.gateway.guard_settings import GuardSettings
 from serving.limits import MAX_BODY_BYTES
 from serving.mirroring import MirrorSettings
 from serving.queueing import QueueSettings
@@ -101,6 +102,8 @@ class GatewayConfig:
     some 50 us, after its client has it."""
     resample: ResampleSettings = field(default_factory=ResampleSettings)
     """How much is asked again while a rollout watches score/semantic-entropy."""
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    """What guardrails may cost here, and where their models run; what they do, each version's policy says."""
     show_version: bool = True
     """Whether answers say which version and role gave them; off where clients must not aim at the canary."""
 

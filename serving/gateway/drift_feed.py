@@ -64,7 +64,7 @@ class DriftFeed:
 
     def ended(self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None) -> None:
         """See `recorder.Observer`."""
-        if unit.asked is None:
+        if unit.question is None:
             return
         self._sampling, chosen = choose(self._sampling, self._monotonic(), self._most_per_s, self._chance.random())
         if chosen:
@@ -84,8 +84,8 @@ class DriftFeed:
     def _sighting(
         self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None, samples: tuple[str, ...]
     ) -> Sighting:
-        assert unit.asked is not None
-        pick, asked = unit.pick, unit.asked
+        assert unit.question is not None
+        pick, asked = unit.pick, unit.question
         traffic, by = pick.route.traffic, answered_by or pick.revision
         by_chance = by.role[0] if pick.evidence else "f"
         kind = by_chance if by is pick.revision else "r"

@@ -378,7 +378,7 @@ class Mirroring:
         if ended.transcript is None or ended.transcript.compressed:
             return Shown()
         answer = read_transcript(pair.operation, ended.transcript)
-        asked = pair.call.unit.asked
+        asked = pair.call.unit.question
         fields = asked.fields if asked is not None else {}
         signals = signals_in(pair.operation, ended.transcript, answer, texts=True, fields=fields)
         failed = Signal.ERROR in signals or Signal.ENGINE_4XX in signals
@@ -404,7 +404,7 @@ class Mirroring:
         self, pair: MirroredPair, ticket: PairTicket, real: Transcript | None, copy: Transcript | None
     ) -> None:
         """Tell the scores that both answers have: a pair is judged by their difference."""
-        asked, wanted = pair.call.unit.asked, pair.call.unit.pick.route.traffic.scores
+        asked, wanted = pair.call.unit.question, pair.call.unit.pick.route.traffic.scores
         if not wanted or asked is None or real is None or copy is None:
             return
         found = [

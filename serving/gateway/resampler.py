@@ -64,13 +64,13 @@ class Resampler:
     def ended(self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None) -> None:
         """See `recorder.Observer`: ask again, perhaps."""
         traffic = unit.pick.route.traffic
-        if SEMANTIC_ENTROPY not in traffic.scores or unit.asked is None or not unit.judged:
+        if SEMANTIC_ENTROPY not in traffic.scores or unit.question is None or not unit.judged:
             return
         if answered_by is not unit.revision or len(answer.texts) != 1 or not answer.has_content:
             return
         if not 0 < unit.pick.weight < 100 or self._chance.random() >= self._settings.rate:
             return
-        body = sampling_body(unit.operation, unit.asked.fields, self._settings)
+        body = sampling_body(unit.operation, unit.question.fields, self._settings)
         if body is None:
             return
         if len(self._tasks) >= self._settings.most_in_flight or self._waiting(traffic.model):

@@ -19,6 +19,7 @@ CONTRACTS = {contract["id"]: contract for contract in PYPROJECT["tool"]["importl
 PURE = set(CONTRACTS["pure"]["source_modules"])
 
 SHELL = {
+    "guardrails.observing": "awaits models",
     "guardrails.pipeline": "awaits models, reads the clock",
     "guardrails.plugins": "loads other packages",
     "registry.baking": "writes a version's folder",
@@ -33,6 +34,7 @@ SHELL = {
     "rollout.announcer": "reads the log and tells receivers",
     "rollout.controller": "the loop: reads the clock, writes the log",
     "rollout.drift_gate": "asks the drift watch",
+    "rollout.judges": "reads the judge's policy",
     "rollout.leadership": "takes the lease, writes the log",
     "rollout.observe": "asks workloads and gateways",
     "rollout.smoke_runner": "asks candidates over HTTP",

@@ -59,7 +59,7 @@ checks:
         ("schema: 2\nname: a", "schema"),
         ("name: a", "schema"),
         (HEAD + "colour: red", "colour: there is no such key"),
-        (HEAD + "checks: [{name: nope}]", "no check named 'nope'; there are banned-words, empty, http"),
+        (HEAD + "checks: [{name: nope}]", "no check named 'nope'; there are banned-topics, banned-words, empty, http"),
         (HEAD + "checks: [{name: pii, thresholds: {zh: 1.5}}]", "checks[0] 'pii': thresholds.zh"),
         (HEAD + "checks: [{name: pii, thresholds: {fr: 0.5}}]", "checks[0] 'pii': thresholds"),
         (HEAD + "checks: [{name: pii, action: delete}]", "checks[0] 'pii': action"),
