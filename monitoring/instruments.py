@@ -156,15 +156,8 @@ class GatewayInstruments:
         current = {(r.model, r.version) for r in revisions}
         self._retired |= self._revisions
         for model, version in self._retired - current:
-            labelled = (
-                self.retries,
-                self.in_flight,
-                self.mirrored,
-                self.verdicts,
-                self.answers_read,
-                self.answer_signals,
-            )
-            for metric in labelled:
+            of_answers = (self.verdicts, self.answers_read, self.answer_signals)
+            for metric in (self.retries, self.in_flight, self.mirrored, *of_answers):
                 metric.remove_by_labels({"model": model, "version": version})
             self._finished.forget(model, version)
         for model in {m for m, _ in self._retired} - {m for m, _ in current}:

@@ -66,6 +66,8 @@ class Resampler:
         traffic = unit.pick.route.traffic
         if SEMANTIC_ENTROPY not in traffic.scores or unit.question is None or not unit.judged:
             return
+        if unit.guard is not None:  # what the guardrails let an engine read need not be what the client sent
+            return
         if answered_by is not unit.revision or len(answer.texts) != 1 or not answer.has_content:
             return
         if not 0 < unit.pick.weight < 100 or self._chance.random() >= self._settings.rate:
