@@ -12,6 +12,7 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from monitoring.drift.sampling import SamplingState, choose
@@ -104,7 +105,7 @@ class DriftFeed:
 
     def _await(self, unit: Unit) -> int:
         self._tokens += 1
-        self._awaited[self._tokens] = unit
+        self._awaited[self._tokens] = replace(unit, question=None)  # a thousand bodies would be a lot of memory
         if len(self._awaited) > AWAITED:
             self._awaited.popitem(last=False)
         return self._tokens

@@ -58,6 +58,7 @@ SILENT = {
     "tidegate_mirrored_requests_total": "nothing is mirrored",
     "ray_vllm_": "engines are asked directly here",
     'role="draining"': "nothing drains",
+    'verdict="block"': "the policy of a version without one only observes",
 }
 """What an expression may hold whose panel rightly stays empty in this rig."""
 
@@ -149,7 +150,7 @@ async def load(r: Rig) -> None:
     limits = httpx.Limits(max_connections=20)
     async with httpx.AsyncClient(base_url=r.url, timeout=30, trust_env=False, limits=limits) as client:
         sessions = [session_on(role, 50, i * 100) for i in range(5) for role in (Role.STABLE, Role.CANARY)]
-        fakes: list[dict[str, Any]] = [{}, {"text": ""}, {"status": 500}, {"do": "die-mid"}, {"status": 400}]
+        fakes: list[dict[str, Any]] = [{}, {}, {"text": ""}, {"status": 500}, {"do": "die-mid"}, {"status": 400}]
         requests = [
             ({"model": "chat", "stream": stream, "fake": fake,
               "messages": [{"role": "user", "content": "你好"}], "mark": "x"}, {"x-session-id": session})
