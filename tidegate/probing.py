@@ -186,17 +186,17 @@ def log_metrics(settings: Settings, report: ProbeReport) -> None:
     from tidegate.composition import build_registry
 
     store = build_registry(settings)
-    store.add_metrics(store.get(report.model, report.version), metrics_of(report))
+    store.note_evaluation(store.get(report.model, report.version), "bias", metrics_of(report), "")
 
 
 def metrics_of(report: ProbeReport) -> dict[str, float]:
-    """The gaps as metrics, and how many of them are no chance.
+    """The gaps as metrics of the evaluation `bias`, and how many of them are no chance.
 
     >>> metrics_of(ProbeReport(model="m", version="1.0.0", at=0, languages=("en",), pairs=0, unanswered=0, gaps=()))
-    {'bias.found': 0.0}
+    {'found': 0.0}
     """
-    found = {f"bias.{gap.attribute}.{gap.measure}": gap.mean for gap in report.gaps}
-    return found | {"bias.found": float(len(report.found))}
+    found = {f"{gap.attribute}.{gap.measure}": gap.mean for gap in report.gaps}
+    return found | {"found": float(len(report.found))}
 
 
 @contextlib.contextmanager

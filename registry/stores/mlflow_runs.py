@@ -100,11 +100,13 @@ class Runs:
             return {}
         return dict(found.data.metrics)
 
-    def add_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Add metrics to a run, which may have ended."""
+    def note(self, run_id: str, name: str, metrics: Mapping[str, float], cases: str) -> None:
+        """Add an evaluation to a run: metrics `name.metric`, and the cases as an artifact of this moment."""
         now_ms = int(time.time() * 1000)
-        rows = [Metric(name, value, now_ms, 0) for name, value in metrics.items()]
-        self._mlflow.ask(self._client.log_batch, run_id, metrics=rows)
+        told = [Metric(f"{name}.{metric}", value, now_ms, 0) for metric, value in metrics.items()]
+        if cases:
+            self._mlflow.ask(self._client.log_text, run_id, cases, f"evaluations/{name}-{now_ms}.jsonl")
+        self._mlflow.ask(self._client.log_batch, run_id, metrics=told)
 
     def discard(self, run_id: str, local: Path | None) -> None:
         """Delete a run and, where they are ours to delete, its artifacts."""

@@ -64,7 +64,7 @@ class DriftFeed:
     # What requests bring
 
     def ended(self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None) -> None:
-        """See `recorder.Observer`."""
+        """See `recorder.AfterReading`."""
         if unit.question is None:
             return
         self._sampling, chosen = choose(self._sampling, self._monotonic(), self._most_per_s, self._chance.random())

@@ -21,9 +21,11 @@ from serving.gateway.guard_records import GuardRecord
 from serving.gateway.judging import GENERATING, read_transcript, scores_in, signals_in
 from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger, Ticket
+from serving.gateway.observing import Observer, Over
 from serving.gateway.outbox import Outbox
 from serving.gateway.seams import Permit, Witness
 from serving.gateway.sessions import Sessions, session_hash
+from serving.gateway.trail import Trail
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Operation
 from serving.outcomes import LEVELS, UNITS, Cause, Event, Signal, SignalName
@@ -87,6 +89,8 @@ class Unit:
     """None for what is no client's request."""
     shown: tuple[Signal, ...] = ()
     """What its answer's text showed."""
+    trail: Trail | None = None
+    """Its way, where traces or a request log are on."""
     events: list[str] = field(default_factory=list)
     guard: GuardRecord | None = None
     """What the guardrails said of it; None when nothing looked at it."""
@@ -104,7 +108,7 @@ class Unit:
         return self.ticket.number > 0 and not self.ticket.settled
 
 
-class Observer(Protocol):
+class AfterReading(Protocol):
     """Hears of every request that has ended, once its answer was read and before it is settled."""
 
     def ended(self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None) -> None:
@@ -150,10 +154,12 @@ class Recorder:
         self.in_flight: dict[str, int] = {}
         """By digest: answers under way."""
         self.on_event: Callable[[], None] = lambda: None
+        self.observer: Observer | None = None
+        """Hears of every finished request that has a trail."""
         self.on_findings: Callable[[Unit], None] = lambda _: None
         """Told when a unit's `guard` has findings that came after its end."""
         self.overseer: Overseer | None = None
-        self.observers: list[Observer] = []
+        self.after_reading: list[AfterReading] = []
         self._look_at_per_s = 0.0
         self._looks = 0.0
         """How many answers may be looked at now, beside those that are evidence."""
@@ -381,6 +387,11 @@ class Recorder:
         """The guardrails refused the prompt, or could not check it: no engine was asked, and it is nobody's fault."""
         self._settle(unit)
         self._release(unit, "", Answer())
+        if unit.trail is not None and self.observer is not None:
+            duration_s = self._monotonic() - unit.started
+            self.observer.over(
+                Over(unit, unit.trail, RequestOutcome.BLOCKED, duration_s, None, Answer(), None, None, None)
+            )
         if unit.witness is not None:
             unit.witness.left()
 
@@ -406,14 +417,20 @@ class Recorder:
                     self.instruments.answer_read(unit.pick.route.model, unit.revision.version, unit.shown)
             if outcome is RequestOutcome.OK and ended.first_attempt:
                 self._latency(unit, first_s, per_token_s)
+        trace: tuple[str, float] | None = None
+        if unit.trail is not None and self.observer is not None:
+            trace = self.observer.over(
+                Over(unit, unit.trail, outcome, ended.duration_s, transcript, answer, first_s, per_token_s,
+                     ended.answered_by)
+            )  # fmt: skip
         self.instruments.record(
             RequestMeasurement(
                 unit.pick.route.traffic.model, unit.pick.revision.version, unit.operation, outcome, ended.duration_s,
-                first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens,
+                first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens, trace,
             )
         )  # fmt: skip
-        for observer in self.observers:
-            observer.ended(unit, answer, ended.answered_by)
+        for listener in self.after_reading:
+            listener.ended(unit, answer, ended.answered_by)
         return answer
 
     def _may_look(self, unit: Unit) -> bool:

@@ -62,7 +62,7 @@ class Resampler:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ended(self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None) -> None:
-        """See `recorder.Observer`: ask again, perhaps."""
+        """See `recorder.AfterReading`: ask again, perhaps."""
         traffic = unit.pick.route.traffic
         if SEMANTIC_ENTROPY not in traffic.scores or unit.question is None or not unit.judged:
             return

@@ -67,7 +67,7 @@ def test_a_version_that_declines_for_one_group_is_reported_and_nothing_of_its_wo
     assert read_report(settings, "chat", "1.0.0") == report
     text = next(tmp_path.rglob("*.json")).read_text()
     assert "sorry" not in text
-    assert metrics_of(report)["bias.disability.refusal"] == 1.0
+    assert metrics_of(report)["disability.refusal"] == 1.0
     fair = probe(asker(answers(biased=False), "chat", "1.0.0"), harmless, "chat", "1.0.0", languages=("zh",))
     assert (fair.found, fair.pairs) == ((), 60)
 

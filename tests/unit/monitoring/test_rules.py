@@ -30,6 +30,7 @@ LEASE = 'tidegate_gateway_lease_valid{instance="g:8001"}'
 DRIFT_UP = 'up{job="tidegate-drift",instance="d:8090"}'
 DRIFTED = 'tidegate_drift_alarm_active{model="chat",stream="all",detector="%s"}'
 DROPPED = 'tidegate_gateway_events_dropped_total{instance="g:8001"}'
+UNTOLD = 'tidegate_telemetry_dropped_total{instance="g:8001",kind="traces"}'
 COUNT = 'gen_ai_server_time_to_first_token_seconds_count{model="chat",version="1.0.0"}'
 IN_TIME = 'gen_ai_server_time_to_first_token_seconds_bucket{model="chat",version="1.0.0",le="2.5"}'
 READY = 'tidegate_endpoints_ready{model="chat",version="%s",instance="g:8001"}'
@@ -162,6 +163,9 @@ CASES = [
     Case("TidegateDriftWatchDown", "the watch does not answer", True, {DRIFT_UP: "1x5 0x20"}, 20,
          labels={"job": "tidegate-drift", "instance": "d:8090"}),
     Case("TidegateDriftWatchDown", "it was started anew", False, {DRIFT_UP: "1x5 0x2 1x20"}, 20),
+    Case("TidegateTelemetryLost", "traces were dropped", True, {UNTOLD: "0x10 5x20"},
+         15, labels={"instance": "g:8001", "kind": "traces"}),
+    Case("TidegateTelemetryLost", "none were", False, {UNTOLD: "0x30"}, 15),
 ]  # fmt: skip
 
 
