@@ -7,8 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rollout.engine_specs import EngineSpec
 from rollout.specs import RolloutSpec
-from serving.specs import Digest, Frozen, RevisionSpec
+from serving.specs import Digest, Frozen, RevisionSpec, object_name
+
+DASHBOARD_PORT = 8265
+"""Of Ray's dashboard in a cluster."""
 
 
 class Deployed(Frozen):
@@ -19,6 +23,12 @@ class Deployed(Frozen):
 
     revision: RevisionSpec
     replicas: int = 1
+    engine: EngineSpec = EngineSpec()
+    """What its replicas need and where they run, as the spec that brought it said."""
+    namespace: str = ""
+    """Where on a cluster it lives; empty on the local platform."""
+    longest_stream_s: float = 30.0
+    """How long its answers may take, as that spec's `drainDeadline` said."""
     policy: str = ""
 
     @property
@@ -35,6 +45,21 @@ class Deployed(Frozen):
     def application(self) -> str:
         """The revision's Serve application."""
         return self.revision.application
+
+    def scaled(self, replicas: int, most: int | None) -> Deployed:
+        """The same revision with another capacity."""
+        engine = self.engine.model_copy(update={"min_replicas": replicas, "max_replicas": most})
+        return self.model_copy(update={"replicas": replicas, "engine": engine})
+
+    @property
+    def endpoints(self) -> str:
+        """Where gateways learn which engines answer for it (`RevisionTraffic.endpoints`)."""
+        if not self.namespace:
+            return ""
+        if self.engine.workload_ref is not None:
+            ref = self.engine.workload_ref
+            return f"service://{self.namespace}/{ref.service_name}:{ref.port}"
+        return f"ray://{object_name(self.application)}-head-svc.{self.namespace}.svc:{DASHBOARD_PORT}"
 
 
 class Trigger(enum.StrEnum):
@@ -191,6 +216,20 @@ class Acknowledge(Frozen):
     digest: Digest
 
 
+class Scale(Frozen):
+    """Stable gets this many replicas, and may grow to `most`."""
+
+    type: Literal["scale"] = "scale"
+    replicas: Annotated[int, Field(ge=1, le=64)]
+    most: Annotated[int, Field(ge=1, le=64)] | None = None
+
+
+class Undeploy(Frozen):
+    """The model is wanted no more: nothing of it gets new requests, and all that runs is drained and removed."""
+
+    type: Literal["undeploy"] = "undeploy"
+
+
 Action = Annotated[
     Start
     | SetStep
@@ -207,6 +246,8 @@ Action = Annotated[
     | EndWatch
     | RetirePrevious
     | Remove
-    | Acknowledge,
+    | Acknowledge
+    | Scale
+    | Undeploy,
     Field(discriminator="type"),
 ]

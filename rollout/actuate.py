@@ -12,8 +12,9 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
-from rollout.desired import desired_policies, desired_table, desired_workloads
-from rollout.errors import WorkloadRejected, WorkloadUnavailable
+from rollout.actions import Deployed
+from rollout.desired import desired_policies, desired_table, desired_workloads, workload_of
+from rollout.errors import InsufficientCapacity, WorkloadRejected, WorkloadUnavailable
 from rollout.status import ModelStatus
 from rollout.traffic_routers.base import TrafficRouter
 from rollout.workloads.base import Workload, WorkloadPort, WorkloadState, WorkloadStatus
@@ -113,6 +114,21 @@ class WorkloadActuator:
                 continue
             finally:
                 self._wake.clear()
+
+    async def check_room(self, deployed: Deployed) -> None:
+        """Refuse to start what there is no room for. A layer that can't be asked refuses nothing.
+
+        Raises:
+            InsufficientCapacity: why there is none, and the way out.
+
+        """
+        try:
+            shortage = await self._port.shortage(workload_of(deployed, deployed.replicas))
+        except WorkloadUnavailable as error:
+            log.warning("room for %s is not known: %s", deployed.application, error)
+            return
+        if shortage:
+            raise InsufficientCapacity(shortage)
 
     async def once(self) -> float:
         """Apply and observe once; returns how long to wait before the next time, in seconds."""

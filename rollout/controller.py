@@ -16,8 +16,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
 
 from rollout import commands
 from rollout.accounting import Accounting
@@ -26,6 +25,7 @@ from rollout.accounts.memory import MemoryAccountStore
 from rollout.actions import Deployed
 from rollout.actuate import TrafficActuator, WorkloadActuator
 from rollout.analysis.ledger import EvidenceIncrement, Ledger
+from rollout.asks import Asked
 from rollout.commands import Command, Target, Verb
 from rollout.decide import Decision, decide, housekeeping
 from rollout.errors import EventLogUnavailable, RolloutError, UnknownRollout
@@ -196,6 +196,10 @@ class Controller:
         """Take what a rollout's smoke suite found. Not kept over a restart: the suite is then run again."""
         self._watching.note_smoke(rollout, result)
         self._wake_up()
+
+    def asked(self, model: str) -> Asked:
+        """Which wishes of a model's custom resource are in the log."""
+        return self._fold_of_log.asked.get(model, Asked())
 
     def waiting_for(self, model: str) -> Decision | None:
         """The last judgement that led to no action: what the rollout waits for."""
@@ -444,15 +448,9 @@ class Controller:
         counters = self._unlogged.of(model)
         self._append([*(self._evidence(*each) for each in counters), decided])
         self._unlogged.logged(counters)
-        self._fold(model, decision, at=at, actor=actor, seen=observed)
+        self._fold_of_log.decision(model, decision, at=at, actor=actor, seen=observed, command=command)
         log.info("%s: %s: %s", model, decision.cause, decision.reason)
         self._changed(model)
-
-    def _fold(
-        self, model: str, decision: Decision, *, at: float, actor: str, seen: Mapping[str, Any] | None = None
-    ) -> None:
-        self._fold_of_log.decision(model, decision, at=at, actor=actor, seen=seen)
-        self._traffic_due = True
 
     def _changed(self, model: str) -> None:
         """A status is another one: look again at once, make everything follow, and tell who listens."""
@@ -557,14 +555,9 @@ class Controller:
         return Target(rollout=self._new_id(), spec=spec, deployed=deployed, salt=salt, judge=judge)
 
     def plan(self, model: str, command: Command, target: Target | None) -> Decision:
-        """What a command would do now, without doing it.
-
-        Raises:
-            CommandRefused, Quarantined, UnknownRollout: it would be refused.
-
-        """
+        """What a command would do now, without doing it; it may be refused, as by `execute`."""
         seen = self.observation(model) if model in self._statuses else None
-        if command.verb in (Verb.DEPLOY, Verb.RETRY, Verb.UNDO):
+        if command.verb in commands.STARTS:
             assert target is not None
             return commands.deploy(self._statuses.get(model) or ModelStatus(model=model), target, command, seen)
         status = self.status(model)
@@ -581,17 +574,25 @@ class Controller:
                 return commands.acknowledge(status, command, tuple(status.quarantine))
             case Verb.ROLLBACK:
                 return commands.rollback(status, command, target, seen)
+            case Verb.SCALE:
+                return commands.scale(status, command)
+            case Verb.UNDEPLOY:
+                return commands.undeploy(status, command)
         raise AssertionError(command.verb)
 
     async def execute(self, model: str, command: Command, target: Target | None = None) -> Decision:
         """Carry out an operator's command: logged, folded, and pushed to the gateways before this returns.
 
         Raises:
-            RolloutError: it was refused, this controller does not lead, or the log can't be reached. In the last case
-                the command may be in the log or not; the model's history tells.
+            RolloutError: it was refused (InsufficientCapacity: for want of room), this controller does not lead, or the
+                log can't be reached. In the last case the command may be in the log or not; the history tells.
 
         """
         self.require_leadership()
+        if target is not None and command.verb in commands.STARTS:
+            self.plan(model, command, target)  # what is refused anyway is told so first
+            await self.workloads.check_room(target.deployed)
+            self.require_leadership()
         decision = self.plan(model, command, target)
         seen = self.observation(model) if model in self._statuses else None
         self._commit(model, decision, seen, actor=command.actor, command=command)

@@ -38,7 +38,7 @@ from rollout.strategies import ab, blue_green, canary, shadow
 from rollout.strategies.evidence import failed_signals, withdrawn
 from rollout.strategy_specs import AbStrategy, BlueGreenStrategy, CanaryStrategy, ShadowStrategy
 from rollout.wording import describe, name_of
-from rollout.workloads.base import WorkloadState
+from rollout.workloads.base import WorkloadState, WorkloadStatus
 
 MAX_ENGINE_RESTARTS = 3
 """A canary whose engine died this often is taken back; the first deaths may be the machine's fault."""
@@ -149,6 +149,7 @@ def _too_late(status: ModelStatus, rollout: RolloutState, seen: Observation, now
     if rollout.stage is not Stage.STARTING or waited_s <= limit_s or _is_ready(rollout, seen):
         return None
     reason = f"{name_of(rollout.target)} was not ready after {waited_s:.0f} s (progressDeadlineSeconds {limit_s})"
+    reason += _because(seen.workload(rollout.target.application))
     return withdrawn(status, rollout, seen, Cause.DEADLINE, Trigger.NEVER_READY, reason, condemn=False)
 
 
@@ -185,6 +186,11 @@ def _progress(spec: RolloutSpec, status: ModelStatus, rollout: RolloutState, see
             assert_never(plan)
 
 
+def _because(workload: WorkloadStatus | None) -> str:
+    """What the layer below says of a workload that is not ready, behind what is said of it here."""
+    return f": {workload.message}" if workload is not None and workload.message else ""
+
+
 def _is_ready(rollout: RolloutState, seen: Observation) -> bool:
     workload = seen.workload(rollout.target.application)
     ready = workload is not None and workload.state is WorkloadState.READY
@@ -196,7 +202,7 @@ def _first_step(spec: RolloutSpec, status: ModelStatus, rollout: RolloutState, s
     if not _is_ready(rollout, seen):
         workload = seen.workload(rollout.target.application)
         state = WorkloadState.MISSING if workload is None else workload.state
-        return hold(Cause.STARTING, f"{name} is {state}; no traffic before it is ready")
+        return hold(Cause.STARTING, f"{name} is {state}; no traffic before it is ready{_because(workload)}")
     if status.stable is None:
         reason = f"{name} is ready; {status.model} has no stable version, so it takes all traffic"
         return go(Cause.PROGRESS, reason, Promote(watch=True))

@@ -39,11 +39,20 @@ def desired_workloads(statuses: Iterable[ModelStatus]) -> tuple[Workload, ...]:
     wanted: list[Workload] = []
     for status in statuses:
         replicas = wanted_replicas(status)
-        wanted += [
-            Workload(revision=d.revision, replicas=replicas[d.digest], graceful_shutdown_s=30.0)
-            for d in status.running()
-        ]
+        wanted += [workload_of(d, replicas[d.digest]) for d in status.running()]
     return tuple(sorted(wanted, key=lambda w: w.application))
+
+
+def workload_of(deployed: Deployed, replicas: int) -> Workload:
+    """A revision as the workload layer is asked for it."""
+    return Workload(
+        revision=deployed.revision,
+        replicas=replicas,
+        graceful_shutdown_s=30.0,
+        engine=deployed.engine,
+        namespace=deployed.namespace,
+        longest_stream_s=deployed.longest_stream_s,
+    )
 
 
 def _traffic(status: ModelStatus) -> ModelTraffic | None:
@@ -101,5 +110,6 @@ def _entry(deployed: Deployed, role: Role, weight: int) -> RevisionTraffic:
         role=role,
         weight=weight,
         application=deployed.application,
+        endpoints=deployed.endpoints,
         policy=deployed.revision.policy_sha256,
     )

@@ -7,9 +7,15 @@ RolloutError
 +-- Quarantined            the digest was condemned; `ack` releases it
 +-- WorkloadUnavailable    the workload layer could not be asked (retry; nothing is concluded)
 +-- WorkloadRejected       the workload layer refused what was asked (fix it)
++-- InsufficientCapacity   there is no room for a new version's replicas (make room, or try again)
 +-- LogConflict            another writer was first, or the leadership is lost (load again)
 +-- EventLogUnavailable    the store could not be reached (retry; nothing is decided meanwhile)
 +-- NotLeading             this controller does not lead (retry, perhaps at another one)
++-- ClusterError           the Kubernetes API server did not do what was asked
+|   +-- ClusterUnavailable     it could not be asked, or did not let us (retry; nothing is concluded)
+|   +-- ClusterConflict        the object has changed meanwhile (read again, then retry)
+|   +-- ClusterRejected        it refused what was asked (fix it)
+|   +-- ResourceGone           there is no such object any more
 +-- UnusableStore          the store's URL or schema can't be used (fix it)
 """
 
@@ -48,6 +54,12 @@ class WorkloadRejected(RolloutError):
     """The workload layer refused what was asked of it."""
 
 
+class InsufficientCapacity(RolloutError):
+    """No machine has room for the replicas of a version that should be started. Nothing was started."""
+
+    retryable = True
+
+
 class LogConflict(RolloutError):
     """The event log moved on under this writer, or a newer leader holds the fence."""
 
@@ -67,6 +79,37 @@ class NotLeading(RolloutError):
     """Something was asked of a controller that does not lead."""
 
     retryable = True
+
+
+class ClusterError(RolloutError):
+    """The Kubernetes API server did not do what was asked of it."""
+
+
+class ClusterUnavailable(ClusterError):
+    """It could not be asked, is overloaded or broken. What was asked may be done or not.
+
+    `retry_after_s`: how long it asked to be left alone; 0 when it did not say.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ClusterConflict(ClusterError):
+    """The resource has changed since it was read."""
+
+    retryable = True
+
+
+class ClusterRejected(ClusterError):
+    """It refused what was sent, or a right is missing."""
+
+
+class ResourceGone(ClusterError):
+    """There is no such resource any more."""
 
 
 class UnusableStore(RolloutError):

@@ -12,6 +12,8 @@ from typing import Any
 
 from rollout.actions import Promote, Start, SwitchBack, Withdraw
 from rollout.analysis.ledger import EvidenceIncrement, Ledger
+from rollout.asks import Asked, noted
+from rollout.commands import Command
 from rollout.decide import Decision
 from rollout.event_log.base import Entry, Kind
 from rollout.status import ModelStatus, RolloutState, apply
@@ -42,6 +44,8 @@ class Fold:
         """By model: what was seen when its rollout ended, as it stands in the log."""
         self.accepted: dict[tuple[str, str], int] = {}
         """By gateway and its start: events up to this number are booked."""
+        self.asked: dict[str, Asked] = {}
+        """By model: the wishes of its custom resource that were carried out."""
         self.rollbacks: Counter[tuple[str, str]] = Counter()
         """By model and trigger, since the log began."""
 
@@ -52,16 +56,25 @@ class Fold:
             self.evidence(entry.model, EvidenceIncrement.model_validate(entry.payload))
         else:
             decision = Decision.model_validate(entry.payload["decision"])
-            seen = entry.payload.get("observation")
-            self.decision(entry.model, decision, at=entry.at, actor=entry.actor, seen=seen)
+            seen, said = entry.payload.get("observation"), entry.payload.get("command")
+            command = Command.model_validate(said) if said else None
+            self.decision(entry.model, decision, at=entry.at, actor=entry.actor, seen=seen, command=command)
 
     def decision(
-        self, model: str, decision: Decision, *, at: float, actor: str, seen: Mapping[str, Any] | None = None
+        self,
+        model: str,
+        decision: Decision,
+        *,
+        at: float,
+        actor: str,
+        seen: Mapping[str, Any] | None = None,
+        command: Command | None = None,
     ) -> None:
         """Fold a decision, a command's or the controller's own."""
         status = self.statuses.get(model) or ModelStatus(model=model)
         status = apply(status, decision.actions, at=at, reason=decision.reason, actor=actor)
         self.statuses[model] = status
+        self.asked[model] = noted(self.asked.get(model, Asked()), decision, command)
         for action in decision.actions:
             if isinstance(action, Withdraw | SwitchBack):
                 self.rollbacks[(model, action.trigger.value)] += 1

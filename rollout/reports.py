@@ -113,6 +113,11 @@ def _steps(plan: AnyStrategy) -> list[dict[str, Any]]:
             assert_never(plan)
 
 
+def step_count(plan: AnyStrategy) -> int:
+    """How many steps a strategy goes through."""
+    return len(_steps(plan))
+
+
 def measurement(status: ModelStatus, seen: Observation) -> RolloutMeasurement:
     """A model's rollout as Prometheus is told. What a rollback could not move yet is the weight of its version."""
     rollout = status.rollout if status.rollout is not None and status.rollout.active else None

@@ -67,7 +67,8 @@ class _DurationText:
         return {"anyOf": [handler(schema), {"type": "string", "pattern": DURATION_PATTERN}]}
 
 
-WHOLE = Text(r"^[0-9]{1,9}$", '4 or "4"')
+WHOLE_PATTERN = r"^[0-9]{1,9}$"
+WHOLE = Text(WHOLE_PATTERN, '4 or "4"')
 """Mark of a whole number."""
 
 DECIMAL = Text(r"^[0-9]{1,9}(\.[0-9]{1,15})?$", '"0.05"')

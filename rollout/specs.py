@@ -15,10 +15,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from rollout.engine_specs import Capacity, EngineSpec, OnShortage, Resources
 from rollout.errors import InvalidSpec
 from rollout.spec_types import DECIMAL, WHOLE, Duration, Spec, parse_duration_s
 from rollout.strategy_specs import DEFAULT_STEPS, Strategy
-from serving.outcomes import Signal, SignalName
+from serving.outcomes import THUMBS_DOWN, Signal, SignalName
 from serving.specs import ModelName
 
 __all__ = [
@@ -57,7 +58,12 @@ LATENCY_SIGNALS = frozenset({Signal.SLOW_TOKENS.value, Signal.SLOW_FIRST_TOKEN.v
 FAMILIES = ("guardrail", "score", "prometheus")
 """Signals that carry a name of their own: a guardrail's check, a score, a query of Prometheus."""
 
-_SIGNAL_PATTERN = f"^(?:{'|'.join(s.value for s in Signal)}|(?:{'|'.join(FAMILIES)})/[a-z0-9-]{{1,40}})$"
+LATE_SIGNALS = frozenset({THUMBS_DOWN})
+"""Signals whose events come when their units have settled, if anybody takes the trouble: silence says nothing."""
+
+_NAMED = (*(s.value for s in Signal), *sorted(LATE_SIGNALS))
+
+_SIGNAL_PATTERN = f"^(?:{'|'.join(_NAMED)}|(?:{'|'.join(FAMILIES)})/[a-z0-9-]{{1,40}})$"
 
 
 class PrometheusQuery(Spec):
@@ -101,13 +107,24 @@ class SignalSpec(Spec):
     max_slowdown: Annotated[float, Field(ge=1, le=10), DECIMAL] | None = None
     """Of slow-tokens and slow-first-token: the factor by which the canary may be slower. Left out: 1.25."""
     gating: Annotated[bool, Field(strict=True)] = True
+    """Whether a step needs it to pass. Of feedback/thumbs-down it is false: votes come late and from few, so that none
+    proves nothing."""
     prometheus: PrometheusQuery | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _late_ones_do_not_gate(cls, given: object) -> object:
+        if isinstance(given, Mapping) and given.get("name") == THUMBS_DOWN and "gating" not in given:
+            return {**given, "gating": False}
+        return given
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         family, _, rest = self.name.partition("/")
-        if not (self.name in set(Signal) or (family in FAMILIES and rest)):
-            known = ", ".join([*(s.value for s in Signal), *(f"{f}/<name>" for f in FAMILIES)])
+        if self.name in LATE_SIGNALS and self.gating:
+            raise ValueError(f"signal {self.name}: gating is true; votes come late and from few, so leave it out")
+        if not (self.name in _NAMED or (family in FAMILIES and rest)):
+            known = ", ".join([*_NAMED, *(f"{f}/<name>" for f in FAMILIES)])
             raise ValueError(f"{self.name!r} is no signal; there are {known}")
         if (self.prometheus is not None) != (family == "prometheus"):
             raise ValueError(
@@ -137,6 +154,7 @@ class AnalysisSpec(Spec):
     beta: Annotated[float, Field(gt=0, le=0.2), DECIMAL] = 0.05
     """The chance of a step passing a version that is worse by the margin."""
     signals: Annotated[tuple[SignalSpec, ...], Field(min_length=1)] = DEFAULT_SIGNALS
+    """What is watched, each named once."""
     on_insufficient: OnInsufficient = OnInsufficient.PAUSE
 
     @model_validator(mode="before")
@@ -167,67 +185,15 @@ class AnalysisSpec(Spec):
         return next(iter(self._slowdowns()), DEFAULT_SLOWDOWN)
 
 
-class Capacity(enum.StrEnum):
-    """Where the canary's replicas come from."""
-
-    SURGE = "surge"
-    """Beside stable's."""
-    REPLACE = "replace"
-    """No spare accelerator: stable gives its replicas to the canary one by one, and always keeps one."""
-
-
-class OnShortage(enum.StrEnum):
-    """What a rollback does while stable's ready replicas can't take all traffic."""
-
-    STAY = "stay"
-    """The canary keeps what stable can't take, less and less as stable becomes ready."""
-    SHED = "shed"
-    """All traffic leaves the canary at once; the gateways shed what stable can't take."""
-
-
-_QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
-Quantity = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, StringConstraints(pattern=_QUANTITY)]
-
-
-class Resources(Spec):
-    """What one replica needs, in Kubernetes' words: `{limits: {nvidia.com/gpu: 1, memory: 24Gi}}`."""
-
-    limits: Mapping[str, Quantity] = {}
-    requests: Mapping[str, Quantity] = {}
-
-
-class EngineSpec(Spec):
-    """Capacity: what the rollout owns, as against what the version owns."""
-
-    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] = "local"
-    min_replicas: Annotated[int, Field(ge=1, le=64), WHOLE] = 1
-    max_replicas: Annotated[int, Field(ge=1, le=64), WHOLE] | None = None
-    """Left out: as many as minReplicas."""
-    resources: Resources = Resources()
-    capacity: Capacity = Capacity.SURGE
-    on_shortage: OnShortage = OnShortage.STAY
-
-    @model_validator(mode="after")
-    def _room(self) -> Self:
-        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
-            raise ValueError(f"maxReplicas {self.max_replicas} is below minReplicas {self.min_replicas}; raise it")
-        if self.capacity is Capacity.REPLACE and self.min_replicas < 2:
-            raise ValueError("capacity: replace needs minReplicas of at least 2; with one there is none to give")
-        return self
-
-    @property
-    def most_replicas(self) -> int:
-        """Up to how many replicas it may grow."""
-        return self.max_replicas if self.max_replicas is not None else self.min_replicas
-
-
 class RolloutSpec(Spec):
     """A wish: this version of this model, this way."""
 
     model_config = ConfigDict(title="Tidegate rollout")
 
     model: ModelName
+    """The registered model, and its name at the gateway."""
     version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    """Which version of it, for instance 1.3.0."""
     paused: Annotated[bool, Field(strict=True)] = False
     """Start the workload, then wait for `resume` before the first traffic."""
     progress_deadline_seconds: Annotated[int, Field(ge=1), WHOLE] = 1800

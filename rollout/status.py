@@ -26,10 +26,12 @@ from rollout.actions import (
     Remove,
     Resume,
     RetirePrevious,
+    Scale,
     SetStep,
     Shift,
     Start,
     SwitchBack,
+    Undeploy,
     Withdraw,
 )
 from rollout.specs import Capacity, RolloutSpec
@@ -190,7 +192,7 @@ def apply(status: ModelStatus, actions: Iterable[Action], *, at: float, reason: 
     told = False
     for action in actions:
         status = _apply_one(status, action, at, reason)
-        told = told or not isinstance(action, RetirePrevious | Remove | EndWatch | Shift)
+        told = told or not isinstance(action, RetirePrevious | Remove | EndWatch | Shift | Scale)
     change: dict[str, object] = {"updated_at": at}
     if told:
         change |= {"reason": reason, "actor": actor}
@@ -223,6 +225,11 @@ def _apply_one(status: ModelStatus, action: Action, at: float, reason: str) -> M
             return status.model_copy(update={"retiring": kept})
         case Acknowledge():
             return _without_quarantine(status, action.digest)
+        case Scale():
+            assert status.stable is not None
+            return status.model_copy(update={"stable": status.stable.scaled(action.replicas, action.most)})
+        case Undeploy():
+            return _undeploy(status, at)
         case _:
             assert_never(action)
 
@@ -360,6 +367,21 @@ def _retire(status: ModelStatus, deployed: Deployed | None, at: float, *, served
     deadline_s = status.rollout.spec.drain_deadline if status.rollout is not None else 600.0
     entry = Retiring(deployed=deployed, since=at, deadline_at=at + deadline_s, served=served)
     return status.model_copy(update={"retiring": (*status.retiring, entry)})
+
+
+def _undeploy(status: ModelStatus, at: float) -> ModelStatus:
+    """Everything that runs loses its traffic and is drained; what was condemned stays so."""
+    if status.leaving is not None:
+        status = _shift(status, Shift(weight=0), at)
+    rollout = status.rollout
+    if rollout is not None and rollout.active:
+        served = rollout.judged or status.stable is None
+        status = _retire(status, _as_it_runs(rollout), at, served=served)
+        ended = {"stage": Stage.WITHDRAWN, "weight": 0, "paused": False, "at_end": False, "mirror_percent": 0}
+        status = _with_rollout(status, {**ended, "finished_at": at}, phase=status.phase)
+    status = _retire(_retire(_unwatched(status), status.previous, at), status.stable, at)
+    gone: dict[str, object] = {"stable": None, "previous": None, "warm_until": None, "history": ()}
+    return status.model_copy(update={**gone, "phase": Phase.HEALTHY})
 
 
 def _condemn(status: ModelStatus, deployed: Deployed, reason: str) -> ModelStatus:

@@ -45,8 +45,11 @@ class TesterSpec(Spec):
     )
 
     header: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    """The name of a request header."""
     value: Annotated[str, StringConstraints(max_length=256)] | None = None
+    """What the header must be."""
     key: KeyId | None = None
+    """The id of an API key, as `tidegate key list` shows it."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -71,7 +74,9 @@ class CanaryStep(Spec):
     """Hold the canary at `weight` percent for at least `duration`, and until the evidence suffices."""
 
     weight: Annotated[int, Field(ge=1, le=100), WHOLE]
+    """Percent of requests that the canary gets."""
     duration: Duration = 30.0
+    """How long it is held at least."""
     max_duration: Duration | None = None
     """After this long without a verdict, `analysis.onInsufficient` decides. Left out: wait for ever."""
 
@@ -94,12 +99,15 @@ class CanaryStrategy(Spec):
     """
 
     steps: tuple[CanaryStep, ...] = DEFAULT_STEPS
+    """The weights, in rising order."""
     soak: Duration = 0.0
     """How long the canary serves most requests before it is promoted."""
     soak_requests: Annotated[int, Field(ge=1), WHOLE] | None = None
     """The least number of canary requests in the soak, spread over its parts like its time."""
     holdback_percent: Annotated[int, Field(ge=1, le=50), WHOLE] = 20
+    """What stable keeps in the first part of the soak."""
     testers: Testers = ()
+    """Who meets the canary whatever its weight."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -141,6 +149,7 @@ class Expectation(Spec):
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     contains: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Words that stand somewhere in the answer."""
     matches: str | None = None
     """A regular expression that is found somewhere in the answer."""
     not_matches: str | None = None
@@ -164,7 +173,9 @@ class SmokeMessage(Spec):
     """One message of a chat."""
 
     role: Literal["system", "user", "assistant"]
+    """Whose message it is."""
     content: str
+    """Its text."""
 
 
 class SmokeCase(Spec):
@@ -173,10 +184,13 @@ class SmokeCase(Spec):
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    """What a failure of it is reported under."""
     prompt: Annotated[str, StringConstraints(min_length=1)] | None = None
     """Short for one message of a user."""
     messages: Annotated[tuple[SmokeMessage, ...], Field(min_length=1)] | None = None
+    """The chat so far, in place of a prompt."""
     max_tokens: Annotated[int, Field(ge=1, le=4096), WHOLE] = 64
+    """How long the answer may be."""
     expect: Expectation
 
     @model_validator(mode="after")
@@ -193,8 +207,11 @@ class BlueGreenStrategy(Spec):
     """
 
     testers: Testers = ()
+    """Who meets the candidate before the switch."""
     smoke: Annotated[tuple[SmokeCase, ...], Field(max_length=200)] = ()
+    """Requests that the candidate must answer as expected before the switch."""
     preview_duration: Duration = 0.0
+    """How long it is previewed at least."""
     preview_requests: Annotated[int, Field(ge=1), WHOLE] | None = None
     """The least number of testers' requests before the switch."""
     auto_switch: Annotated[bool, Field(strict=True)] = True
@@ -224,13 +241,16 @@ class ShadowStrategy(Spec):
     """
 
     mirror_percent: Annotated[int, Field(ge=1, le=100), WHOLE] = 10
+    """Percent of stable's requests that are copied."""
     duration: Duration = 60.0
+    """How long they are at least."""
     max_duration: Duration | None = None
     """After this long without a verdict, `analysis.onInsufficient` decides. Left out: wait for ever."""
     pairs: Annotated[int, Field(ge=1), WHOLE] = 100
     """The least number of mirrored pairs."""
     on_passed: OnPassed = OnPassed.PAUSE
     on_failed: Literal["withdraw"] = "withdraw"
+    """What follows when it is shown to be worse."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -242,6 +262,7 @@ class AbStrategy(Spec):
     """A fixed split for a number of sessions, then a report of each signal's effect; a person decides."""
 
     weight: Annotated[int, Field(ge=1, le=99), WHOLE] = 50
+    """Percent of sessions that get the new version."""
     sessions: Annotated[int, Field(ge=1), WHOLE] = 1000
     """How many sessions over both arms before the report; a request without a session counts as one."""
     safety: Annotated[bool, Field(strict=True)] = True

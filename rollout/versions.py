@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import hashlib
+import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from registry.errors import RegistryError
+from registry.errors import RegistryError, UnknownModel, UnknownVersion
 from registry.models import ModelVersion, SourceKind
 from registry.promotion import Moment, alias_moves
-from registry.stores.base import RegistryStore, apply_moves, policy_file
+from registry.semver import SemVer
+from registry.stores.base import RegistryStore, apply_moves
+from rollout.accelerators import NO_IMAGE, accelerator_of, check_accelerators
 from rollout.actions import Deployed
+from rollout.engine_specs import WorkloadRef
+from rollout.errors import InvalidSpec
 from rollout.judges import judge_policy
 from rollout.specs import RolloutSpec
 from serving.specs import EngineKind, RevisionSpec
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterHome:
+    """What resolving a version means on a cluster, where the machine that resolves is not the one that serves."""
+
+    namespace: str
+    """Where a version's engines live, unless the caller says otherwise."""
+    image: str
+    """The engine image of specs that name none. It is part of the revision: a new one goes through a canary."""
+    models: str = "/models"
+    """Below this the nodes keep the files of versions, each in a folder named by its manifest's digest."""
 
 
 class Versions:
@@ -25,41 +45,99 @@ class Versions:
     """
 
     def __init__(
-        self, store: RegistryStore, accelerator: str = "cpu", judge: Callable[[RolloutSpec], str] = judge_policy
+        self,
+        store: RegistryStore,
+        accelerator: str = "cpu",
+        judge: Callable[[RolloutSpec], str] = judge_policy,
+        cluster: ClusterHome | None = None,
     ) -> None:
-        """Begin; `judge` gives the text of the policy that scores a rollout's answers, see `rollout.judges`."""
+        """Take a registry.
+
+        Args:
+            store: the registry.
+            accelerator: what engines of this machine run on.
+            judge: gives the text of the policy that scores a rollout's answers, see `rollout.judges`.
+            cluster: given where engines run on a cluster: then nothing is fetched to this machine, and the accelerator
+                is what the spec asks for.
+        """
         self._store = store
         self._accelerator = accelerator
         self.judge = judge
+        self._cluster = cluster
 
-    async def resolve(self, spec: RolloutSpec) -> tuple[ModelVersion, Deployed]:
+    async def resolve(self, spec: RolloutSpec, namespace: str = "") -> tuple[ModelVersion, Deployed]:
         """A spec's version and its revision, its files verified against the manifest.
+
+        On a cluster they are verified where they are used, by the container that fetches them to a node.
+
+        Args:
+            spec: what is asked for.
+            namespace: where on a cluster it shall live; empty means the platform's own namespace.
 
         Raises:
             registry.errors.RegistryError: no such version, a damaged file, a registry that does not answer.
+            InvalidSpec: what the spec gives each replica does not fit what the version needs.
 
         """
-        return await asyncio.to_thread(self._resolve, spec)
+        return await asyncio.to_thread(self._resolve, spec, namespace)
 
-    def _resolve(self, spec: RolloutSpec) -> tuple[ModelVersion, Deployed]:
-        version = self._store.get(spec.model, spec.version)
-        simulated = version.kind is SourceKind.SIMULATED
-        folder = None if simulated and not version.policy_sha256 else self._store.materialise(version, verify=True)
-        source = version.location if simulated else str(folder)
+    def _resolve(self, spec: RolloutSpec, namespace: str) -> tuple[ModelVersion, Deployed]:
+        ref = spec.engine.workload_ref
+        if ref is not None:
+            if self._cluster is None:
+                raise InvalidSpec("engine.workloadRef points into a cluster, and this platform runs on one machine")
+            version = self._referred(spec, ref)
+            kind, source = EngineKind.EXTERNAL, f"{ref.kind}/{ref.name}"
+        else:
+            version = self._store.get(spec.model, spec.version)
+            kind = EngineKind.SIMULATED if version.kind is SourceKind.SIMULATED else EngineKind.VLLM
+            source = self._source(version)
+        cluster = self._cluster
+        image = spec.engine.image
         revision = RevisionSpec(
             model=spec.model,
             version=version.version,
             manifest_sha256=version.manifest_sha256,
-            engine=EngineKind.SIMULATED if simulated else EngineKind.VLLM,
+            engine=kind,
             source=source,
-            engine_image=spec.engine.image,
+            engine_image=cluster.image if cluster is not None and image == NO_IMAGE else image,
             engine_args=dict(version.engine_args),
-            accelerator=self._accelerator,
+            accelerator=self._accelerator if cluster is None else accelerator_of(spec.engine),
             policy_sha256=version.policy_sha256,
         )
-        file = policy_file(folder) if folder is not None else None
-        policy = file.read_bytes().decode() if file is not None else ""
-        return version, Deployed(revision=revision, replicas=spec.engine.min_replicas, policy=policy)
+        if cluster is not None and kind is EngineKind.VLLM:
+            check_accelerators(spec.engine, revision)
+        return version, Deployed(
+            revision=revision,
+            replicas=spec.engine.min_replicas,
+            engine=spec.engine,
+            namespace="" if cluster is None else namespace or cluster.namespace,
+            longest_stream_s=spec.drain_deadline,
+            policy=self._store.policy_text(version) if version.policy_sha256 else "",
+        )
+
+    def _source(self, version: ModelVersion) -> str:
+        if version.kind is SourceKind.SIMULATED:
+            return version.location
+        if self._cluster is not None:
+            return f"{self._cluster.models}/{version.manifest_sha256}"
+        return str(self._store.materialise(version, verify=True))
+
+    def _referred(self, spec: RolloutSpec, ref: WorkloadRef) -> ModelVersion:
+        """The version of somebody else's workload: the registered one, or one that is made of the reference."""
+        try:
+            return self._store.get(spec.model, spec.version)
+        except (UnknownModel, UnknownVersion):
+            named = json.dumps([spec.model, spec.version, ref.model_dump(mode="json")], separators=(",", ":"))
+            return ModelVersion(
+                model=spec.model,
+                version=str(SemVer.parse(spec.version)),
+                mlflow_version="",
+                kind=SourceKind.FOLDER,
+                location=f"{ref.kind}/{ref.name}",
+                manifest_sha256=hashlib.sha256(named.encode()).hexdigest(),
+                created_at=dt.datetime.fromtimestamp(0, dt.UTC),
+            )
 
     async def earlier(self, model: str, before: str) -> ModelVersion | None:
         """The version registered before `before`, newest first, or None."""

@@ -40,4 +40,8 @@ resolve "$work/all.lock" cpu demo dev
 pins "$work/all.lock" >"$work/constraints.txt"
 resolve "$work/base.lock"
 resolve "$work/cpu.lock" cpu demo
+# Another build of vLLM and PyTorch, with needs of its own; the platform below it is the same. Without the place where
+# PyTorch's CPU build is found, which would win over the one with CUDA.
+pins "$work/base.lock" >"$work/constraints.txt"
+UV_FIND_LINKS="" UV_EXTRA_INDEX_URL="" resolve "$work/gpu.lock" gpu
 python3 scripts/split_lock.py "$work" requirements

@@ -1,8 +1,9 @@
 """Split cumulative resolutions into lock files that don't overlap: `split_lock.py FROM TO`, called by lock.sh.
 
-FROM holds base.lock (no extras), cpu.lock (base and the engine) and all.lock (both and the developers' tools), TO
-receives base.lock, torch-cpu.lock, cpu.lock and dev.lock. PyTorch gets a file of its own without hashes: the same
-version is published in more than one place, and pip wants hashes for all requirements of a call or for none.
+FROM holds base.lock (no extras), cpu.lock (base and the engine), gpu.lock (base and the engine for GPUs) and all.lock
+(base, the engine for CPUs and the developers' tools), TO receives base.lock, torch-cpu.lock, cpu.lock, gpu.lock and
+dev.lock. PyTorch's CPU build gets a file of its own without hashes: the same version is published in more than one
+place, and pip wants hashes for all requirements of a call or for none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ WHAT = {
     "base.lock": "What every process of the platform needs.",
     "torch-cpu.lock": "PyTorch's CPU build, without hashes (scripts/split_lock.py says why).",
     "cpu.lock": "vLLM for CPUs and the bundled model; on top of base.lock.",
+    "gpu.lock": "vLLM for GPUs with PyTorch's CUDA build, instead of the two files for CPUs; on top of base.lock.",
     "dev.lock": "Tests, linters and type stubs; on top of the others.",
 }
 NOT_PINNED_BY_HASH = "torch"
@@ -28,13 +30,14 @@ def requirements(path: Path) -> dict[str, str]:
 
 
 def main(source: Path, target: Path) -> None:
-    """Write the four files."""
-    base, cpu, everything = (requirements(source / f"{name}.lock") for name in ("base", "cpu", "all"))
+    """Write the files."""
+    base, cpu, gpu, everything = (requirements(source / f"{name}.lock") for name in ("base", "cpu", "gpu", "all"))
     torch = {name: block.split()[0] + "\n" for name, block in cpu.items() if name == NOT_PINNED_BY_HASH}
     parts = {
         "base.lock": base,
         "torch-cpu.lock": torch,
         "cpu.lock": {name: block for name, block in cpu.items() if name not in base | torch},
+        "gpu.lock": {name: block for name, block in gpu.items() if name not in base},
         "dev.lock": {name: block for name, block in everything.items() if name not in cpu},
     }
     for file, blocks in parts.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -37,6 +38,8 @@ class EngineKind(enum.StrEnum):
 
     VLLM = "vllm"
     SIMULATED = "simulated"
+    EXTERNAL = "external"
+    """Whatever answers OpenAI's API in a workload that somebody else runs."""
 
 
 class RevisionSpec(Frozen):
@@ -83,3 +86,24 @@ def application_name(model: str, version: str, digest: str) -> str:
     'chat--1-3-0--0a1b2c3d'
     """
     return f"{model}--{version.replace('.', '-').replace('+', '-')}--{digest[:8]}"
+
+
+MAX_OBJECT_NAME = 47
+"""What KubeRay allows: it appends to a RayService's name, and the result must be a DNS label."""
+
+
+def object_name(application: str) -> str:
+    """Name the Kubernetes object of an application: its own name where that is a short enough DNS-1035 label.
+
+    Otherwise lower case, shortened in the middle, and always ending in the revision's eight hexadecimal digits.
+
+    >>> object_name("chat--1-3-0--0a1b2c3d")
+    'chat--1-3-0--0a1b2c3d'
+    >>> object_name("7b--1-3-0-RC-1--0a1b2c3d")
+    'tg-7b--1-3-0-rc-1--0a1b2c3d'
+    """
+    name = re.sub(r"[^a-z0-9-]", "-", application.lower())
+    if not name[:1].isalpha():
+        name = f"tg-{name}"
+    head, tail = name[: -len("--00000000")], name[-len("--00000000") :]
+    return head[: MAX_OBJECT_NAME - len(tail)].rstrip("-") + tail

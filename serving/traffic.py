@@ -36,6 +36,9 @@ class Generation(NamedTuple):
     sequence: int
 
 
+ENDPOINTS_PATTERN = r"^(ray://[a-z0-9.-]{1,253}:[0-9]{1,5}|service://[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}:[0-9]{1,5})?$"
+
+
 class RevisionTraffic(Frozen):
     """One revision's part of a model's traffic. `weight` is in percent of the model's new requests.
 
@@ -48,6 +51,12 @@ class RevisionTraffic(Frozen):
     weight: Annotated[int, Field(ge=0, le=100)]
     application: str
     policy: str = ""
+    endpoints: Annotated[
+        str, StringConstraints(pattern=ENDPOINTS_PATTERN), Field(exclude_if=lambda value: not value)
+    ] = ""
+    """Where the gateways learn which engines answer for it: `ray://HOST:PORT`, a Ray dashboard; or
+    `service://NAMESPACE/NAME:PORT`, a Service of the cluster. Empty: the one place that the gateway is configured
+    with."""
 
 
 class Tester(Frozen):

@@ -1,4 +1,4 @@
-"""Which adapters the local platform is made of. Importing it costs nothing; building imports MLflow, for seconds."""
+"""Which adapters a platform is made of. Importing it costs nothing; building imports MLflow, for seconds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ if TYPE_CHECKING:
     from registry.models import RegisterRequest
     from registry.stores.base import RegistryStore
     from rollout.accounts.base import AccountStore
+    from rollout.actions import Deployed
     from rollout.analysis.ledger import EvidenceIncrement
+    from rollout.control_api.plane import ControlPlane
     from rollout.controller import Controller
     from rollout.observe import ProviderPoller
+    from rollout.operator.api import Address
+    from rollout.operator.election import Election
+    from rollout.operator.leader_label import LeaderLabel
+    from rollout.operator.running import Operator
     from rollout.smoke_runner import SmokeRunner
+    from rollout.specs import RolloutSpec
     from rollout.traffic_routers.gateway import GatewayRouter
     from tidegate.settings import Settings
 
@@ -105,6 +112,84 @@ def build_poller(settings: Settings, controller: Controller, router: GatewayRout
         clock=time.time,
         monotonic=time.monotonic,
     )
+
+
+def build_operator(settings: Settings, controller: Controller, plane: ControlPlane) -> Operator | None:
+    """What carries ModelDeployments out, or None on the local platform, where nobody writes them.
+
+    Raises:
+        ClusterError: there is no usable way to the cluster.
+    """
+    if settings.platform != "kubernetes":
+        return None
+    import time
+
+    from rollout.operator.running import Operator
+
+    async def resolve(spec: RolloutSpec, namespace: str) -> Deployed:
+        _, deployed = await plane.versions.resolve(spec, namespace)
+        return deployed
+
+    return Operator(
+        controller=controller,
+        resolve=resolve,
+        aim=plane.aim,
+        address=cluster_address(settings),
+        namespaces=settings.watched_namespaces,
+        instance=settings.pod_name,
+        clock=time.time,
+        monotonic=time.monotonic,
+        judge=plane.versions.judge,
+    )
+
+
+def build_election(settings: Settings) -> Election | None:
+    """Who of the release's controllers tries to lead, or None on the local platform, where there is one.
+
+    Raises:
+        ClusterError: there is no usable way to the cluster.
+    """
+    if settings.platform != "kubernetes":
+        return None
+    import time
+
+    from rollout.operator.api import ResourceApi
+    from rollout.operator.election import Election
+
+    return Election(
+        ResourceApi(cluster_address(settings).configuration(), user_agent="tidegate-election"),
+        namespace=settings.namespace,
+        name=f"{settings.release}-controller",
+        holder=settings.pod_name,
+        clock=time.time,
+        monotonic=time.monotonic,
+    )
+
+
+def build_leader_label(settings: Settings, controller: Controller) -> LeaderLabel | None:
+    """What keeps the label by which the release's Service finds this process, or None on the local platform.
+
+    Raises:
+        ClusterError: there is no usable way to the cluster.
+    """
+    if settings.platform != "kubernetes":
+        return None
+    from rollout.operator.leader_label import leader_label
+
+    return leader_label(
+        cluster_address(settings).configuration(),
+        namespace=settings.namespace,
+        release=settings.release,
+        me=settings.pod_name,
+        leads=lambda: controller.leads,
+    )
+
+
+def cluster_address(settings: Settings) -> Address:
+    """How the cluster is reached."""
+    from rollout.operator.api import Address
+
+    return Address(kubeconfig=settings.kubeconfig, context=settings.kube_context)
 
 
 def policy_path(given: Path) -> Path:

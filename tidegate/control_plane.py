@@ -6,6 +6,7 @@ Reads its settings from the environment and `$TIDEGATE_HOME`; the supervisor sta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import signal
@@ -27,16 +28,27 @@ from rollout.control_api.app import create_app
 from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
-from rollout.errors import InvalidSpec, LogConflict
-from rollout.event_log.database import Database
+from rollout.errors import ClusterError, EventLogUnavailable, InvalidSpec, LogConflict, UnusableStore
 from rollout.event_log.sql import SqlEventLog
 from rollout.judges import judge_from_file, judge_policy
+from rollout.operator.election import Election
+from rollout.operator.running import Operator
 from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
-from tidegate.composition import build_poller, build_registry, build_smoke_runner
+from tidegate.composition import (
+    build_election,
+    build_leader_label,
+    build_operator,
+    build_poller,
+    build_registry,
+    build_smoke_runner,
+)
 from tidegate.errors import WrongUse
+from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
+from tidegate.on_kubernetes import build_cluster_parts
+from tidegate.request_log import HomesRequestLog
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
 from tidegate.webhooks import FileCursors, build_webhooks
@@ -44,14 +56,19 @@ from tidegate.webhooks import FileCursors, build_webhooks
 log = logging.getLogger("tidegate.control_plane")
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-MIN_TOKEN_CHARS = 32
 CLOSING_S = 2.0
 """How long open requests may go on when it stops. Event streams never end by themselves."""
 
 
 def read_token(settings: Settings) -> str:
-    """The bootstrap token, an admin's; made on first use, readable by the owner alone."""
+    """The bootstrap token, an admin's; made on first use, readable by the owner alone. A mounted one is only read.
+
+    Raises:
+        WrongUse: a mounted one can't be read or is too short.
+    """
     path = settings.credentials_file
+    if settings.control_token_file is not None:
+        return read_mounted(path, "control_token_file")
     token = path.read_text().strip() if path.exists() else ""
     if not token:  # also after a crash between making the file and writing it
         token = secrets.token_urlsafe(32)
@@ -109,24 +126,34 @@ def _moments(status: ModelStatus) -> Iterator[tuple[Moment, str]]:
 
 async def serve(settings: Settings) -> int:
     """Run the controller and its API until told to stop. Returns the process's exit code."""
-    token = read_token(settings)
     try:
+        token = read_token(settings)
         check_bind(settings.host, token)
+        gateway_key = read_gateway_key(settings)
         webhooks = build_webhooks(settings, time.time)
         judge_text = judge_from_file(settings.judge_policy_file)
-    except (WrongUse, InvalidSpec) as error:
+        database = open_store(settings)
+        cluster = build_cluster_parts(settings, time.monotonic) if settings.platform == "kubernetes" else None
+    except (WrongUse, InvalidSpec, ClusterError, UnusableStore, EventLogUnavailable) as error:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
-        return WrongUse.exit_code
-    database = Database(settings.event_log_url)
+        return WrongUse.exit_code if isinstance(error, WrongUse | InvalidSpec) else 1
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
-    router = GatewayRouter(time.monotonic)
-    versions = Versions(build_registry(settings), judge=partial(judge_policy, text=judge_text))
-    holder = f"{socket.gethostname()}:{settings.home}"
+    if gateway_key is not None:
+        book_gateway_key(accounts, gateway_key, now=time.time())
+    router = cluster.router if cluster is not None else GatewayRouter(time.monotonic)
+    versions = Versions(
+        build_registry(settings),
+        judge=partial(judge_policy, text=judge_text),
+        cluster=cluster.home if cluster is not None else None,
+    )
+    holder = f"{settings.pod_name or socket.gethostname()}:{settings.home}"
     smoke = build_smoke_runner(settings, accounts, holder, now=time.time())
     controller = Controller(
         event_log=event_log,
         accounts=accounts,
-        workloads=RayServeWorkloads(
+        workloads=cluster.workloads
+        if cluster is not None
+        else RayServeWorkloads(
             settings.ray_file,
             log_dir=settings.log_dir,
             host=settings.host,
@@ -169,7 +196,20 @@ async def serve(settings: Settings) -> int:
         accounts=accounts,
         authenticator=authenticator,
     )
-    app = create_app(plane, platform=lambda: _platform(settings, announcer), clock=time.time)
+    try:
+        operator, election = build_operator(settings, controller, plane), build_election(settings)
+        label = build_leader_label(settings, controller)
+        if cluster is not None and operator is not None:
+            cluster.owners.look = operator.reconciler.owner_of
+    except ClusterError as error:
+        log.error("%s", error)  # noqa: TRY400
+        return 1
+    app = create_app(
+        plane,
+        platform=lambda: _platform(settings, announcer, operator),
+        clock=time.time,
+        logged=HomesRequestLog(settings),
+    )
     mount_console(app)
     # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.
     config = uvicorn.Config(
@@ -186,16 +226,62 @@ async def serve(settings: Settings) -> int:
         beside = {"aliases": aliases.run(), "notifications": announcer.run()}
         if poller is not None:
             beside["measuring"] = poller.run()
-        return await _run(uvicorn.Server(config), controller, beside)
+        if cluster is not None:
+            beside |= {name: work() for name, work in cluster.beside.items()}
+        if operator is not None:
+            beside["operator"] = operator.run()
+        if label is not None:
+            beside["leader label"] = label.run()
+        return await _run(_Server(config), lead(controller, election), beside)
 
 
-async def _run(server: uvicorn.Server, controller: Controller, beside: Mapping[str, Coroutine[Any, Any, None]]) -> int:
+async def lead(controller: Controller, election: Election | None) -> None:
+    """Lead when possible. Where there is an election, who has lost it does not even try.
+
+    Raises:
+        LogConflict: the leadership was lost; the process should start again.
+    """
+    if election is None:
+        await controller.run()
+        return
+    await election.elected()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(controller.run())
+            tasks.create_task(election.keep())
+    finally:
+        await election.give_back()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the process.
+
+    uvicorn's own handling sends itself the signal once more when it has closed, which ends the process before the
+    lease is given back: the next controller would wait for the lease's end, with each update of a cluster.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See `uvicorn.Server.capture_signals`."""
+        yield
+
+    def stop_on(self, *numbers: signal.Signals) -> None:
+        """Close orderly when one of these comes."""
+        loop = asyncio.get_running_loop()
+        for number in numbers:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+
+
+async def _run(
+    server: _Server, to_lead: Coroutine[Any, Any, None], beside: Mapping[str, Coroutine[Any, Any, None]]
+) -> int:
     """Serve and lead until one of the two ends; what runs beside them may fail without stopping rollouts."""
     others = [asyncio.create_task(work, name=name) for name, work in beside.items()]
     for task in others:
         task.add_done_callback(_note_end)
+    server.stop_on(signal.SIGTERM, signal.SIGINT)
     serving = asyncio.create_task(server.serve())
-    leading = asyncio.create_task(controller.run())
+    leading = asyncio.create_task(to_lead)
     done, _ = await asyncio.wait({serving, leading}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
     if leading in done:
@@ -226,9 +312,10 @@ def _why_it_ended(leading: asyncio.Task[None]) -> int:
     return 1
 
 
-def _platform(settings: Settings, announcer: Announcer) -> dict[str, Any]:
+def _platform(settings: Settings, announcer: Announcer, operator: Operator | None) -> dict[str, Any]:
     addresses = {"gateway": settings.gateway_url, "control": settings.control_url}
-    return {"addresses": addresses, "webhooks": announcer.state}
+    cluster = {"cluster": {"message": operator.message}} if operator is not None else {}
+    return {"addresses": addresses, "webhooks": announcer.state, **cluster}
 
 
 def main() -> None:
@@ -236,6 +323,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("kopf").setLevel(logging.ERROR)  # it warns that it leaves signals alone, which is meant
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(asyncio.run(serve(load_settings())))
 

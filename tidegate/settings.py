@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -14,8 +14,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from monitoring.tracing.settings import Transport
 from rollout.access import parse_networks
 from rollout.notifications.base import Happening
+
+_LABEL = r"^[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?$"
+"""A Helm release's name: at most 53 characters, so that what is called after it fits into 63."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -52,6 +56,19 @@ class Settings(BaseSettings):
     serve_port: Port = Field(default=8100, description="Ray Serve's own proxy, which nothing of ours uses.")
     tracking_uri: str = Field(default="", description="MLflow tracking URI; empty means sqlite below home.")
     store_url: str = Field(default="", description="SQLAlchemy URL of the event log; empty means sqlite below home.")
+    store_url_file: Path | None = Field(
+        default=None, description="File that holds that URL, for instance of a mounted Secret; instead of store_url."
+    )
+    control_token_file: Path | None = Field(
+        default=None, description="Mounted file with the bootstrap token, only ever read; instead of the one in home."
+    )
+    gateway_key_file: Path | None = Field(
+        default=None, description="Key that gateways dial with; the control plane books it with the role gateway alone."
+    )
+    gateway_internal_url: str = Field(
+        default="",
+        description="Where our own processes reach the gateways, for instance a Service; empty means on this machine.",
+    )
     auth: Literal["none", "keys"] = Field(
         default="none", description="keys: every request to the gateway needs an API key (`tidegate key create`)."
     )
@@ -93,10 +110,95 @@ class Settings(BaseSettings):
         default=600.0, description="The longest a request may take; also how long a drain waits for its streams."
     )
 
+    platform: Literal["local", "kubernetes"] = Field(
+        default="local",
+        description="kubernetes: models are asked for by ModelDeployments, and engines run under KubeRay.",
+    )
+    release: Annotated[str, StringConstraints(pattern=_LABEL)] = Field(
+        default="tidegate", description="The Helm release's name; its objects are called after it."
+    )
+    namespace: str = Field(default="", description="Where the release lives on the cluster.")
+    pod_name: str = Field(default="", description="This pod's name, by which it holds the lease.")
+    watch_namespaces: tuple[str, ...] = Field(
+        default=(), description="Where ModelDeployments are looked for; empty means in the release's own namespace."
+    )
+    kubeconfig: Path | None = Field(
+        default=None, description="How to reach the cluster from outside of it; in a pod its service account does."
+    )
+    kube_context: str | None = Field(default=None, description="The context of that kubeconfig; else the current one.")
+    engine_image: str = Field(default="", description="On a cluster: the engine image of specs that name none.")
+    engine_service_account: str = Field(default="", description="On a cluster: that of engine pods; it needs no right.")
+    engine_pull_secrets: tuple[str, ...] = Field(default=(), description="On a cluster: Secrets for pulling the image.")
+    engine_tracking_uri: str = Field(
+        default="", description="On a cluster: where engine pods fetch weights from; empty means tracking_uri."
+    )
+    engine_credentials_secret: str = Field(
+        default="", description="On a cluster: a Secret with what that takes, as environment; specs may name another."
+    )
+    model_cache_claim: str = Field(default="", description="On a cluster: a volume claim that keeps fetched weights.")
+    model_cache_path: str = Field(default="", description="On a cluster: a folder of the nodes that keeps them.")
+    ray_auth_secret: str = Field(
+        default="", description="On a cluster: Secret with Ray's token as auth_token; empty means RELEASE-ray-token."
+    )
+    ray_token_file: Path | None = Field(default=None, description="On a cluster: file that holds that token.")
+    redis_address: str = Field(
+        default="",
+        description="On a cluster: Redis for Ray's control store; without it a lost head ends its engines.",
+    )
+    redis_secret: str = Field(default="", description="On a cluster: Secret with its password as password.")
+    traffic_router: Literal["gateway", "gateway-api"] = Field(
+        default="gateway",
+        description="On a cluster: what divides requests, our gateways or HTTPRoutes of your ingress.",
+    )
+    gateway_service: str = Field(
+        default="", description="On a cluster: the Service of the gateways; empty means RELEASE-gateway."
+    )
+    http_route: str = Field(
+        default="{model}", description="With gateway-api: the name of a model's HTTPRoute; {model} stands for its name."
+    )
+    http_route_namespace: str = Field(
+        default="", description="With gateway-api: where the routes are; empty means the release's own namespace."
+    )
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="OTLP collector that traces go to, http://127.0.0.1:4317 for instance; empty means no traces.",
+    )
+    otlp_protocol: Transport = Field(default=Transport.GRPC, description="How: grpc, or http/protobuf (port 4318).")
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="Part of the traces that begin here and are kept; failures always are."
+    )
+    trace_content: bool = Field(
+        default=False, description="Have traces hold prompts and answers, redacted, where a version's policy allows it."
+    )
+    request_log_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Part of the requests that is logged; above 0 what failed always is. 0 means no log."
+    )
+    request_log_format: Literal["jsonl", "parquet"] = Field(default="parquet", description="Of closed segments.")
+    request_log_days: Annotated[float, Field(gt=0)] = Field(default=7.0, description="How long a request is kept.")
+    request_log_mib: Annotated[int, Field(ge=1)] = Field(
+        default=1024, description="How much of the disk each gateway's log may take, in MiB; the oldest goes first."
+    )
+
     trusted_proxies: tuple[str, ...] = Field(
         default=(), description="Addresses and networks whose X-Forwarded-For the control plane believes."
     )
     webhooks: tuple[WebhookSettings, ...] = Field(default=(), description="Who is told what rollouts do.")
+
+    @model_validator(mode="after")
+    def _has_one_store(self) -> Self:
+        if self.store_url and self.store_url_file is not None:
+            raise ValueError("store_url and store_url_file both name the store; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        if self.platform == "kubernetes" and not (self.namespace and self.pod_name):
+            raise ValueError(
+                f"platform kubernetes needs namespace (found {self.namespace!r}) and pod_name ({self.pod_name!r}); "
+                "the chart sets TIDEGATE_NAMESPACE and TIDEGATE_POD_NAME from the pod"
+            )
+        return self
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -142,8 +244,13 @@ class Settings(BaseSettings):
 
     @property
     def credentials_file(self) -> Path:
-        """Bearer token of the local control plane, mode 0600."""
-        return self.home / "credentials"
+        """Bearer token of the control plane: of this home, mode 0600, unless a mounted one is named."""
+        return self.control_token_file or self.home / "credentials"
+
+    @property
+    def watched_namespaces(self) -> tuple[str, ...]:
+        """Where ModelDeployments are looked for, each once."""
+        return tuple(dict.fromkeys(self.watch_namespaces)) or (self.namespace,)
 
     @property
     def prometheus_dir(self) -> Path:
@@ -166,13 +273,29 @@ class Settings(BaseSettings):
         return self.home / "gateway" / "table.json"
 
     @property
+    def gateway_secret_file(self) -> Path:
+        """What the gateways of this home sign request ids with."""
+        return self.home / "gateway" / "secret"
+
+    @property
+    def request_log_dir(self) -> Path:
+        """Holds a folder for each gateway's request log."""
+        return self.home / "requests"
+
+    @property
     def mlflow_uri(self) -> str:
         """The tracking URI in force."""
         return self.tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
 
     @property
     def event_log_url(self) -> str:
-        """The SQLAlchemy URL in force."""
+        """The SQLAlchemy URL in force.
+
+        Raises:
+            OSError: it is in a file that can't be read.
+        """
+        if self.store_url_file is not None:
+            return self.store_url_file.read_text().strip()
         return self.store_url or f"sqlite:///{self.home / 'state.db'}"
 
     @property
@@ -188,7 +311,9 @@ class Settings(BaseSettings):
 
     @property
     def own_gateway_url(self) -> str:
-        """Where our own processes reach the gateway: by loopback, when it listens on every address."""
+        """Where our own processes reach the gateway: as configured, or by loopback when it listens everywhere."""
+        if self.gateway_internal_url:
+            return self.gateway_internal_url
         if self.host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
             return self.gateway_url.replace(f"//{self.host}:", "//127.0.0.1:", 1)
         return self.gateway_url

@@ -6,8 +6,8 @@ import datetime as dt
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from registry.baking import CheckPolicy, any_mapping
@@ -19,7 +19,7 @@ from registry.references import check_alias
 from registry.registration import Staged, check_request, known_versions, number_staged, stage
 from registry.semver import Numbered, SemVer, refuse_taken
 from registry.sources import MlflowSource
-from registry.stores.base import unknown_alias
+from registry.stores.base import checked_policy, policy_file, unknown_alias
 from registry.verification import VerifiedFolders
 
 
@@ -52,6 +52,8 @@ class MemoryStore:
         self._models: dict[str, _Model] = {}
         self._verified = VerifiedFolders(self._root / "verified")
         self._lock = threading.RLock()
+        self.cases: dict[tuple[str, str], str] = {}
+        """The cases of evaluations, by (version's reference, name)."""
 
     def list_models(self) -> tuple[str, ...]:
         """See the protocol."""
@@ -136,9 +138,31 @@ class MemoryStore:
         self._verified.ensure(record.folder, record.manifest, version.reference, force=verify, on_progress=on_progress)
         return record.folder
 
+    def manifest(self, version: ModelVersion) -> Manifest:
+        """See the protocol."""
+        return self._record(version.model, version.version).manifest
+
+    def policy_text(self, version: ModelVersion) -> str:
+        """See the protocol."""
+        if not version.policy_sha256:
+            return ""
+        file = policy_file(self._record(version.model, version.version).folder)
+        return checked_policy(version, file.read_bytes() if file is not None else None)
+
     def verify(self, version: ModelVersion, on_progress: OnProgress = silent) -> None:
         """See the protocol."""
         self.materialise(version, verify=True, on_progress=on_progress)
+
+    def note_evaluation(self, version: ModelVersion, name: str, metrics: Mapping[str, float], cases: str) -> None:
+        """See the protocol."""
+        with self._lock:
+            record = self._record(version.model, version.version)
+            known = {**record.version.metrics, **{f"{name}.{metric}": value for metric, value in metrics.items()}}
+            self._model(version.model).records[version.version] = replace(
+                record, version=record.version.model_copy(update={"metrics": known})
+            )
+            if cases:
+                self.cases[(version.reference, name)] = cases
 
     def _own_version(self, source: MlflowSource) -> tuple[SourceFile, ...]:
         """`models:/` in memory means this store's own versions."""

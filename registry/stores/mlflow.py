@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from registry.baking import CheckPolicy, any_mapping
+from registry.baking import POLICY_FILE, CheckPolicy, any_mapping
 from registry.errors import (
+    InvalidRequest,
     InvalidSource,
     RegistryBusy,
     RegistryError,
@@ -30,13 +31,13 @@ from registry.errors import (
     VersionExists,
 )
 from registry.files import OnProgress, seal, silent
-from registry.manifest import dump_manifest, manifest_digest
-from registry.models import ModelVersion, RegisterRequest
+from registry.manifest import dump_manifest, load_manifest, manifest_digest
+from registry.models import Manifest, ModelVersion, RegisterRequest
 from registry.references import check_alias, is_model_name
 from registry.registration import Staged, check_request, known_versions, number_staged, stage
 from registry.semver import Numbered, SemVer, refuse_taken
 from registry.stores import mlflow_tags as tags
-from registry.stores.base import unknown_alias
+from registry.stores.base import checked_policy, unknown_alias
 from registry.stores.mlflow_client import Mlflow, NotFound
 from registry.stores.mlflow_folders import Folders
 from registry.stores.mlflow_import import Importer
@@ -144,9 +145,32 @@ class MlflowStore:
         uri = self._mlflow.artifact_uri(stored.name, stored.number)
         return self._folders.materialise(uri, stored, version.reference, verify, on_progress)
 
+    def manifest(self, version: ModelVersion) -> Manifest:
+        """See the protocol."""
+        stored = self._stored(version)
+        return load_manifest(stored.tags.get(tags.MANIFEST, ""), version.manifest_sha256, version.reference)
+
+    def policy_text(self, version: ModelVersion) -> str:
+        """See the protocol."""
+        if not version.policy_sha256:
+            return ""
+        stored = self._stored(version)
+        uri = self._mlflow.artifact_uri(stored.name, stored.number)
+        return checked_policy(version, self._folders.one_file(uri, POLICY_FILE))
+
     def verify(self, version: ModelVersion, on_progress: OnProgress = silent) -> None:
         """See the protocol."""
         self.materialise(version, verify=True, on_progress=on_progress)
+
+    def note_evaluation(self, version: ModelVersion, name: str, metrics: Mapping[str, float], cases: str) -> None:
+        """See the protocol."""
+        stored = self._stored(version)
+        if stored.run_id is None:
+            raise InvalidRequest(
+                f"{version.reference} was registered without a run, which MLflow keeps metrics with; register it with "
+                "tidegate model register"
+            )
+        self._runs.note(stored.run_id, name, metrics, cases)
 
     def register(self, request: RegisterRequest, on_progress: OnProgress = silent) -> ModelVersion:
         """See the protocol."""

@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 from registry.errors import RegistryError, UnknownModel, UnknownVersion
 from rollout.control_api.authentication import Caller, Forbidden, TooManyFailures, Unauthorized
 from rollout.control_api.keys import InvalidKey, UnknownKey
+from rollout.control_api.requests import UnknownRequest
 from rollout.controller import NotLeading
-from rollout.errors import CommandRefused, InvalidSpec, Quarantined, RolloutError, UnknownRollout
+from rollout.errors import CommandRefused, InsufficientCapacity, InvalidSpec, Quarantined, RolloutError, UnknownRollout
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,11 @@ STATUS_OF: dict[type[Exception], tuple[int, str]] = {
     InvalidSpec: (400, "invalid_spec"),
     CommandRefused: (409, "refused"),
     Quarantined: (409, "quarantined"),
+    InsufficientCapacity: (409, "insufficient_capacity"),
     NotLeading: (503, "not_leading"),
     UnknownKey: (404, "no_such_key"),
     InvalidKey: (400, "invalid_key"),
+    UnknownRequest: (404, "unknown_request"),
 }
 
 LOGGED = frozenset({401, 403, 409, 429})

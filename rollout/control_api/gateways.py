@@ -61,7 +61,7 @@ async def _serve(plane: ControlPlane, socket: WebSocket, caller: Caller) -> None
             await socket.send_text(Refused(reason="this controller does not lead yet").model_dump_json())
             await socket.close(code=4503)
             return
-        hello = FROM_GATEWAY.validate_json(await socket.receive_text())
+        hello = FROM_GATEWAY.validate_json(await socket.receive_text(), extra="ignore")
         if not isinstance(hello, Hello):
             await socket.close(code=4400, reason="the first message must be hello")
             return

@@ -105,11 +105,14 @@ class ControlPlane:
 
     async def verb(self, model: str, command: Command, *, dry_run: bool, wait_s: float = 0.0) -> dict[str, Any]:
         """Carry out any other verb; with `wait_s` wait so long for the gateways to confirm that traffic has left."""
-        target = await self._target(self.controller.status(model), command)
+        target = await self.aim(model, command)
         return await self._carry_out(model, command, target, dry_run=dry_run, wait_s=wait_s)
 
-    async def _target(self, status: ModelStatus, command: Command) -> Target | None:
+    async def aim(self, model: str, command: Command) -> Target | None:
         """What the verb would have to start, if anything."""
+        return await self._target(self.controller.status(model), command)
+
+    async def _target(self, status: ModelStatus, command: Command) -> Target | None:
         rollout = status.rollout
         match command.verb:
             case Verb.RETRY:
@@ -117,7 +120,7 @@ class ControlPlane:
                     raise CommandRefused(
                         f"retry: {status.model} has no rollout to repeat; `tidegate deploy` starts one"
                     )
-                return await self._target_of(rollout.spec)
+                return await self._target_of(rollout.spec, rollout.target.namespace)
             case Verb.UNDO:
                 return self._earlier(status, command.version, emergency=False)
             case Verb.ROLLBACK if _must_start(status, command):
@@ -135,8 +138,8 @@ class ControlPlane:
         wanted = spec.model_copy(update=changes)
         return self.controller.new_target(wanted, deployed, self.versions.judge(wanted))
 
-    async def _target_of(self, spec: RolloutSpec) -> Target:
-        _, deployed = await self.versions.resolve(spec)
+    async def _target_of(self, spec: RolloutSpec, namespace: str) -> Target:
+        _, deployed = await self.versions.resolve(spec, namespace)
         return self.controller.new_target(spec, deployed, self.versions.judge(spec))
 
     async def _carry_out(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from monitoring.instruments import RolloutInstruments
 from rollout.control_api.authentication import Caller
@@ -36,6 +36,12 @@ def health_routes(plane: ControlPlane, guard: Guard) -> APIRouter:
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:
         return {"status": "ok", "leads": plane.controller.leads}
+
+    @routes.get("/readyz")
+    async def readyz() -> JSONResponse:
+        leads = plane.controller.leads
+        missing = [] if leads else ["this controller does not lead; another one does, or will in a moment"]
+        return JSONResponse({"ready": leads, "missing": missing}, status_code=200 if leads else 503)
 
     @routes.get("/metrics")
     async def metrics(accept: Annotated[str, Header()] = "") -> Response:

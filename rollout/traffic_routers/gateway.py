@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
@@ -91,8 +91,20 @@ class Connection:
 class GatewayRouter:
     """Holds the connections of all gateways; a `TrafficRouter`."""
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float],
+        expected: Callable[[], Collection[str] | None] | None = None,
+    ) -> None:
+        """Start without a connection.
+
+        Args:
+            monotonic: seconds.
+            expected: names the gateways that get clients' requests now, whether or not they have dialled; None while
+                that can't be told. Left out: there are no others than those that dial.
+        """
         self._monotonic = monotonic
+        self._expected = expected
         self._connections: dict[str, Connection] = {}
         self._table: TrafficTable | None = None
         self._table_text = ""
@@ -221,7 +233,7 @@ class GatewayRouter:
             ValueError: it is not one of the messages of serving/outcomes.py.
 
         """
-        message = FROM_GATEWAY.validate_json(text)
+        message = FROM_GATEWAY.validate_json(text, extra="ignore")  # a newer gateway may say more
         match message:
             case Ack():
                 connection.applied = Generation(message.fence, message.sequence)
@@ -288,6 +300,7 @@ class GatewayRouter:
         now = self._monotonic()
         newest = self._table.generation if self._table is not None else None
         applied = bool(connections) and newest is not None and all(c.applied == newest for c in connections)
+        applied = applied and self._all_dialled()
         known = applied and all(c.totals is not None and now - c.applied_at >= SETTLE_S for c in connections)
         if self._ready is None:
             self._ready = _fewest_ready(connections)
@@ -297,6 +310,13 @@ class GatewayRouter:
             ready_endpoints=self._ready,
             in_flight=dict(self._in_flight) if known else None,
         )
+
+    def _all_dialled(self) -> bool:
+        """Whether every gateway that gets requests is connected: one that is not may follow a table of long ago."""
+        if self._expected is None:
+            return True
+        expected = self._expected()
+        return expected is not None and all(name in self._connections for name in expected)
 
 
 def _fewest_ready(connections: Iterable[Connection]) -> dict[str, int]:

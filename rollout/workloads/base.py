@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pydantic import Field
 
+from rollout.engine_specs import EngineSpec
 from serving.specs import Frozen, RevisionSpec
 
 
@@ -36,11 +37,27 @@ class Workload(Frozen):
     replicas: int = Field(default=1, ge=1)
     max_ongoing_requests: int = Field(default=256, ge=1)
     graceful_shutdown_s: float = Field(default=30.0, ge=0)
+    engine: EngineSpec = EngineSpec()
+    """What each replica needs and where it may run. The local platform has one machine, and ignores it."""
+    namespace: str = ""
+    """Where on a cluster it lives; empty on the local platform."""
+    longest_stream_s: float = Field(default=30.0, ge=0)
+    """How long an answer may take: a replica that must leave its node is given as long."""
 
     @property
     def application(self) -> str:
         """The Serve application's name."""
         return self.revision.application
+
+
+class Owner(Frozen):
+    """The object on a cluster that asked for a model's workloads: they are collected with it."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str
 
 
 class WorkloadStatus(Frozen):
@@ -72,6 +89,17 @@ class WorkloadPort(Protocol):
 
         Raises:
             WorkloadUnavailable: it can't be told; nothing may be concluded from that.
+
+        """
+        ...
+
+    async def shortage(self, wanted: Workload) -> str:
+        """Tell why there is no room to run this beside all that runs now, with the way out; empty when there is.
+
+        It is an estimate, asked before anything is started: what it can't tell, it does not refuse.
+
+        Raises:
+            WorkloadUnavailable: the layer below could not be asked.
 
         """
         ...

@@ -29,6 +29,7 @@ class _Plan:
     unavailable: str = ""
     rejection: str = ""
     lost_writes: int = 0
+    shortage: str = ""
     failing: dict[str, str] = field(default_factory=dict)
 
 
@@ -68,6 +69,11 @@ class MemoryWorkloads:
         self._reachable()
         return {name: _status(name, application) for name, application in self._applications.items()}
 
+    async def shortage(self, wanted: Workload) -> str:
+        """See `WorkloadPort`: what `fill_up` planted, for whatever does not run yet."""
+        self._reachable()
+        return "" if wanted.application in self._applications else self._plan.shortage
+
     async def close(self) -> None:
         """Nothing to release."""
 
@@ -98,6 +104,10 @@ class MemoryWorkloads:
     def make_available(self) -> None:
         """End an outage."""
         self._plan.unavailable = ""
+
+    def fill_up(self, message: str = "simulated: no node has room; make some") -> None:
+        """Let there be no room for anything new; an empty message makes room again."""
+        self._plan.shortage = message
 
     def reject_next_write(self, message: str = "simulated rejection") -> None:
         """Let the next `apply` raise WorkloadRejected."""

@@ -1,15 +1,13 @@
 """Runs revisions as Ray Serve applications, through Ray's REST API alone.
 
 One PUT carries the whole set; Serve deletes what it does not list and leaves alone what has not changed. What is
-deployed is read first, so that reconciling an unchanged set writes nothing. What decides a revision's answers goes
-into an application's `args`, where a change restarts its replicas; capacity goes into the deployment's options.
+deployed is read first, so that reconciling an unchanged set writes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,25 +15,15 @@ from typing import Any
 import httpx
 
 from rollout.errors import WorkloadRejected, WorkloadUnavailable
-from rollout.workloads.base import Workload, WorkloadState, WorkloadStatus
+from rollout.workloads.base import Workload, WorkloadStatus
+from rollout.workloads.serve_account import Deaths, status_of, telling_line
+from rollout.workloads.serve_config import EngineSettings, application
 from serving.specs import GUARD_APPLICATION
 
-IMPORT_PATH = "serving.ray_app.application:build"
 GUARD_IMPORT_PATH = "serving.ray_app.guard_service:build"
-DEPLOYMENT = "engine"
 API = "/api/serve/applications/"
-STOP_MARGIN_S = 5.0
-"""Serve kills a replica so long after its engine's drain should have ended."""
-MESSAGE_LIMIT = 600
-"""Longest message of a status, in characters."""
 CALL_TIMEOUT_S = 60.0
 """The first PUT starts Serve itself, which takes seconds."""
-REPLICAS_REMEMBERED = 1000
-
-_OUR_LINE = re.compile(r"EngineStartFailed: (?P<line>.*)")
-_EXCEPTION_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception|Failed): .+$", re.M)
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_PERMANENT = "[permanent]"
 
 
 class RayServeWorkloads:
@@ -66,23 +54,22 @@ class RayServeWorkloads:
             guards: Whether the guardrails' models run as an application beside the revisions.
         """
         self._ray_file = ray_file
-        self._log_dir = log_dir
         self._host = host
         self._serve_port = serve_port
-        self._threads = threads
-        self._load_timeout_s = load_timeout_s
+        self._settings = EngineSettings(str(log_dir), host, threads, load_timeout_s)
         self._transport = transport
         self._beside = {GUARD_APPLICATION: _guard_application()} if guards else {}
         self._client: httpx.AsyncClient | None = None
         self._client_stamp: tuple[int, int] | None = None
         self._lock = asyncio.Lock()
-        self._dead_replicas: dict[str, set[str]] = {}
+        self._deaths = Deaths()
         self.writes = 0
         """How many times the configuration was written, for tests and metrics."""
 
     async def apply(self, desired: Sequence[Workload]) -> None:
         """Make Serve's applications equal to `desired`; writes only when they differ. See `WorkloadPort`."""
-        wanted = self._beside | {workload.application: self._application(workload) for workload in desired}
+        ours = {workload.application: application(workload, self._settings) for workload in desired}
+        wanted = self._beside | ours
         async with self._lock:
             details = await self._call("GET")
             if _running(details) == wanted and details.get("controller_info", {}).get("actor_id"):
@@ -98,9 +85,13 @@ class RayServeWorkloads:
     async def observe(self) -> Mapping[str, WorkloadStatus]:
         """Tell what Serve says of every application. See `WorkloadPort`."""
         applications = (await self._call("GET")).get("applications") or {}
-        for gone in self._dead_replicas.keys() - applications.keys():
-            del self._dead_replicas[gone]
-        return {n: self._status(n, details) for n, details in applications.items() if n != GUARD_APPLICATION}
+        self._deaths.keep(applications)
+        return {n: status_of(n, d, self._deaths) for n, d in applications.items() if n != GUARD_APPLICATION}
+
+    async def shortage(self, wanted: Workload) -> str:
+        """Nothing is known of room here: one machine holds what it holds, and Serve waits for what does not fit."""
+        del wanted
+        return ""
 
     async def close(self) -> None:
         """Close the connections; what runs goes on running."""
@@ -108,42 +99,6 @@ class RayServeWorkloads:
             await self._client.aclose()
             self._client = None
             self._client_stamp = None
-
-    def _application(self, workload: Workload) -> dict[str, Any]:
-        args = {
-            "revision": workload.revision.model_dump(mode="json"),
-            "host": self._host,
-            "log_dir": str(self._log_dir),
-            "load_timeout_s": self._load_timeout_s,
-            "threads": self._threads,
-        }
-        options = {
-            "name": DEPLOYMENT,
-            "num_replicas": workload.replicas,
-            "max_ongoing_requests": workload.max_ongoing_requests,
-            "graceful_shutdown_timeout_s": workload.graceful_shutdown_s + STOP_MARGIN_S,
-            "user_config": {"drain_s": workload.graceful_shutdown_s},
-        }
-        return {
-            "name": workload.application,
-            "route_prefix": f"/{workload.application}",
-            "import_path": IMPORT_PATH,
-            "args": args,
-            "deployments": [options],
-        }
-
-    def _status(self, name: str, details: Mapping[str, Any]) -> WorkloadStatus:
-        deployment = (details.get("deployments") or {}).get(DEPLOYMENT) or {}
-        dead = self._dead_replicas.setdefault(name, set())
-        if len(dead) < REPLICAS_REMEMBERED:
-            dead.update(str(r.get("replica_id")) for r in deployment.get("recent_dead_replicas") or ())
-        ready = sum(r.get("state") == "RUNNING" for r in deployment.get("replicas") or ())
-        text = "\n".join(filter(None, (deployment.get("message"), details.get("message"))))
-        state = _state(
-            str(details.get("status")), ready, int(deployment.get("target_num_replicas") or 0), text, bool(dead)
-        )
-        message = "" if state is WorkloadState.READY else telling_line(text)
-        return WorkloadStatus(application=name, state=state, ready_replicas=ready, restarts=len(dead), message=message)
 
     async def _call(self, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         client = await self._connected()
@@ -197,50 +152,15 @@ def _guard_application() -> dict[str, Any]:
     }
 
 
-def telling_line(text: str) -> str:
-    r"""The one line of a message of Serve's that an operator needs: ours if it is there, else the last exception.
-
-    >>> telling_line("Traceback...\nserving.errors.EngineStartFailed: no memory left [permanent]\nmore")
-    'no memory left'
-    """
-    clean = _COLOURS.sub("", text)
-    ours = [m.group("line") for m in _OUR_LINE.finditer(clean)]
-    if ours:
-        line = ours[-1]
-    else:
-        found = _EXCEPTION_LINE.findall(clean)
-        lines = clean.strip().splitlines()
-        line = found[-1] if found else (lines[-1] if lines else "")
-    return line.removesuffix(_PERMANENT).strip()[:MESSAGE_LIMIT]
-
-
 def _running(details: Mapping[str, Any]) -> dict[str, Any]:
     """The configurations that are deployed, without applications on their way out."""
     found = {}
-    for name, application in (details.get("applications") or {}).items():
-        if application.get("status") != "DELETING":
-            found[name] = _same_shape(application.get("deployed_app_config") or {})
+    for name, known in (details.get("applications") or {}).items():
+        if known.get("status") != "DELETING":
+            found[name] = _same_shape(known.get("deployed_app_config") or {})
     return found
 
 
 def _same_shape(config: Mapping[str, Any]) -> dict[str, Any]:
     """A deployed configuration without what Serve adds."""
     return {key: config.get(key) for key in ("name", "route_prefix", "import_path", "args", "deployments")}
-
-
-def _state(status: str, ready: int, target: int, text: str, restarted: bool) -> WorkloadState:
-    match status:
-        case "DELETING":
-            return WorkloadState.STOPPING
-        case "DEPLOY_FAILED":
-            # With a replica left that answers, traffic need not be taken from it.
-            return WorkloadState.DEGRADED if ready else WorkloadState.FAILED
-        case "RUNNING" if ready >= max(target, 1):
-            return WorkloadState.READY
-        case "RUNNING" | "UNHEALTHY":
-            return WorkloadState.DEGRADED
-        case _ if ready == 0 and _PERMANENT in text:
-            # Serve would try again; the engine has said that this can't help.
-            return WorkloadState.FAILED
-        case _:
-            return WorkloadState.DEGRADED if ready and restarted else WorkloadState.STARTING

@@ -9,6 +9,7 @@ usage, which goes every second and again until it is accepted. Keys are obeyed w
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import time
@@ -157,9 +158,12 @@ class Channel:
     async def _listen(self, socket: ClientConnection) -> None:
         async for text in socket:
             try:
-                message = FROM_CONTROLLER.validate_json(text)
+                # A controller of the next version may say more than this gateway knows of.
+                message = FROM_CONTROLLER.validate_json(text, extra="ignore")
             except ValidationError as e:
                 log(logging.ERROR, "controller-message-unreadable", errors=e.error_count())
+                if _is_table(text):
+                    self._state.not_understood()
                 continue
             match message:
                 case TablePush():
@@ -252,3 +256,12 @@ class Channel:
             if report is not None:
                 await socket.send(report.model_dump_json())
             await usage.pause()
+
+
+def _is_table(text: str | bytes) -> bool:
+    """Whether a message that can't be read as one calls itself a table, or nothing that is known."""
+    try:
+        message = json.loads(text)
+    except ValueError:
+        return True
+    return not isinstance(message, dict) or message.get("type", "table") == "table"

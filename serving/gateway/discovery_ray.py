@@ -15,7 +15,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,56 @@ class _Known:
     asked_at: float = float("-inf")
 
 
+class Replicas:
+    """Where the engines of some replicas are: a new or not yet ready one is asked each time, a ready one every 5 s."""
+
+    def __init__(self) -> None:
+        self._known: dict[Target, _Known] = {}
+
+    def suspect(self, url: str) -> bool:
+        """Have the replica of this engine asked next time; returns whether it is one of these."""
+        found = [k for k in self._known.values() if k.address is not None and k.address.url == url]
+        for known in found:
+            known.asked_at = float("-inf")
+        return bool(found)
+
+    async def refresh(self, http: httpx.AsyncClient, targets: Sequence[Target]) -> dict[str, list[Address]]:
+        """Ask those of these replicas that are due; returns the engines known now, by application."""
+        self._known = {t: self._known.get(t) or _Known() for t in targets}
+        now = time.monotonic()
+        due = [t for t in targets if (k := self._known[t]).address is None or now - k.asked_at >= REASK_S]
+        await asyncio.gather(*(self._ask(http, t) for t in due))
+        found: dict[str, list[Address]] = {}
+        for target in targets:
+            known = self._known.get(target)
+            if known is not None and known.address is not None:
+                found.setdefault(target.application, []).append(known.address)
+        return found
+
+    async def _ask(self, http: httpx.AsyncClient, target: Target) -> None:
+        known = self._known[target]
+        known.asked_at = time.monotonic()
+        try:
+            answer = await http.get(f"{target.base_url}/-/engine")
+            body = answer.json() if answer.status_code == 200 else {}
+        except httpx.TimeoutException:
+            return  # busy, perhaps: what is known stays, a dead engine is found by connecting to it
+        except (httpx.HTTPError, ValueError):
+            body = {}
+        ready = isinstance(body, dict) and body.get("ready") is True and isinstance(body.get("url"), str)
+        # A replica whose pod must leave its node ends what it has begun.
+        leaving = ready and body.get("draining") is True
+        known.address = Address(body["url"], str(body.get("boot", "")), draining=leaving) if ready else None
+
+
+def same(one: Mapping[str, Sequence[Address]] | None, other: Mapping[str, Sequence[Address]]) -> bool:
+    """Whether two sets of addresses are equal, and drain alike."""
+    return one == other and all(
+        [a.draining for a in addresses] == [b.draining for b in other[application]]
+        for application, addresses in (one or {}).items()
+    )
+
+
 def targets_of(details: Mapping[str, Any], serve_port: int) -> list[Target]:
     """The replicas that Ray's answer lists, read tolerantly.
 
@@ -76,7 +126,7 @@ class RayServeEndpoints:
     def __init__(self, ray_file: Path, serve_port: int) -> None:
         self._ray_file = ray_file
         self._serve_port = serve_port
-        self._known: dict[Target, _Known] = {}
+        self._replicas = Replicas()
         self._stamp: tuple[int, int] | None = None
         self._dashboard: str | None = None
         self._token = ""
@@ -86,9 +136,7 @@ class RayServeEndpoints:
 
     def suspect(self, url: str) -> None:
         """Ask the replica of this engine again now."""
-        for known in self._known.values():
-            if known.address is not None and known.address.url == url:
-                known.asked_at = float("-inf")
+        self._replicas.suspect(url)
         self._poke.set()
 
     async def run(self, publish: Publish) -> None:
@@ -121,16 +169,8 @@ class RayServeEndpoints:
         """
         self._read_ray_file()
         targets = targets_of(await self._ask_ray(http), self._serve_port)
-        self._known = {t: self._known.get(t) or _Known() for t in targets}
-        now = time.monotonic()
-        due = [t for t in targets if (k := self._known[t]).address is None or now - k.asked_at >= REASK_S]
-        await asyncio.gather(*(self._ask_replica(http, t) for t in due))
-        found: dict[str, list[Address]] = {}
-        for target in targets:
-            known = self._known.get(target)
-            if known is not None and known.address is not None:
-                found.setdefault(target.application, []).append(known.address)
-        if found != self._published:
+        found = await self._replicas.refresh(http, targets)
+        if not same(self._published, found):
             self._published = found
             publish(found)
 
@@ -153,26 +193,22 @@ class RayServeEndpoints:
             ) from None
 
     async def _ask_ray(self, http: httpx.AsyncClient) -> Mapping[str, Any]:
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        try:
-            answer = await http.get(f"{self._dashboard}/api/serve/applications/", headers=headers)
-            answer.raise_for_status()
-            details = answer.json()
-        except (httpx.HTTPError, ValueError) as e:
-            raise EndpointsUnavailable(f"Ray at {self._dashboard} can't be asked ({type(e).__name__})") from None
-        if not isinstance(details, dict):
-            raise EndpointsUnavailable(f"Ray at {self._dashboard} answered with something else than an object")
-        return details
+        return await ask_dashboard(http, str(self._dashboard), self._token)
 
-    async def _ask_replica(self, http: httpx.AsyncClient, target: Target) -> None:
-        known = self._known[target]
-        known.asked_at = time.monotonic()
-        try:
-            answer = await http.get(f"{target.base_url}/-/engine")
-            body = answer.json() if answer.status_code == 200 else {}
-        except httpx.TimeoutException:
-            return  # busy, perhaps: what is known stays, a dead engine is found by connecting to it
-        except (httpx.HTTPError, ValueError):
-            body = {}
-        ready = isinstance(body, dict) and body.get("ready") is True and isinstance(body.get("url"), str)
-        known.address = Address(body["url"], str(body.get("boot", ""))) if ready else None
+
+async def ask_dashboard(http: httpx.AsyncClient, url: str, token: str) -> Mapping[str, Any]:
+    """What a Ray dashboard says of its applications.
+
+    Raises:
+        EndpointsUnavailable: it could not be asked.
+    """
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        answer = await http.get(f"{url}/api/serve/applications/", headers=headers)
+        answer.raise_for_status()
+        details = answer.json()
+    except (httpx.HTTPError, ValueError) as e:
+        raise EndpointsUnavailable(f"Ray at {url} can't be asked ({type(e).__name__})") from None
+    if not isinstance(details, dict):
+        raise EndpointsUnavailable(f"Ray at {url} answered with something else than an object")
+    return details

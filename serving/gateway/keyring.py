@@ -237,7 +237,7 @@ def load_keys(path: Path) -> tuple[tuple[KeyRecord, ...], float] | None:
     except OSError as e:
         raise KeysUnreadable(f"{path} can't be read ({e.strerror}); remove it and wait for the controller") from None
     try:
-        return KeysPush.model_validate_json(text).keys, pushed_at
+        return KeysPush.model_validate_json(text, extra="ignore").keys, pushed_at
     except ValidationError as e:
         raise KeysUnreadable(
             f"{path} holds no keys ({e.error_count()} errors); remove it and wait for the controller"

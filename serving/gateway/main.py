@@ -1,5 +1,8 @@
 """Run one gateway: `python -m serving.gateway.main --config '{"home": "/home/me/.tidegate"}' [--name gateway-0]`.
 
+In a container: `--config-file /etc/tidegate/gateway.json`; what differs from pod to pod
+is in the environment (`ENVIRONMENT`).
+
 Both servers, the line to the controller and the endpoint poll live in one event loop of one process. SIGTERM or
 SIGINT: readiness says no, the port is closed, keep-alive connections are closed with their next answer, streams may go
 on for the drain window, then the last totals are sent and it ends. SIGHUP: the certificate is read again.
@@ -14,6 +17,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -33,7 +37,9 @@ from serving.gateway.attempts import Attempts
 from serving.gateway.channel import Channel
 from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.discovery import EndpointSource, StaticEndpoints
+from serving.gateway.discovery_cluster import ClusterAccess, ClusterEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
+from serving.gateway.feedback import Feedback
 from serving.gateway.guard_models import GuardModels
 from serving.gateway.guarded_way import GuardedWay
 from serving.gateway.guarding import Guarding
@@ -46,6 +52,8 @@ from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import load_secret
 from serving.gateway.seams import Gatekeeper
+from serving.gateway.telemetry import Telemetry
+from serving.gateway.text_permission import TextPermission
 from serving.gateway.tls import Certificate
 from serving.gateway.traffic_state import TrafficState, load_table
 from serving.gateway.upstream import UpstreamClient
@@ -61,6 +69,14 @@ ADMIN_DRAIN_S = 1.0
 GC_AFTER_OBJECTS = 10_000
 FLUSH_S = 0.15
 """One more round of events and totals."""
+
+
+ENVIRONMENT = {
+    "TIDEGATE_GATEWAY_NAME": "name",
+    "TIDEGATE_GATEWAY_HOST": "host",
+    "TIDEGATE_GATEWAY_ADMIN_HOST": "admin_host",
+}
+"""Variables that win over the configuration: pods share one file, and each has a name and addresses of its own."""
 
 
 class PortTaken(InvalidConfig):
@@ -125,21 +141,26 @@ class Gateway:
             Attempts(self.book, self.client, self.recorder, PromptDeaths(), self.source.suspect, config.picking),
             self.protection.gatekeeper if gatekeeper is None else None, config.queue.endpoint_concurrency,
         )  # fmt: skip
+        secret = load_secret(config.secret_file)
         self.guard_models = GuardModels(config.guard, self._guard_urls)
         self.guarding = Guarding(config.guard, self.guard_models, self.guard_models.crowded, self.instruments)
         self.guarding.on_models = self.guard_models.needed
         self.overseer = Overseer(config.guard, self.guarding, self.recorder, self.guarding.ask)
         self.mirroring.compare = self.overseer.compare
+        self.texts = TextPermission()
+        self.telemetry = Telemetry(config, may_tell=self.texts)
+        self.recorder.observer = self.telemetry.observer
         pipeline = Pipeline(
-            config, self.state, self.book, self.client, self.recorder, self.instruments,
-            load_secret(config.secret_file), self.source.suspect,
+            config, self.state, self.book, self.client, self.recorder, self.instruments, secret, self.source.suspect,
             gatekeeper or self.protection.gatekeeper, self.mirroring,
             lambda attempts: GuardedWay(self.guarding, self.overseer, self.recorder, attempts),
+            self.telemetry.observer,
         )  # fmt: skip
         self.certificate: Certificate | None = None
         if config.tls_cert_file is not None and config.tls_key_file is not None:
             self.certificate = Certificate(config.tls_cert_file, config.tls_key_file)
-        self.data_app = DataApp(pipeline, self.state)
+        self.feedback = Feedback(secret, self.recorder, self.instruments, self.telemetry.observer)
+        self.data_app = DataApp(pipeline, self.state, self.feedback)
         self.channel: Channel | None = None
         if config.control_url is not None:
             self.channel = Channel(
@@ -153,11 +174,18 @@ class Gateway:
             self.state, self.book, self.recorder, self.instruments,
             draining=lambda: self.draining,
             connected=lambda: self.channel is not None and self.channel.connected, protection=self.protection,
+            telemetry=self.telemetry,
         )  # fmt: skip
         self.state.on_applied(self.guarding.table_applied)
         self.state.on_applied(self.recorder.table_applied)
         self.state.on_applied(self.mirroring.table_applied)
+        if self.telemetry.observer is not None:
+            self.state.on_applied(self.texts.table_applied)
+            self.state.on_applied(self.telemetry.observer.table_applied)
+        self.state.on_applied(self.feedback.table_applied)
         self.state.on_applied(self._log_table)
+        if isinstance(self.source, ClusterEndpoints):
+            self.state.on_applied(self.source.follow)
         self.data_server = HttpServer(self.data_app, _limits(config))
         self.admin_server = HttpServer(self.admin_app, ADMIN_LIMITS)
         self._tasks: list[asyncio.Task[None]] = []
@@ -203,6 +231,7 @@ class Gateway:
             log(logging.ERROR, "table-unreadable", reason=str(e))
         self.protection.load()
         self._follow_endpoints()
+        await self.telemetry.start()
         await self.data_server.start(data, self.certificate.context if self.certificate is not None else None)
         await self.admin_server.start(admin)
         self._spawn(self.source.run(self._publish))
@@ -260,6 +289,7 @@ class Gateway:
         await self.guarding.close()
         await self.protection.close()
         self.client.close()
+        await self.telemetry.stop()
         log(logging.INFO, "gateway-stopped", name=self.config.name)
 
 
@@ -278,6 +308,13 @@ def _limits(config: GatewayConfig) -> ServerLimits:
 def _source(config: GatewayConfig) -> EndpointSource:
     if config.endpoints is not None:
         return StaticEndpoints(config.endpoints)
+    if config.cluster:
+        return ClusterEndpoints(
+            ClusterAccess(
+                ray_token_file=config.ray_token_file, url=config.kubernetes_url,
+                token_file=config.kubernetes_token_file, ca_file=config.kubernetes_ca_file,
+            )
+        )  # fmt: skip
     assert config.ray_file is not None
     return RayServeEndpoints(config.ray_file, config.serve_port)
 
@@ -306,16 +343,20 @@ async def serve(config: GatewayConfig, source: EndpointSource | None = None) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, 1 for a failure, 2 for wrong use."""
     parser = argparse.ArgumentParser(prog="python -m serving.gateway.main", description=__doc__)
-    parser.add_argument("--config", required=True, help="a GatewayConfig as JSON, or @FILE that holds it")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", help="a GatewayConfig as JSON, or @FILE that holds it")
+    source.add_argument("--config-file", metavar="FILE", help="the file that holds it")
     parser.add_argument("--name", help="this gateway's name at the controller; wins over the configuration's")
     parser.add_argument("--process", type=int, metavar="N", help="which of several processes on one port this is")
     given = parser.parse_args(arguments)
     try:
-        text = given.config
+        text = f"@{given.config_file}" if given.config is None else given.config
         if text.startswith("@"):
             with open(text[1:], encoding="utf-8") as file:
                 text = file.read()
         config = GatewayConfig.from_json(text)
+        named: dict[str, Any] = {f: value for name, f in ENVIRONMENT.items() if (value := os.environ.get(name))}
+        config = replace(config, **named)
         if given.process is not None:
             config = config.for_process(given.process)
         if given.name:

@@ -24,6 +24,7 @@ class TrafficState:
         """Wall-clock seconds."""
         self._lease_s = lease_s
         self._heard_at: float | None = None
+        self._at_a_loss = False
         self._listeners: list[Callable[[TrafficTable], None]] = []
 
     def on_applied(self, listener: Callable[[TrafficTable], None]) -> None:
@@ -56,6 +57,7 @@ class TrafficState:
                 )
             if table.generation == self.generation:
                 return False
+        self._at_a_loss = False
         self.table = table
         self.routes = {m.model: route_of(m, table.generation) for m in table.models}
         self.applied_at = wall
@@ -65,8 +67,13 @@ class TrafficState:
 
     def heard(self, now: float, fence: int) -> None:
         """Renew the lease: the controller with this fence leads. A former leader's word renews nothing."""
-        if fence >= self.generation.fence:
+        if fence >= self.generation.fence and not self._at_a_loss:
             self._heard_at = now
+
+    def not_understood(self) -> None:
+        """A table came that can't be read: it may take the canary back, so the lease is over until one can be read."""
+        self._at_a_loss = True
+        self._heard_at = None
 
     def lease_valid(self, now: float) -> bool:
         """Whether the canary may have its weight: a controller was heard within the lease."""
@@ -112,7 +119,7 @@ def load_table(path: Path) -> TrafficTable | None:
     except OSError as e:
         raise InvalidTable(f"{path} can't be read ({e.strerror}); remove it and wait for the controller") from None
     try:
-        return TrafficTable.model_validate_json(text)
+        return TrafficTable.model_validate_json(text, extra="ignore")
     except ValidationError as e:
         raise InvalidTable(
             f"{path} is no traffic table ({e.error_count()} errors); remove it and wait for the controller"

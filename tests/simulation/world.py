@@ -106,6 +106,9 @@ class SimulatedWorkloads:
             self.ever_ready.discard(application)
         self.desired = wanted
 
+    async def shortage(self, wanted: Workload) -> str:
+        return ""
+
     async def observe(self) -> Mapping[str, WorkloadStatus]:
         if self.away:
             raise WorkloadUnavailable("Ray is away")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidegate.cli import session
+from tidegate.cli.cluster import ClusterCommand
 from tidegate.cli.output import (
     Format,
     JsonOption,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("deploy")(deploy)
+    app.command("deploy", cls=ClusterCommand)(deploy)
 
 
 def deploy(

@@ -7,7 +7,22 @@ from collections.abc import Sequence
 
 import typer
 
-from tidegate.cli import deploy, guard, key, logs, model, monitor, platform, rollback, rollout, schema, usage
+from tidegate.cli import (
+    cluster,
+    deploy,
+    guard,
+    k8s,
+    key,
+    log,
+    logs,
+    model,
+    monitor,
+    platform,
+    rollback,
+    rollout,
+    schema,
+    usage,
+)
 from tidegate.errors import TidegateError
 
 app = typer.Typer(
@@ -27,13 +42,22 @@ app.add_typer(guard.app, name="guard")
 usage.add_to(app)
 schema.add_to(app)
 app.add_typer(monitor.app, name="monitor")
+app.add_typer(k8s.app, name="k8s")
+app.add_typer(log.app, name="log")
 logs.add_to(app)
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    """Run one command line. Returns the exit code: 0, 1 for a failure, 2 for wrong use, 130 for Ctrl-C."""
+def run(argv: Sequence[str] | None = None, *, plugin: bool = False) -> int:
+    """Run one command line. Returns the exit code: 0, 1 for a failure, 2 for wrong use, 130 for Ctrl-C.
+
+    Args:
+        argv: the words; None means those of this process.
+        plugin: as `kubectl tidegate`: every command that can drive a cluster does.
+    """
+    cluster.begin(always=plugin)
+    name = "kubectl tidegate" if plugin else "tidegate"
     try:
-        code = app(args=None if argv is None else list(argv), prog_name="tidegate", standalone_mode=False)
+        code = app(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
     except typer.TyperException as error:
         message = error.format_message()
         print(message if type(error).__name__ == "NoArgsIsHelpError" else _one_line(message), file=sys.stderr)
@@ -77,6 +101,11 @@ def _one_line(message: str) -> str:
 def main() -> None:
     """The console script."""
     sys.exit(run())
+
+
+def kubectl_main() -> None:
+    """The console script `kubectl-tidegate`, which kubectl runs as `kubectl tidegate`."""
+    sys.exit(run(plugin=True))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from tidegate.cli import session
+from tidegate.cli.cluster import ClusterCommand
 from tidegate.cli.output import Format, JsonOption, OutputOption, YesOption, ask, chosen, note
 from tidegate.cli.rollout import CONFIRM_S, FULL_HELP, print_reply
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("rollback")(rollback)
+    app.command("rollback", cls=ClusterCommand)(rollback)
 
 
 def rollback(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidegate.cli import session
+from tidegate.cli.cluster import ClusterCommand
 from tidegate.cli.evidence import step_place
 from tidegate.cli.output import (
     Format,
@@ -44,7 +45,7 @@ UNBROKEN = 2000
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The model, for instance chat.")]
 
 
-@app.command("get")
+@app.command("get", cls=ClusterCommand)
 def get(
     name: NameArgument,
     watch: Annotated[bool, typer.Option("-w", "--watch", help="Go on showing it; Ctrl-C ends.")] = False,
@@ -63,7 +64,7 @@ def get(
         show(client.rollout(name), output)
 
 
-@app.command("status")
+@app.command("status", cls=ClusterCommand)
 def status(
     name: NameArgument,
     timeout: Annotated[
@@ -81,7 +82,7 @@ def status(
     conclude(found, output)
 
 
-@app.command("list")
+@app.command("list", cls=ClusterCommand)
 def list_(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
     """List every model with what serves and what rolls out."""
     output = chosen(output, as_json)
@@ -106,7 +107,7 @@ def list_(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> N
     )
 
 
-@app.command("promote")
+@app.command("promote", cls=ClusterCommand)
 def promote(
     name: NameArgument,
     full: Annotated[bool, typer.Option("--full", help="Skip everything that is left, not only this step.")] = False,
@@ -133,7 +134,7 @@ def _plain_verb(verb: str, text: str) -> None:
 
     command.__doc__ = text
     command.__name__ = verb
-    app.command(verb)(command)
+    app.command(verb, cls=ClusterCommand)(command)
 
 
 _plain_verb("pause", "Stay at the present weight. Evidence against the canary still takes it back.")
@@ -141,7 +142,7 @@ _plain_verb("resume", "Go on after a pause.")
 _plain_verb("retry", "Roll the last version out again, after an abort or a failure that was not its fault.")
 
 
-@app.command("abort")
+@app.command("abort", cls=ClusterCommand)
 def abort(
     name: NameArgument,
     full: Annotated[bool, typer.Option("--full", help=FULL_HELP)] = False,
@@ -153,7 +154,7 @@ def abort(
     _say(name, "abort", chosen(output, as_json), reason=reason, full=full, wait_s=CONFIRM_S)
 
 
-@app.command("undo")
+@app.command("undo", cls=ClusterCommand)
 def undo(
     name: NameArgument,
     to: Annotated[
@@ -167,7 +168,7 @@ def undo(
     _say(name, "undo", chosen(output, as_json), reason=reason, version=to)
 
 
-@app.command("ack")
+@app.command("ack", cls=ClusterCommand)
 def ack(
     name: NameArgument,
     version: Annotated[
@@ -181,7 +182,7 @@ def ack(
     _say(name, "ack", chosen(output, as_json), reason=reason, version=version)
 
 
-@app.command("history")
+@app.command("history", cls=ClusterCommand)
 def history(
     name: NameArgument,
     evidence: Annotated[bool, typer.Option("--evidence", help="Also what the gateways reported.")] = False,
@@ -206,7 +207,7 @@ def history(
     )
 
 
-@app.command("explain")
+@app.command("explain", cls=ClusterCommand)
 def explain(
     name: NameArgument,
     rollout: Annotated[str | None, typer.Option("--rollout", metavar="ID", help="Which one; else the last.")] = None,
@@ -240,7 +241,7 @@ def explain(
         print("\n\n".join("\n".join(render(s)) for s in stories))
 
 
-@app.command("replay")
+@app.command("replay", cls=ClusterCommand)
 def replay(name: NameArgument, output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
     """Take every recorded decision again with today's code. Exit code 1 when one comes out otherwise."""
     output = chosen(output, as_json)

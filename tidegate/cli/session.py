@@ -50,9 +50,12 @@ def running_settings() -> Settings:
 
 
 def connect() -> ControlClient:
-    """A client of the control plane of this home's platform."""
+    """A client of the control plane of this home's platform, or of the cluster that the command line names."""
     from tidegate import client
+    from tidegate.cli import cluster
 
+    if cluster.chosen.cluster:
+        return cluster.connect()
     return client.connect(running_settings())
 
 

@@ -21,7 +21,8 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 BEYOND_SCHEMA = (
     "must rise", "is shorter than", "is empty", "named twice", "is below minReplicas", "needs minReplicas",
     "without testers", "is no regular expression", "maxSlowdown is", "queries belong to", "is for slow-first-token",
-    "greater than", "less than",
+    "greater than", "less than", "their number is fixed", "Kueue admits", "is not ours to shape", "exclude each other",
+    "tolerates everything", "takes no value", "belongs to the effect",
 )  # fmt: skip
 """What the reader alone complains about: two fields that don't fit, and the range of a number written as a string."""
 

@@ -1,0 +1,78 @@
+{{/* Everything is named RELEASE-part, so two releases share a name only in two namespaces. */}}
+
+{{- define "tidegate.image" -}}
+{{- $image := .image -}}
+{{- $repository := $image.repository -}}
+{{- with .root.Values.global.imageRegistry -}}
+{{- /* A mirror keeps the path and takes the place of the registry that an image names. */ -}}
+{{- $first := first (splitList "/" $repository) -}}
+{{- if or (contains "." $first) (contains ":" $first) -}}
+{{- $repository = trimPrefix (printf "%s/" $first) $repository -}}
+{{- end -}}
+{{- $repository = printf "%s/%s" . $repository -}}
+{{- end -}}
+{{- if $image.digest -}}
+{{ $repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $repository }}:{{ default .root.Chart.AppVersion $image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{- define "tidegate.selector" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "tidegate.pods" -}}
+matchLabels: {{- include "tidegate.selector" . | nindent 2 }}
+{{- end -}}
+
+{{- define "tidegate.labels" -}}
+{{ include "tidegate.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: tidegate
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* Namespaces that this release serves, its own first, as JSON. */}}
+{{- define "tidegate.namespaces" -}}
+{{- prepend (without .Values.watchNamespaces .Release.Namespace) .Release.Namespace | toJson -}}
+{{- end -}}
+
+{{- define "tidegate.controlSecret" -}}
+{{- default (printf "%s-control" .Release.Name) .Values.controller.token.existingSecret -}}
+{{- end -}}
+{{- define "tidegate.gatewaySecret" -}}
+{{- default (printf "%s-gateway" .Release.Name) .Values.gateway.secret.existingSecret -}}
+{{- end -}}
+{{- define "tidegate.storeSecret" -}}
+{{- default (printf "%s-store" .Release.Name) .Values.store.existingSecret -}}
+{{- end -}}
+{{- define "tidegate.redisSecret" -}}
+{{- default (printf "%s-redis" .Release.Name) .Values.redis.existingSecret -}}
+{{- end -}}
+{{- define "tidegate.rayTokenSecret" -}}
+{{- default (printf "%s-ray-token" .Release.Name) .Values.engine.rayToken.existingSecret -}}
+{{- end -}}
+
+{{- define "tidegate.redisAddress" -}}
+{{- if .Values.redis.enabled -}}
+{{ printf "%s-redis.%s.svc:6379" .Release.Name .Release.Namespace }}
+{{- else -}}
+{{ .Values.redis.address }}
+{{- end -}}
+{{- end -}}
+
+{{- define "tidegate.trackingUri" -}}
+{{- if .Values.mlflow.enabled -}}
+{{ printf "http://%s-mlflow.%s.svc:5000" .Release.Name .Release.Namespace }}
+{{- else -}}
+{{ .Values.mlflow.trackingUri }}
+{{- end -}}
+{{- end -}}
+
+{{- define "tidegate.gatewayUrl" -}}
+{{ ternary "https" "http" (ne .Values.gateway.tls.existingSecret "") }}://{{ .Release.Name }}-gateway.{{ .Release.Namespace }}.svc:{{ .Values.gateway.service.port }}
+{{- end -}}

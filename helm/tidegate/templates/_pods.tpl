@@ -1,0 +1,64 @@
+{{/* What every pod has in common. Level `restricted` of the pod security standards throughout. */}}
+
+{{- define "tidegate.podSecurity" -}}
+{{- $id := default 10001 .id -}}
+runAsNonRoot: true
+runAsUser: {{ $id }}
+runAsGroup: {{ $id }}
+fsGroup: {{ $id }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "tidegate.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+privileged: false
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* enableServiceLinks: else a release called tidegate gets TIDEGATE_GATEWAY_PORT=tcp://... , which is a setting of ours. */}}
+{{- define "tidegate.podStart" -}}
+enableServiceLinks: false
+{{- with .Values.global.imagePullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Placement of a part's pods. */}}
+{{- define "tidegate.placement" -}}
+{{- with .part.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .part.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .part.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .part.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if .part.topologyKeys }}
+topologySpreadConstraints:
+{{- range .part.topologyKeys }}
+  - maxSkew: 1
+    topologyKey: {{ . }}
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- include "tidegate.selector" (dict "root" $.root "component" $.component) | nindent 8 }}
+    matchLabelKeys: [pod-template-hash]
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "tidegate.home" -}}
+- name: home
+  mountPath: /var/lib/tidegate
+- name: tmp
+  mountPath: /tmp
+{{- end -}}

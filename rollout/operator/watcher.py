@@ -1,0 +1,176 @@
+"""ModelDeployments as they change: kopf lists, watches, and begins again whenever the API server lets it down. Shell.
+
+kopf has a thread and an event loop of its own. It takes every task of its loop that was made after its start for its
+own, and cancels them all when it ends, which it does when the API server is away for long; in the controller's loop
+that would be the end of the rollouts. What it sees is handed over to the controller's loop.
+
+Only its lowest layer is used, the stream of events: its handlers for creation and change would write annotations and a
+finalizer of their own into each resource, and what was handled is remembered by the event log, not by annotations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import kopf
+
+from rollout.errors import ClusterError, ResourceGone
+from rollout.operator.api import Address, ResourceApi
+from rollout.operator.names import DEFINITION, GROUP, PLURAL, VERSION
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = (1.0, 30.0)
+"""The first and the longest pause before watching is begun anew."""
+WATCH_S = 300
+"""How long the API server may keep one watch open; then it is opened again from where it was."""
+SILENT_S = 120.0
+"""A watch on which nothing came for so long, not even one of the bookmarks that come every minute, is dead."""
+
+Body = Mapping[str, Any]
+
+
+class Watcher:
+    """Hands every ModelDeployment of some namespaces over to somebody, as it is now and whenever it changes.
+
+    Args:
+        address: the cluster.
+        namespaces: where to look.
+        listed: takes a complete listing.
+        changed: takes one resource, and whether it is gone.
+
+    Both are called in the event loop in which `run` was.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        address: Address,
+        namespaces: tuple[str, ...],
+        listed: Callable[[Sequence[Body]], None],
+        changed: Callable[[Body, bool], None],
+    ) -> None:
+        self._address = address
+        self._namespaces = namespaces
+        self._listed = listed
+        self._changed = changed
+        self._stop = threading.Event()
+        self.message = ""
+        """Why nothing is seen; empty while it is."""
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def work() -> None:
+            try:
+                self._watch_for_ever(loop)
+            finally:
+                _hand_over(loop, done.set)
+
+        thread = threading.Thread(target=work, name="modeldeployments", daemon=True)
+        thread.start()
+        try:
+            await done.wait()
+        finally:
+            self._stop.set()
+
+    def _watch_for_ever(self, loop: asyncio.AbstractEventLoop) -> None:
+        pause_s = AGAIN_S[0]
+        while not self._stop.is_set():
+            try:
+                self._list(loop)
+                pause_s = AGAIN_S[0]
+                self._watch(loop)
+            except ResourceGone:
+                self._failed(f"the cluster does not know {DEFINITION}; install the chart's crds/ folder")
+            except ClusterError as error:
+                self._failed(str(error))
+            except Exception as error:  # kopf raises what its parts raise; all of it means: begin anew
+                self._failed(f"watching {PLURAL} ended: {type(error).__name__}: {error}"[:500])
+            self._stop.wait(pause_s)
+            pause_s = min(AGAIN_S[1], 2 * pause_s)
+
+    def _failed(self, message: str) -> None:
+        if message != self.message:
+            log.warning("%s; trying again", message)
+        self.message = message
+
+    def _list(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A complete listing first: only who has all of them can tell who claims a model's name."""
+        api = ResourceApi(self._address.configuration(), user_agent="tidegate-operator")
+        try:
+            found = api.list_all(self._namespaces)
+        finally:
+            api.close()
+        self.message = ""
+        _hand_over(loop, lambda: self._listed(found))
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        registry = kopf.OperatorRegistry()
+        self._login(registry)
+
+        @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+        async def seen(event: Mapping[str, Any], **_: object) -> None:
+            body, gone = dict(event["object"]), event["type"] == "DELETED"
+            _hand_over(loop, lambda: self._changed(body, gone))
+
+        own = asyncio.new_event_loop()
+        try:
+            own.run_until_complete(
+                kopf.operator(
+                    registry=registry,
+                    settings=_settings(),
+                    standalone=True,
+                    namespaces=list(self._namespaces),
+                    stop_flag=self._stop,
+                )
+            )
+        finally:
+            own.close()
+
+    def _login(self, registry: kopf.OperatorRegistry) -> None:
+        """Tell kopf how to reach the API server; asked again whenever it is refused, for a newer token."""
+
+        @kopf.on.login(registry=registry)
+        def login(**_: object) -> kopf.ConnectionInfo:
+            found = self._address.configuration()
+            token = str((found.api_key or {}).get("authorization") or "")
+            return kopf.ConnectionInfo(
+                server=found.host,
+                ca_path=found.ssl_ca_cert,
+                insecure=not found.verify_ssl,
+                token=token.removeprefix("Bearer ").strip() or None,
+                scheme="Bearer" if token else None,
+                username=found.username or None,
+                password=found.password or None,
+                certificate_path=found.cert_file,
+                private_key_path=found.key_file,
+            )
+
+
+def _settings() -> kopf.OperatorSettings:
+    """Least rights: nothing but our own resources is looked at, and no Events are posted by kopf."""
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
+    settings.watching.server_timeout = WATCH_S
+    settings.watching.inactivity_timeout = SILENT_S
+    settings.watching.reconnect_backoff = 0.1
+    settings.networking.request_timeout = 30.0
+    settings.networking.connect_timeout = 5.0
+    settings.networking.error_backoffs = [0.5, 1, 2, 5]
+    return settings
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:  # that loop is closed: nobody wants to know any more
+        log.debug("nobody is there to be told")

@@ -1,0 +1,289 @@
+"""Runs revisions as RayServices of KubeRay's, one each. The shell around rayservice.py and rayservice_status.py.
+
+The whole set is compared with what the cluster has; what is as wanted is not written. Objects are found by their
+labels, in the namespaces of the release alone, and an object of the same name that is somebody else's is never touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rollout.cluster_api import ClusterApi, Object
+from rollout.engine_specs import Capacity
+from rollout.errors import ClusterRejected, ClusterUnavailable, WorkloadRejected, WorkloadUnavailable
+from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
+from rollout.workloads.engine_pods import EngineCluster
+from rollout.workloads.ray_dashboards import RayDashboards
+from rollout.workloads.rayservice import MANAGED_BY, MANAGER, RELEASE, bounds_of, budget, contains, rayservice
+from rollout.workloads.rayservice_status import application_of, status_of_service
+from rollout.workloads.room import Room, room_for
+from rollout.workloads.serve_account import Deaths
+from serving.specs import object_name
+
+log = logging.getLogger(__name__)
+
+DASHBOARD_PORT = 8265
+LOOK_ALWAYS = 50
+LOOK_PER_MODEL_S = 0.01
+LOOK_MOST_S = 15.0
+"""A look lists every object of the release. Up to 50 revisions it is taken whenever it is asked for; while hundreds are
+all ready, a hundredth of a second further apart for each more."""
+
+
+class KubeRayWorkloads:
+    """WorkloadPort over RayServices."""
+
+    def __init__(
+        self,
+        api: ClusterApi,
+        cluster: EngineCluster,
+        namespaces: Sequence[str],
+        *,
+        owner_of: Callable[[str], Owner | None] = lambda _: None,
+        dashboards: RayDashboards | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare; nothing is asked yet.
+
+        Args:
+            api: the API server.
+            cluster: what all revisions have in common.
+            namespaces: where engines may live.
+            owner_of: the object that asked for a model, by the model's name, as it is now.
+            dashboards: who asks Ray; without, nothing is known of replicas that died inside a pod.
+            monotonic: seconds.
+        """
+        self._api = api
+        self._cluster = cluster
+        self._namespaces = tuple(dict.fromkeys(namespaces))
+        self._owner_of = owner_of
+        self._dashboards = dashboards
+        self._labels = f"{MANAGED_BY}={MANAGER},{RELEASE}={cluster.release}"
+        self._monotonic = monotonic
+        self._lock = asyncio.Lock()
+        self._applied: tuple[Workload, ...] | None = None
+        """The set that was found to be as wanted, without a write; None after anything else."""
+        self._applied_at = self._seen_at = float("-inf")
+        self._listed: list[Object] | None = None
+        """What `apply` has listed and not written to, for the look that follows it."""
+        self._deaths = Deaths()
+        self._refused: dict[str, str] = {}
+        self._seen: dict[str, WorkloadStatus] = {}
+        self._room_unknown = False
+        self._made: dict[str, tuple[Workload, Owner | None, Object]] = {}
+        self.writes = 0
+        """How many objects were written or deleted, for tests and metrics."""
+
+    async def apply(self, desired: Sequence[Workload]) -> None:
+        """Make the RayServices equal to `desired`. One that is refused holds up no other. See `WorkloadPort`."""
+        wanted = {w.application: w for w in desired}
+        async with self._lock:
+            given = tuple(desired)
+            if given == self._applied and self._is_fresh(self._applied_at):
+                return
+            self._applied, before = None, self.writes
+            try:
+                live, budgets = await asyncio.gather(self._services(), self._every("policy/v1", "poddisruptionbudgets"))
+                known = {application_of(service): service for service in live}
+                guards = {(b["metadata"]["namespace"], b["metadata"]["name"]): b for b in budgets}
+                works: list[tuple[str, Awaitable[None]]] = [
+                    (a, self._want(w, known.get(a), guards.get((w.namespace, object_name(a)))))
+                    for a, w in wanted.items()
+                ]
+                works += [(a, self._drop(service)) for a, service in known.items() if a not in wanted]
+            except ClusterUnavailable as error:
+                raise WorkloadUnavailable(str(error)) from error
+            results = await asyncio.gather(*(work for _, work in works), return_exceptions=True)
+            self._made = {a: made for a, made in self._made.items() if a in wanted}
+            if self.writes == before and not any(results):
+                self._applied, self._applied_at, self._listed = given, self._monotonic(), live
+        failed = {a: r for (a, _), r in zip(works, results, strict=True) if isinstance(r, BaseException)}
+        self._refused = {a: str(r) for a, r in failed.items() if isinstance(r, ClusterRejected)}
+        for defect in failed.values():
+            if not isinstance(defect, ClusterRejected | ClusterUnavailable):
+                raise defect
+        if self._refused:
+            raise WorkloadRejected("; ".join(self._refused.values()))
+        if failed:
+            raise WorkloadUnavailable("; ".join(map(str, failed.values())))
+
+    async def observe(self) -> Mapping[str, WorkloadStatus]:
+        """Tell what the cluster says of every revision of the release. See `WorkloadPort`."""
+        calm = bool(self._seen) and all(s.state is WorkloadState.READY for s in self._seen.values())
+        if calm and self._applied is not None and self._is_fresh(self._seen_at):
+            return self._seen
+        listed, self._listed = self._listed, None
+        try:
+            pods = await self._every("v1", "pods")
+            services = listed if listed is not None else await self._services()
+        except ClusterUnavailable as error:
+            raise WorkloadUnavailable(str(error)) from error
+        named = {application_of(service): service for service in services}
+        details = await self._ask(named)
+        mine = _by_service(pods)
+        self._deaths.keep(named)
+        found = {
+            a: status_of_service(service, mine.get(_key(service), ()), details.get(a), self._deaths)
+            for a, service in named.items()
+        }
+        for application, message in self._refused.items():
+            if application not in found:
+                missing = WorkloadStatus(application=application, state=WorkloadState.MISSING, message=message)
+                found[application] = missing
+        self._seen, self._seen_at = found, self._monotonic()
+        return found
+
+    def _is_fresh(self, at: float) -> bool:
+        """Whether what was seen then will do while all is calm: with hundreds of models looks are further apart."""
+        more = max(0, len(self._seen) - LOOK_ALWAYS)
+        return self._monotonic() - at < min(LOOK_MOST_S, more * LOOK_PER_MODEL_S)
+
+    async def shortage(self, wanted: Workload) -> str:
+        """Compare what the replicas would ask for with what the nodes have left. See `WorkloadPort`."""
+        engine = wanted.engine
+        # A queue admits by its own book, and where replicas are given by stable they are there already.
+        if not engine.check_room or engine.queue_name is not None or engine.capacity is Capacity.REPLACE:
+            return ""
+        try:
+            nodes, pods = await asyncio.gather(
+                self._api.every("/api/v1/nodes"),
+                self._api.every("/api/v1/pods", fields="status.phase!=Succeeded,status.phase!=Failed"),
+            )
+        except ClusterUnavailable as error:
+            if not self._room_unknown:
+                log.warning("room on the nodes is not checked before a rollout: %s", error)
+            self._room_unknown = True
+            return ""
+        self._room_unknown = False
+        if any(_belongs(pod, wanted) for pod in pods):
+            return ""
+        group = rayservice(wanted, self._cluster, None)["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+        return _shortage(wanted, room_for(group["template"], engine, nodes, pods))
+
+    async def close(self) -> None:
+        """Close the connections; what runs goes on running."""
+        if self._dashboards is not None:
+            await self._dashboards.close()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def _services(self) -> list[Object]:
+        return [s for s in await self._every("ray.io/v1", "rayservices") if application_of(s)]
+
+    async def _every(self, api_version: str, plural: str) -> list[Object]:
+        paths = [collection(api_version, plural, namespace) for namespace in self._namespaces]
+        listed = await asyncio.gather(*(self._api.every(path, labels=self._labels) for path in paths))
+        return [found for part in listed for found in part]
+
+    async def _ask(self, services: Mapping[str, Object]) -> Mapping[str, Mapping[str, Any]]:
+        if self._dashboards is None:
+            return {}
+        urls = {
+            a: f"http://{s['metadata']['name']}-head-svc.{s['metadata']['namespace']}.svc:{DASHBOARD_PORT}"
+            for a, s in services.items()
+            if (s.get("status") or {}).get("activeServiceStatus", {}).get("rayClusterName")
+        }
+        return await self._dashboards.ask(urls, self._seen)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    async def _want(self, workload: Workload, live: Object | None, protected: Object | None) -> None:
+        if workload.namespace not in self._namespaces:
+            raise ClusterRejected(
+                f"{workload.application} should live in namespace {workload.namespace or '(none)'}, which this release "
+                f"does not watch ({', '.join(self._namespaces)}); add it to watch_namespaces"
+            )
+        if live is not None and live["metadata"].get("deletionTimestamp"):
+            return  # of the same name and on its way out; it is made anew when it is gone
+        wanted = self._manifest(workload)
+        name = object_name(workload.application)
+        path = f"{collection('ray.io/v1', 'rayservices', workload.namespace)}/{name}"
+        if live is None:
+            await self._not_somebody_elses(path)
+        if live is None or not contains(live, wanted):
+            self.writes += 1
+            live = await self._api.apply(path, wanted)
+        guard = budget(workload, self._cluster, str(live["metadata"]["uid"]))
+        if protected is None or not contains(protected, guard):
+            self.writes += 1
+            where = collection("policy/v1", "poddisruptionbudgets", workload.namespace)
+            await self._api.apply(f"{where}/{name}", guard)
+
+    def _manifest(self, workload: Workload) -> Object:
+        """The object of a workload; made anew only where workload or owner are other ones."""
+        owner = self._owner_of(workload.revision.model)
+        known = self._made.get(workload.application)
+        if known is not None and known[0] == workload and known[1] == owner:
+            return known[2]
+        made = rayservice(workload, self._cluster, owner)
+        self._made[workload.application] = (workload, owner, made)
+        return made
+
+    async def _drop(self, service: Object) -> None:
+        meta = service["metadata"]
+        if not meta.get("deletionTimestamp"):
+            self.writes += 1
+            where = collection("ray.io/v1", "rayservices", meta["namespace"])
+            await self._api.delete(f"{where}/{meta['name']}", meta["uid"])
+
+    async def _not_somebody_elses(self, path: str) -> None:
+        there = await self._api.get(path)
+        if there is None:
+            return
+        labels = there["metadata"].get("labels") or {}
+        if labels.get(MANAGED_BY) != MANAGER or labels.get(RELEASE) != self._cluster.release:
+            whose = labels.get(RELEASE) or labels.get(MANAGED_BY) or "somebody else"
+            raise ClusterRejected(
+                f"RayService {there['metadata']['namespace']}/{there['metadata']['name']} belongs to {whose}, not to "
+                f"release {self._cluster.release}; remove it, or deploy into another namespace"
+            )
+
+
+def collection(api_version: str, plural: str, namespace: str) -> str:
+    """The path of a namespaced collection.
+
+    >>> collection("v1", "pods", "a"), collection("ray.io/v1", "rayservices", "a")
+    ('/api/v1/namespaces/a/pods', '/apis/ray.io/v1/namespaces/a/rayservices')
+    """
+    root = "apis" if "/" in api_version else "api"
+    return f"/{root}/{api_version}/namespaces/{namespace}/{plural}"
+
+
+def _key(found: Object) -> tuple[str, str, str]:
+    """What a RayService and its pods have in common."""
+    labels = found["metadata"].get("labels") or {}
+    model, revision = str(labels.get("tidegate.dev/model")), str(labels.get("tidegate.dev/revision"))
+    return str(found["metadata"]["namespace"]), model, revision
+
+
+def _by_service(pods: Iterable[Object]) -> Mapping[tuple[str, str, str], list[Object]]:
+    found: dict[tuple[str, str, str], list[Object]] = {}
+    for pod in pods:
+        found.setdefault(_key(pod), []).append(pod)
+    return found
+
+
+def _belongs(pod: Object, workload: Workload) -> bool:
+    """Whether a pod of this very revision runs already: then its room is taken, by itself."""
+    return _key(pod) == (workload.namespace, workload.revision.model, workload.revision.digest[:8])
+
+
+def _shortage(wanted: Workload, room: Room) -> str:
+    count, _ = bounds_of(wanted)
+    if room.fits >= count:
+        return ""
+    name = f"{wanted.revision.model}@{wanted.revision.version}"
+    if room.nodes == 0:
+        return (
+            f"{name} needs {count} replicas, and no node is ready, has the labels of engine.nodeSelector and has no "
+            "taint beyond engine.tolerations; correct these, or add a node"
+        )
+    return (
+        f"{name} needs room for {count} replicas, and the {room.nodes} nodes it may use have room for {room.fits}: "
+        f"{room.scarce} is scarce; free or add a node, use capacity: replace (stable gives its replicas one by one), "
+        "or set checkRoom: false where a node autoscaler brings machines"
+    )

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Copy into the chart what is made elsewhere: a chart can only read files of its own folder. Tests compare them.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+cp monitoring/rules/tidegate.rules.yml helm/tidegate/files/
+rm -f helm/tidegate/files/dashboards/*.json
+cp monitoring/dashboards/*.json helm/tidegate/files/dashboards/
+python3 scripts/chart_schema.py
