@@ -18,8 +18,8 @@ from rollout.errors import ClusterRejected, ClusterUnavailable, WorkloadRejected
 from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
 from rollout.workloads.engine_pods import EngineCluster
 from rollout.workloads.ray_dashboards import RayDashboards
-from rollout.workloads.rayservice import MANAGED_BY, MANAGER, RELEASE, bounds_of, budget, contains, rayservice
-from rollout.workloads.rayservice_status import application_of, status_of_service
+from rollout.workloads.rayservice import MANAGED_BY, MANAGER, RELEASE, bounds_of, budget, contains, rayservice, resized
+from rollout.workloads.rayservice_status import application_of, spare_pods, status_of_service
 from rollout.workloads.room import Room, room_for
 from rollout.workloads.serve_account import Deaths
 from serving.specs import object_name
@@ -72,6 +72,8 @@ class KubeRayWorkloads:
         """What `apply` has listed and not written to, for the look that follows it."""
         self._deaths = Deaths()
         self._refused: dict[str, str] = {}
+        self._spare: dict[str, list[str]] = {}
+        """By application: pods whose engine has stopped, as they were seen last."""
         self._seen: dict[str, WorkloadStatus] = {}
         self._room_unknown = False
         self._made: dict[str, tuple[Workload, Owner | None, Object]] = {}
@@ -130,6 +132,7 @@ class KubeRayWorkloads:
             a: status_of_service(service, mine.get(_key(service), ()), details.get(a), self._deaths)
             for a, service in named.items()
         }
+        self._spare = {a: spare_pods(service, mine.get(_key(service), ())) for a, service in named.items()}
         for application, message in self._refused.items():
             if application not in found:
                 missing = WorkloadStatus(application=application, state=WorkloadState.MISSING, message=message)
@@ -207,6 +210,11 @@ class KubeRayWorkloads:
         if live is None or not contains(live, wanted):
             self.writes += 1
             live = await self._api.apply(path, wanted)
+        if change := resized(workload, live, self._spare.get(workload.application, ())):
+            self.writes += 1
+            cluster, operations = change
+            where = collection("ray.io/v1", "rayclusters", workload.namespace)
+            await self._api.patch(f"{where}/{cluster}", operations)
         guard = budget(workload, self._cluster, str(live["metadata"]["uid"]))
         if protected is None or not contains(protected, guard):
             self.writes += 1

@@ -3,9 +3,9 @@
 One RayService per revision (docs/adr/0010): its engine image is part of what it is. What KubeRay does with a change,
 read in its source (1.6), decides how this is written:
 
-- `serveConfigV2` is sent to the running cluster, so the number of replicas is there and nowhere else;
-- of the worker group's `replicas`, `minReplicas` and `maxReplicas` nothing reaches a running cluster, so they are the
-  bounds for the whole of its life, and a cluster whose number changes has Ray's autoscaler;
+- `serveConfigV2` is sent to the running cluster, and with it the number of replicas;
+- of the worker group's `replicas`, `minReplicas` and `maxReplicas` nothing reaches a running cluster: its RayCluster is
+  patched beside (`resized`). Where the number changes by itself, Ray's autoscaler does that;
 - anything else makes a second cluster beside the first, which takes over once it answers, and after
   `rayClusterDeletionDelaySeconds` the first one goes: a changed placement costs no answer.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rollout.accelerators import engine_accelerators
@@ -61,7 +61,7 @@ def labels_of(workload: Workload, release: str) -> Mapping[str, str]:
 
 
 def bounds_of(workload: Workload) -> tuple[int, int]:
-    """The fewest and the most pods with engines, for as long as the cluster lives."""
+    """The fewest and the most pods with engines."""
     engine = workload.engine
     if engine.capacity is Capacity.REPLACE:
         return 1, engine.min_replicas
@@ -188,7 +188,7 @@ def _ray_cluster(workload: Workload, cluster: EngineCluster, labels: Mapping[str
                     # Quoted for the shell in which KubeRay starts Ray.
                     "resources": f'"{{\\"{ENGINE_RESOURCE}\\": 1}}"',
                 },
-                "template": engine_pod(workload, cluster, labels, f"{fewest}-{most}"),
+                "template": engine_pod(workload, cluster, labels),
             }
         ],
     }
@@ -215,6 +215,44 @@ def _fault_tolerance(cluster: EngineCluster) -> Manifest:
     if cluster.redis_secret:
         options["redisPassword"] = {"valueFrom": {"secretKeyRef": {"name": cluster.redis_secret, "key": "password"}}}
     return options
+
+
+def resized(
+    workload: Workload, service: Mapping[str, Any], spare: Sequence[str]
+) -> tuple[str, list[dict[str, Any]]] | None:
+    """How to bring the running cluster of a RayService to the wanted number of pods.
+
+    A fixed number is lowered only when Serve has stopped as many replicas: then the pods without one are named, so that
+    no pod goes that answers.
+
+    Args:
+        workload: what is wanted.
+        service: the live RayService, which repeats its cluster's numbers.
+        spare: names of pods of it whose engine has stopped.
+
+    Returns:
+        The RayCluster's name and a JSON patch; None when there is nothing to do, or not yet.
+
+    """
+    active = (service.get("status") or {}).get("activeServiceStatus") or {}
+    told, name = active.get("rayClusterStatus") or {}, str(active.get("rayClusterName") or "")
+    fewest, most = bounds_of(workload)
+    if not name or (told.get("minWorkerReplicas", fewest), told.get("maxWorkerReplicas", most)) == (fewest, most):
+        return None
+    group = "/spec/workerGroupSpecs/0"
+    patch: list[dict[str, Any]] = [{"op": "test", "path": f"{group}/groupName", "value": GROUP}]
+    patch += [{"op": "add", "path": f"{group}/{n}Replicas", "value": v} for n, v in (("min", fewest), ("max", most))]
+    present = int(told.get("desiredWorkerReplicas") or 0)
+    excess = present - most
+    if workload.engine.elastic:
+        return name, patch  # the autoscaler finds a number between the two, and the pods to take
+    if excess > len(spare):
+        return None
+    patch.append({"op": "add", "path": f"{group}/replicas", "value": fewest})
+    if excess > 0:
+        going = {"workersToDelete": sorted(spare)[:excess]}
+        patch.append({"op": "add", "path": f"{group}/scaleStrategy", "value": going})
+    return name, patch
 
 
 def contains(live: Any, wanted: Any) -> bool:  # noqa: ANN401 - JSON of any shape

@@ -47,7 +47,6 @@ class Rig:
 
     def __init__(self, api: ApiServer) -> None:
         self.api = api
-        api.cluster.create("customresourcedefinitions", None, RAY_SERVICES)
         for number in range(2):
             api.cluster.create("nodes", None, a_node(f"node-{number}", gpus=4))
         self.kuberay = KubeRay(api.cluster)
