@@ -43,6 +43,9 @@ RELEASE = "tidegate.dev/release"
 APPLICATION = "tidegate.dev/application"
 """An annotation: an application's name may be longer than a label allows."""
 REPLICAS = "tidegate.dev/replicas"
+MADE_OF = "tidegate.dev/made-of"
+"""An annotation with the Ray cluster and the engines' arguments as they were made. They stay so: what a newer control
+plane, or a changed setting of the release, would make of the same revision must not restart engines that serve."""
 QUEUE = "kueue.x-k8s.io/queue-name"
 IDLE_S = 60
 """A pod without a replica goes after this long."""
@@ -70,22 +73,24 @@ def bounds_of(workload: Workload) -> tuple[int, int]:
     return workload.replicas, workload.replicas
 
 
-def rayservice(workload: Workload, cluster: EngineCluster, owner: Owner | None) -> Manifest:
+def rayservice(workload: Workload, cluster: EngineCluster, owner: Owner | None, made_of: str = "") -> Manifest:
     """The whole object.
 
     Args:
         workload: the revision, its capacity and its namespace.
         cluster: what all revisions of the release have in common.
         owner: whose deletion takes it along; None where that is not known.
+        made_of: the annotation of the live object; empty for one that is to be made.
 
     """
     labels = labels_of(workload, cluster.release)
     queue = {QUEUE: workload.engine.queue_name} if workload.engine.queue_name is not None else {}
+    ray, application, made_of = _as_made(workload, cluster, labels, made_of)
     metadata: Manifest = {
         "name": object_name(workload.application),
         "namespace": workload.namespace,
         "labels": {**labels, **queue},
-        "annotations": {APPLICATION: workload.application, REPLICAS: str(workload.replicas)},
+        "annotations": {APPLICATION: workload.application, REPLICAS: str(workload.replicas), MADE_OF: made_of},
     }
     if owner is not None and owner.namespace == workload.namespace:
         metadata["ownerReferences"] = [_reference(owner)]
@@ -94,25 +99,56 @@ def rayservice(workload: Workload, cluster: EngineCluster, owner: Owner | None) 
         "kind": "RayService",
         "metadata": metadata,
         "spec": {
-            "serveConfigV2": serve_config(workload, cluster),
+            "serveConfigV2": _serve_config(application),
             "upgradeStrategy": {"type": "NewCluster"},
             "rayClusterDeletionDelaySeconds": math.ceil(workload.longest_stream_s),
             "excludeHeadPodFromServeSvc": True,
-            "rayClusterConfig": _ray_cluster(workload, cluster, labels),
+            "rayClusterConfig": ray,
         },
     }
 
 
-def serve_config(workload: Workload, cluster: EngineCluster) -> str:
-    """Serve's configuration, as JSON (which KubeRay reads as YAML). The same workload gives the same text."""
+def _as_made(
+    workload: Workload, cluster: EngineCluster, labels: Mapping[str, str], made_of: str
+) -> tuple[Manifest, Manifest, str]:
+    """The Ray cluster and the application's parts that stay, with their record; only the numbers are today's.
+
+    A cluster that must get an autoscaler, or lose it, is made anew.
+    """
+    fresh = _ray_cluster(workload, cluster, labels)
+    application = _application(workload, cluster)
+    record = _compact({"ray": fresh, "args": application["args"], "import_path": application["import_path"]})
+    try:
+        before = json.loads(made_of) if made_of else {}
+        group = before["ray"]["workerGroupSpecs"][0]
+        if before["ray"]["enableInTreeAutoscaling"] == fresh["enableInTreeAutoscaling"]:
+            group |= {n: fresh["workerGroupSpecs"][0][n] for n in ("replicas", "minReplicas", "maxReplicas")}
+            kept = {key: before[key] for key in ("args", "import_path")}
+            return before["ray"], {**application, **kept}, made_of
+    except (ValueError, KeyError, IndexError, TypeError):
+        pass  # new, or somebody has changed the record
+    return fresh, application, record
+
+
+def _application(workload: Workload, cluster: EngineCluster) -> Manifest:
     settings = EngineSettings(LOG_DIR, host="0.0.0.0", load_timeout_s=cluster.load_timeout_s)  # noqa: S104 - pod network
-    config = {
-        # Replicas open their own ports only on nodes with a proxy, which nothing of ours uses.
-        "proxy_location": "EveryNode",
-        "http_options": {"host": "0.0.0.0", "port": SERVE_PORT, "keep_alive_timeout_s": 90},  # noqa: S104
-        "applications": [cluster_application(workload, settings, POD_DIR, _gpus(workload))],
-    }
-    return json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return cluster_application(workload, settings, POD_DIR, _gpus(workload))
+
+
+def _serve_config(application: Manifest) -> str:
+    """Serve's configuration, as JSON (which KubeRay reads as YAML). The same workload gives the same text."""
+    return _compact(
+        {
+            # Replicas open their own ports only on nodes with a proxy, which nothing of ours uses.
+            "proxy_location": "EveryNode",
+            "http_options": {"host": "0.0.0.0", "port": SERVE_PORT, "keep_alive_timeout_s": 90},  # noqa: S104
+            "applications": [application],
+        }
+    )
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def budget(workload: Workload, cluster: EngineCluster, service_uid: str) -> Manifest:

@@ -6,6 +6,7 @@ The official client against the stand-in over HTTP; KubeRay, kubelets and schedu
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -66,6 +67,9 @@ class Rig:
     def node(self, name: str, gpus: int) -> None:
         kind = self.api.cluster.kind("nodes")
         self.api.cluster.update(kind, None, name, a_node(name, gpus=gpus), Write(subresource="status"))
+
+    def cluster_of(self, wanted: Workload) -> str:
+        return str((self.service(wanted) or {})["status"]["activeServiceStatus"]["rayClusterName"])
 
     def service(self, wanted: Workload) -> dict | None:
         return self.api.cluster.find("rayservices", wanted.namespace, object_name(wanted.application))
@@ -254,20 +258,47 @@ async def test_a_lost_node_costs_what_ran_there_and_no_more(rig: Rig) -> None:
     assert (await rig.settle([stable]))[stable.application].state is WorkloadState.READY
 
 
-async def test_another_placement_of_what_runs_costs_no_answer(rig: Rig) -> None:
+async def test_more_and_fewer_replicas_in_the_same_cluster(rig: Rig) -> None:
+    """No engine that answers goes, and what runs is not made anew."""
+    sizes = [2, 4, 1]
+    await rig.settle([workload("1.0.0", replicas=2)])
+    cluster = rig.cluster_of(workload("1.0.0"))
+    for before, size in itertools.pairwise(sizes):
+        wanted = workload("1.0.0", replicas=size)
+        for _ in range(9):
+            await rig.step([wanted])
+            seen = (await rig.port.observe())[wanted.application]
+            assert seen.ready_replicas >= min(before, size)
+        assert (seen.state, seen.ready_replicas) == (WorkloadState.READY, size)
+        assert len(rig.api.cluster.list("pods", labels="ray.io/node-type=worker")) == size
+    assert rig.cluster_of(workload("1.0.0")) == cluster
+
+
+async def test_a_cluster_that_gets_an_autoscaler_costs_no_answer(rig: Rig) -> None:
     """KubeRay makes another cluster beside the first, which takes over when it answers."""
-    before, after = workload("1.0.0"), workload("1.0.0", priorityClassName="serving")
+    before, after = workload("1.0.0"), workload("1.0.0", maxReplicas=2)
     assert before.application == after.application
     await rig.settle([before])
+    cluster = rig.cluster_of(before)
     for _ in range(8):
-        await rig.port.apply([after])
-        rig.kuberay.tick()
+        await rig.step([after])
         assert (await rig.port.observe())[after.application].ready_replicas == 1, "never both, never none"
-    pods = rig.api.cluster.list("pods")
-    assert {p["spec"].get("priorityClassName") for p in pods if "engine" in p["metadata"]["name"] or True} >= {
-        "serving"
-    }
-    assert len([p for p in pods if p["metadata"]["labels"]["ray.io/node-type"] == "worker"]) == 1
+    assert rig.cluster_of(after) != cluster
+    assert len(rig.api.cluster.list("rayclusters")) == 1
+
+
+async def test_another_setting_restarts_nothing_that_runs(rig: Rig, api: ApiServer) -> None:
+    old, new = workload("1.0.0"), workload("1.1.0")
+    await rig.settle([old])
+    cluster = rig.cluster_of(old)
+    rig.port = kuberay_workloads(
+        api, NAMESPACE, cluster=CLUSTER.model_copy(update={"redis_address": "redis:6379", "head_memory": "8Gi"})
+    )
+    seen = await rig.settle([old, new])
+    assert rig.cluster_of(old) == cluster
+    assert seen[new.application].state is WorkloadState.READY
+    config = (rig.service(new) or {})["spec"]["rayClusterConfig"]
+    assert config["gcsFaultToleranceOptions"] == {"redisAddress": "redis:6379"}
 
 
 async def test_replicas_are_given_one_by_one(rig: Rig) -> None:
@@ -275,12 +306,12 @@ async def test_replicas_are_given_one_by_one(rig: Rig) -> None:
     engine = {"minReplicas": 3, "capacity": "replace"}
     whole = workload("1.0.0", replicas=3, **engine)
     await rig.settle([whole])
-    cluster = (rig.service(whole) or {})["status"]["activeServiceStatus"]["rayClusterName"]
+    cluster = rig.cluster_of(whole)
     smaller = whole.model_copy(update={"replicas": 2})
     seen = await rig.settle([smaller])
     assert seen[whole.application].state is WorkloadState.READY
     assert seen[whole.application].ready_replicas == 2
-    assert (rig.service(whole) or {})["status"]["activeServiceStatus"]["rayClusterName"] == cluster
+    assert rig.cluster_of(whole) == cluster
 
 
 async def test_a_right_that_was_revoked(api: ApiServer) -> None:
