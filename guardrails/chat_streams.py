@@ -177,7 +177,7 @@ class ChatStreamGuard:
         choice.envelope = self._envelope
         if choice.ended is not None or self._failed:
             return
-        rest, texts = _split(part)
+        rest, texts = split_texts(part)
         kept = {key: rest.pop(key) for key in _REPEATS_TEXT if rest.get(key) is not None}
         if kept:
             choice.repeats.append(kept)
@@ -278,7 +278,7 @@ def _bare(choice: _Choice) -> Json:
     return {"index": choice.index, **({"text": ""} if completion else {"delta": {}}), "logprobs": None}
 
 
-def _split(part: Json) -> tuple[Json, list[tuple[Place, str]]]:
+def split_texts(part: Json) -> tuple[Json, list[tuple[Place, str]]]:
     """A choice's part without its texts, and the texts with their places."""
     rest = dict(part)
     texts: list[tuple[Place, str]] = []

@@ -221,7 +221,7 @@ class Guardrails:
             out.append(step.text)
             result.findings += step.findings
             for pending in step.work:
-                tasks[asyncio.create_task(self._ask(pending))] = pending
+                tasks[asyncio.create_task(self.ask(pending))] = pending
 
         try:
             for start in range(0, len(text), SLICE_CHARACTERS):
@@ -261,20 +261,14 @@ class Guardrails:
             steps += [guard.resolve(tasks.pop(task).id, task.result(), self._clock()) for task in done]
             for step in steps:
                 for pending in step.work:
-                    tasks[asyncio.create_task(self._ask(pending))] = pending
+                    tasks[asyncio.create_task(self.ask(pending))] = pending
                 if step.findings:
                     self._report_late(tuple(Located(choice, part, finding) for finding in step.findings))
         _cancel(tasks)
 
-    async def _ask(self, pending: Pending) -> Sequence[Hit] | str:
+    async def ask(self, pending: Pending) -> Sequence[Hit] | str:
         """A model's hits, or why there are none."""
-        try:
-            hits = await self._models.examine(ModelText.of(pending))
-            return hits if all(isinstance(hit, Hit) for hit in hits) else "its answer was no verdict"
-        except CheckFailed as error:
-            return type(error).__name__
-        except Exception as error:
-            return f"raised {type(error).__name__}"
+        return await asked(self._models, pending)
 
     # --- streams ---------------------------------------------------------------------------------------------------
 
@@ -291,9 +285,13 @@ class Guardrails:
         return not any(active.rule.holds for active in self._active.output)
 
     @property
-    def checks_output(self) -> bool:
-        """Whether there is anything to check in answers."""
-        return bool(self._active.output)
+    def active(self) -> ActivePolicy:
+        """The policy with its checks."""
+        return self._active
+
+    def holds(self, direction: Direction) -> bool:
+        """Whether a prompt, or an answer, has to wait for a verdict: some check can change or stop it."""
+        return any(active.rule.holds for active in self._active.checks(direction))
 
     def _guard_maker(self, prompt_language: Language | None) -> Callable[[Part], StreamGuard]:
         def make(part: Part) -> StreamGuard:
@@ -333,7 +331,7 @@ class Guardrails:
                     reading = False
                     step = _both(step, guard.finish(self._clock()))
                 for work in step.work:
-                    tasks[asyncio.create_task(self._ask(work.pending))] = work
+                    tasks[asyncio.create_task(self.ask(work.pending))] = work
                 if step.objects or step.findings or step.cancel or step.failed:
                     yield step
                 if step.failed:
@@ -343,7 +341,7 @@ class Guardrails:
         finally:
             if source is not None:
                 source.cancel()
-            self._finish_late(tasks, guard)
+            self.observe_on(guard, tasks)
 
     def _resolve_one(
         self,
@@ -355,11 +353,12 @@ class Guardrails:
             return guard.expire(self._clock())
         return guard.resolve(tasks.pop(task), task.result(), self._clock())
 
-    def _finish_late(
+    def observe_on(
         self,
-        tasks: dict[asyncio.Task[Sequence[Hit] | str], Work],
         guard: ChatStreamGuard | ResponsesStreamGuard,
+        tasks: dict[asyncio.Task[Sequence[Hit] | str], Work],
     ) -> None:
+        """A stream is over for its client: go on with checks that only observe, give up on all others."""
         if guard.finished and guard.outstanding and tasks:
             self._spawn(self._observe_stream_on(guard, tasks))
         else:
@@ -374,7 +373,7 @@ class Guardrails:
             await _wait(tasks, guard.next_deadline, self._clock())
             step = self._resolve_one(tasks, guard)
             for work in step.work:
-                tasks[asyncio.create_task(self._ask(work.pending))] = work
+                tasks[asyncio.create_task(self.ask(work.pending))] = work
             if step.findings:
                 self._report_late(step.findings)
         _cancel(tasks)
@@ -389,6 +388,17 @@ class Guardrails:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+
+
+async def asked(models: ModelChecks, pending: Pending) -> Sequence[Hit] | str:
+    """A model's hits on a text, or why there are none, whatever went wrong."""
+    try:
+        hits = await models.examine(ModelText.of(pending))
+        return hits if all(isinstance(hit, Hit) for hit in hits) else "its answer was no verdict"
+    except CheckFailed as error:
+        return type(error).__name__
+    except Exception as error:
+        return f"raised {type(error).__name__}"
 
 
 async def _next(chunks: AsyncIterator[Json]) -> Json:

@@ -51,6 +51,10 @@ class GatewayInstruments:
             "tidegate_mirrored_requests", "Requests drawn to be copied to a version, by what became of the copy.",
             ("model", "version", "result"), registry=self.registry,
         )  # fmt: skip
+        self.verdicts = Counter(
+            "tidegate_guardrail_verdicts", "Prompts and answers that a check looked at, by its worst verdict.",
+            ("model", "version", "check", "direction", "verdict"), registry=self.registry,
+        )  # fmt: skip
         self.endpoints_ready = Gauge(
             "tidegate_endpoints_ready",
             "Endpoints that take requests now.",
@@ -82,6 +86,13 @@ class GatewayInstruments:
     def mirrored_request(self, model: str, version: str, result: str) -> None:
         """Count a copy that was to go to `version`; it is in no other metric of requests."""
         self.mirrored.labels(model, version, result).inc()
+        self._seen(model, version)
+
+    def guardrail_verdicts(
+        self, model: str, version: str, check: str, direction: str, verdict: str, count: int = 1
+    ) -> None:
+        """Count what a check of the policy of `version` said."""
+        self.verdicts.labels(model, version, check, direction, verdict).inc(count)
         self._seen(model, version)
 
     def rejected(self, model: str, reason: str) -> None:
@@ -120,7 +131,7 @@ class GatewayInstruments:
         current = {(r.model, r.version) for r in revisions}
         self._retired |= self._revisions
         for model, version in self._retired - current:
-            for metric in (self.retries, self.in_flight, self.mirrored):
+            for metric in (self.retries, self.in_flight, self.mirrored, self.verdicts):
                 metric.remove_by_labels({"model": model, "version": version})
             self._finished.forget(model, version)
         for model in {m for m, _ in self._retired} - {m for m, _ in current}:

@@ -18,6 +18,8 @@ class RequestOutcome(enum.StrEnum):
     CLIENT_ERROR = "client_error"
     """The engine answered with a 4xx."""
     CLIENT_ABORT = "client_abort"
+    BLOCKED = "blocked"
+    """The version's guardrail policy ended the answer: content_filter."""
 
 
 class RequestMeasurement(NamedTuple):

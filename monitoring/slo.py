@@ -85,10 +85,11 @@ OUTCOMES: Mapping[RequestOutcome, Treatment] = {
     RequestOutcome.TIMEOUT: Treatment.BAD,
     RequestOutcome.CLIENT_ERROR: Treatment.EXCLUDED,
     RequestOutcome.CLIENT_ABORT: Treatment.EXCLUDED,
+    RequestOutcome.BLOCKED: Treatment.EXCLUDED,
 }
 """A request that stable saved after the canary failed is no failure for its client and no credit to the version."""
 
-BAD_REJECTIONS = ("model_not_ready",)
+BAD_REJECTIONS = ("model_not_ready", "guardrail_unavailable")
 """Rejections that are our failure. All others are excluded: the caller's fault, a limit, a guardrail's block, or load
 that was shed on purpose, which has an alert of its own."""
 

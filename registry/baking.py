@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,32 @@ class Ingredients:
         return hashlib.sha256(self.policy).hexdigest() if self.policy is not None else ""
 
 
-def read_ingredients(request: RegisterRequest) -> Ingredients:
+CheckPolicy = Callable[[str], None]
+"""Raises `InvalidPolicy` for the text of a guardrail policy that can't be put in force."""
+
+
+def any_mapping(text: str) -> None:
+    """The least that a policy must be. Who knows the guardrails hands the stores a stricter check."""
+    try:
+        parsed = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidPolicy(f"the policy is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(parsed, dict):
+        raise InvalidPolicy(f"the policy holds {type(parsed).__name__}, a policy is a mapping (checks: ...)")
+
+
+def check_baked_policy(folder: Path, check: CheckPolicy) -> None:
+    """Check the policy of a version's folder, wherever it came from: it may have lain in the source.
+
+    Raises:
+        InvalidPolicy: it can't be put in force.
+    """
+    path = folder / POLICY_FILE
+    if path.exists():
+        _checked_policy(path, check)
+
+
+def read_ingredients(request: RegisterRequest, check_policy: CheckPolicy = any_mapping) -> Ingredients:
     """Read and check everything that a request adds.
 
     Raises:
@@ -80,7 +105,7 @@ def read_ingredients(request: RegisterRequest) -> Ingredients:
     """
     return Ingredients(
         prompt=_read_prompt(request.prompt_file) if request.prompt_file else None,
-        policy=_read_policy(request.policy_file) if request.policy_file else None,
+        policy=_checked_policy(request.policy_file, check_policy) if request.policy_file else None,
         generation={_checked_key(k, "generation setting"): parse_setting(k, v) for k, v in request.generation.items()},
         engine_args=_checked_engine_args(request.engine_args),
     )
@@ -99,14 +124,14 @@ def _read_prompt(path: Path) -> Prompt:
     return Prompt(text.strip(), whole_template=False)
 
 
-def _read_policy(path: Path) -> bytes:
+def _checked_policy(path: Path, check: CheckPolicy) -> bytes:
     content = _read_small(path, InvalidPolicy)
     try:
-        parsed = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise InvalidPolicy(f"policy {path} is not YAML: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(parsed, dict):
-        raise InvalidPolicy(f"policy {path} holds {type(parsed).__name__}, a policy is a mapping (checks: ...)")
+        check(content.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidPolicy(f"policy {path} is not UTF-8 text; save it as UTF-8") from error
+    except InvalidPolicy as error:
+        raise InvalidPolicy(f"policy {path}: {error}") from error
     return content
 
 

@@ -4,7 +4,7 @@
     +-- InvalidRequest        what was asked for makes no sense (fix the command)
     |   +-- InvalidVersion        not a semantic version, or not a reference NAME@VERSION
     |   +-- InvalidPrompt         a prompt that cannot be baked into the chat template
-    |   +-- InvalidPolicy         a guardrail policy that is not a YAML mapping
+    |   +-- InvalidPolicy         a guardrail policy that can't be put in force
     |   +-- NothingChanged        no bump can be derived: the version would answer like its parent
     +-- InvalidSource         the source cannot become a version (fix the source)
     |   +-- UnsafeFile            a pickle, code, or a link that leads out of the source

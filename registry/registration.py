@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.baking import Ingredients, bake, bake_simulation, read_ingredients
+from registry.baking import (
+    CheckPolicy,
+    Ingredients,
+    any_mapping,
+    bake,
+    bake_simulation,
+    check_baked_policy,
+    read_ingredients,
+)
 from registry.errors import RegistryUnavailable, UnknownVersion
 from registry.facets import compute_facets
 from registry.files import OnProgress, build_manifest, copy_files, hash_file, list_files
@@ -37,6 +45,7 @@ class Checked:
     source: Source
     ingredients: Ingredients
     version: SemVer | None
+    check_policy: CheckPolicy = any_mapping
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,12 @@ class Staged:
     uri: str | None
 
 
-def check_request(request: RegisterRequest) -> Checked:
+def check_request(request: RegisterRequest, check_policy: CheckPolicy = any_mapping) -> Checked:
     """Check everything about a request that needs neither the registry nor the source's bytes.
+
+    Args:
+        request: What somebody wants registered.
+        check_policy: Whether a guardrail policy can be put in force, the request's or one that lies in the source.
 
     Raises:
         InvalidRequest, InvalidSource: the version, the source's notation, a setting or a file cannot be used.
@@ -60,8 +73,9 @@ def check_request(request: RegisterRequest) -> Checked:
     return Checked(
         request=request,
         source=parse_source(request.source),
-        ingredients=read_ingredients(request),
+        ingredients=read_ingredients(request, check_policy),
         version=SemVer.parse(request.version) if request.version is not None else None,
+        check_policy=check_policy,
     )
 
 
@@ -69,7 +83,8 @@ def stage(checked: Checked, folder: Path, fetch_mlflow: FetchMlflow, on_progress
     """Fill `folder` with the version's files, baked, and measure them.
 
     Raises:
-        RegistryError: any of InvalidSource, InvalidPrompt, NoSpace, RegistryUnavailable; the folder may be half full.
+        RegistryError: any of InvalidSource, InvalidPrompt, InvalidPolicy, NoSpace, RegistryUnavailable; the folder may
+            be half full.
     """
     try:
         if isinstance(checked.source, SimulatedSource):
@@ -101,6 +116,7 @@ def _stage_folder(
 
 
 def _measured(checked: Checked, folder: Path, manifest: Manifest, lineage: str, uri: str | None) -> Staged:
+    check_baked_policy(folder, checked.check_policy)
     facets = compute_facets(folder, manifest, checked.ingredients.engine_args)
     kind = SourceKind.SIMULATED if uri is not None else SourceKind.FOLDER
     return Staged(kind=kind, folder=folder, manifest=manifest, facets=facets, lineage=lineage, uri=uri)

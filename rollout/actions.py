@@ -16,7 +16,10 @@ DASHBOARD_PORT = 8265
 
 
 class Deployed(Frozen):
-    """A revision with the capacity it runs at."""
+    """A revision with the capacity it runs at, and the text of its guardrail policy, so that the log needs no registry.
+
+    `policy` is "" where the version brings none; its SHA-256 is the revision's `policy_sha256`.
+    """
 
     revision: RevisionSpec
     replicas: int = 1
@@ -26,6 +29,7 @@ class Deployed(Frozen):
     """Where on a cluster it lives; empty on the local platform."""
     longest_stream_s: float = 30.0
     """How long its answers may take, as that spec's `drainDeadline` said."""
+    policy: str = ""
 
     @property
     def digest(self) -> str:
@@ -41,6 +45,11 @@ class Deployed(Frozen):
     def application(self) -> str:
         """The revision's Serve application."""
         return self.revision.application
+
+    def scaled(self, replicas: int, most: int | None) -> Deployed:
+        """The same revision with another capacity."""
+        engine = self.engine.model_copy(update={"min_replicas": replicas, "max_replicas": most})
+        return self.model_copy(update={"replicas": replicas, "engine": engine})
 
     @property
     def endpoints(self) -> str:
@@ -67,13 +76,17 @@ class Trigger(enum.StrEnum):
 
 
 class Start(Frozen):
-    """Begin a rollout: run the target beside stable, without traffic."""
+    """Begin a rollout: run the target beside stable, without traffic.
+
+    `judge` is the text of the policy that scores both arms until the rollout ends, "" where no signal needs one.
+    """
 
     type: Literal["start"] = "start"
     rollout: str
     spec: RolloutSpec
     target: Deployed
     salt: str
+    judge: str = ""
 
 
 class SetStep(Frozen):
@@ -203,6 +216,14 @@ class Acknowledge(Frozen):
     digest: Digest
 
 
+class Scale(Frozen):
+    """Stable gets this many replicas, and may grow to `most`."""
+
+    type: Literal["scale"] = "scale"
+    replicas: Annotated[int, Field(ge=1, le=64)]
+    most: Annotated[int, Field(ge=1, le=64)] | None = None
+
+
 class Undeploy(Frozen):
     """The model is wanted no more: nothing of it gets new requests, and all that runs is drained and removed."""
 
@@ -226,6 +247,7 @@ Action = Annotated[
     | RetirePrevious
     | Remove
     | Acknowledge
+    | Scale
     | Undeploy,
     Field(discriminator="type"),
 ]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from rollout.actions import Deployed
-from rollout.desired import desired_table, desired_workloads, workload_of
+from rollout.desired import desired_policies, desired_table, desired_workloads, workload_of
 from rollout.errors import InsufficientCapacity, WorkloadRejected, WorkloadUnavailable
 from rollout.status import ModelStatus
 from rollout.traffic_routers.base import TrafficRouter
@@ -64,11 +64,15 @@ class TrafficActuator:
         """Push the table of these statuses, if it is not in force already."""
         if fence != self._fence:
             self._fence, self._sequence, self._sent = fence, 0, None
+        statuses = tuple(statuses)
         models = tuple(sorted(self._traffic.all(statuses), key=lambda traffic: traffic.model))
         if models != self._sent:
             self._sequence += 1
             self._sent = models
-            await self._router.set(TrafficTable(fence=fence, sequence=self._sequence, issued_at=now, models=models))
+            policies = desired_policies(statuses)  # named by digest in what was compared
+            await self._router.set(
+                TrafficTable(fence=fence, sequence=self._sequence, issued_at=now, models=models, policies=policies)
+            )
 
 
 class WorkloadActuator:

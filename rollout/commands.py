@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import enum
+from typing import Annotated
+
+from pydantic import Field
 
 from rollout.actions import (
     Acknowledge,
@@ -11,6 +14,7 @@ from rollout.actions import (
     Pause,
     Promote,
     Resume,
+    Scale,
     Shift,
     Start,
     Trigger,
@@ -40,6 +44,7 @@ class Verb(enum.StrEnum):
     UNDO = "undo"
     ROLLBACK = "rollback"
     ACK = "ack"
+    SCALE = "scale"
     UNDEPLOY = "undeploy"
 
 
@@ -60,6 +65,10 @@ class Command(Frozen):
     or not stable can take it."""
     version: str | None = None
     """rollback, undo, ack: which version."""
+    replicas: Annotated[int, Field(ge=1, le=64)] | None = None
+    """scale: how many stable gets."""
+    most: Annotated[int, Field(ge=1, le=64)] | None = None
+    """scale: up to how many it may grow; None means no more."""
     ask: str = ""
     """Which wish of a custom resource it carries out; the log remembers it, so that no restart carries it out twice."""
 
@@ -71,10 +80,11 @@ class Target(Frozen):
     spec: RolloutSpec
     deployed: Deployed
     salt: str
+    judge: str = ""
 
     def start(self) -> Start:
         """The action that starts it."""
-        return Start(rollout=self.rollout, spec=self.spec, target=self.deployed, salt=self.salt)
+        return Start(rollout=self.rollout, spec=self.spec, target=self.deployed, salt=self.salt, judge=self.judge)
 
 
 def deploy(status: ModelStatus, target: Target, command: Command, observation: Observation | None = None) -> Decision:
@@ -184,6 +194,34 @@ def acknowledge(status: ModelStatus, command: Command, digests: tuple[str, ...])
     if not held:
         raise CommandRefused(f"nothing of {status.model} is quarantined")
     return _said(command, f"acknowledged {len(held)} condemned revision(s)", *(Acknowledge(digest=d) for d in held))
+
+
+def scale(status: ModelStatus, command: Command) -> Decision:
+    """Give stable another number of replicas.
+
+    Not while a version rolls out: what a rollback could move to stable is measured by the replicas that it should have,
+    and more of them than are ready yet would leave traffic on a bad version.
+
+    Raises:
+        CommandRefused: a rollout is active, nothing is stable, or it has that number.
+
+    """
+    stable, replicas = status.stable, command.replicas
+    if stable is None or replicas is None:
+        raise CommandRefused(f"scale: {status.model} has no stable version, or no number of replicas is given")
+    if status.canary is not None or status.leaving is not None:
+        raise CommandRefused(f"scale: {status.model} rolls out; its replicas change when that has ended")
+    if stable.engine.workload_ref is not None:
+        raise CommandRefused(f"scale: {name_of(stable)} runs in somebody else's workload; scale that")
+    if command.most is not None and command.most < replicas:
+        raise CommandRefused(
+            f"scale: at most {command.most} replicas is fewer than {replicas}; raise it, or leave it out"
+        )
+    if (stable.replicas, stable.engine.max_replicas) == (replicas, command.most):
+        raise CommandRefused(f"scale: {name_of(stable)} has {replicas} replicas already")
+    upto = f", at most {command.most}" if command.most is not None else ""
+    said = f"{name_of(stable)} gets {replicas} replicas{upto} in place of {stable.replicas}"
+    return _said(command, said, Scale(replicas=replicas, most=command.most))
 
 
 def undeploy(status: ModelStatus, command: Command) -> Decision:

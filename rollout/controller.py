@@ -549,9 +549,10 @@ class Controller:
 
     # -- commands -----------------------------------------------------------------------------------------------
 
-    def new_target(self, spec: RolloutSpec, deployed: Deployed) -> Target:
+    def new_target(self, spec: RolloutSpec, deployed: Deployed, judge: str = "") -> Target:
         """What a deployment would start: with an id and a secret salt of its own."""
-        return Target(rollout=self._new_id(), spec=spec, deployed=deployed, salt=self._new_id() + self._new_id())
+        salt = self._new_id() + self._new_id()
+        return Target(rollout=self._new_id(), spec=spec, deployed=deployed, salt=salt, judge=judge)
 
     def plan(self, model: str, command: Command, target: Target | None) -> Decision:
         """What a command would do now, without doing it; it may be refused, as by `execute`."""
@@ -573,6 +574,8 @@ class Controller:
                 return commands.acknowledge(status, command, tuple(status.quarantine))
             case Verb.ROLLBACK:
                 return commands.rollback(status, command, target, seen)
+            case Verb.SCALE:
+                return commands.scale(status, command)
             case Verb.UNDEPLOY:
                 return commands.undeploy(status, command)
         raise AssertionError(command.verb)

@@ -13,13 +13,25 @@ from rollout.capacity import wanted_replicas
 from rollout.status import ModelStatus, RolloutState, Stage
 from rollout.strategy_specs import BlueGreenStrategy, CanaryStrategy
 from rollout.workloads.base import Workload
+from serving.specs import digest_of_text
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, Tester, TrafficTable
 
 
 def desired_table(statuses: Iterable[ModelStatus], *, fence: int, sequence: int, now: float) -> TrafficTable:
     """The traffic table for these statuses, at this generation."""
-    models = tuple(t for t in (_traffic(s) for s in sorted(statuses, key=lambda s: s.model)) if t is not None)
-    return TrafficTable(fence=fence, sequence=sequence, issued_at=now, models=models)
+    statuses = sorted(statuses, key=lambda s: s.model)
+    models = tuple(t for t in map(_traffic, statuses) if t is not None)
+    policies = desired_policies(statuses)
+    return TrafficTable(fence=fence, sequence=sequence, issued_at=now, models=models, policies=policies)
+
+
+def desired_policies(statuses: Iterable[ModelStatus]) -> dict[str, str]:
+    """The text of every guardrail policy that these statuses' traffic names, by its SHA-256."""
+    texts: set[str] = set()
+    for status in statuses:
+        texts |= {d.policy for d in status.running()}
+        texts.add(status.rollout.judge if status.rollout is not None else "")
+    return {digest_of_text(text): text for text in sorted(texts - {""})}
 
 
 def desired_workloads(statuses: Iterable[ModelStatus]) -> tuple[Workload, ...]:
@@ -64,6 +76,8 @@ def _traffic(status: ModelStatus) -> ModelTraffic | None:
         watch=rollout.stage is Stage.PREVIEWING or rollout.watched,
         max_slowdown=rollout.spec.analysis.max_slowdown,
         testers=_testers(rollout),
+        # Already while the canary starts: gateways load what the judge needs before there is something to judge.
+        judge=digest_of_text(rollout.judge) if rollout.judge and (rollout.active or rollout.watched) else "",
     )
 
 
@@ -97,4 +111,5 @@ def _entry(deployed: Deployed, role: Role, weight: int) -> RevisionTraffic:
         weight=weight,
         application=deployed.application,
         endpoints=deployed.endpoints,
+        policy=deployed.revision.policy_sha256,
     )

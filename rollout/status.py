@@ -26,6 +26,7 @@ from rollout.actions import (
     Remove,
     Resume,
     RetirePrevious,
+    Scale,
     SetStep,
     Shift,
     Start,
@@ -92,6 +93,8 @@ class RolloutState(Frozen):
     spec: RolloutSpec
     target: Deployed
     salt: str
+    judge: str = ""
+    """The policy that scores both arms, frozen for this rollout; "" where no signal needs one."""
     stage: Stage = Stage.STARTING
     step: int = -1
     weight: int = 0
@@ -189,7 +192,7 @@ def apply(status: ModelStatus, actions: Iterable[Action], *, at: float, reason: 
     told = False
     for action in actions:
         status = _apply_one(status, action, at, reason)
-        told = told or not isinstance(action, RetirePrevious | Remove | EndWatch | Shift)
+        told = told or not isinstance(action, RetirePrevious | Remove | EndWatch | Shift | Scale)
     change: dict[str, object] = {"updated_at": at}
     if told:
         change |= {"reason": reason, "actor": actor}
@@ -222,6 +225,9 @@ def _apply_one(status: ModelStatus, action: Action, at: float, reason: str) -> M
             return status.model_copy(update={"retiring": kept})
         case Acknowledge():
             return _without_quarantine(status, action.digest)
+        case Scale():
+            assert status.stable is not None
+            return status.model_copy(update={"stable": status.stable.scaled(action.replicas, action.most)})
         case Undeploy():
             return _undeploy(status, at)
         case _:
@@ -234,6 +240,7 @@ def _start(status: ModelStatus, action: Start, at: float) -> ModelStatus:
         spec=action.spec,
         target=action.target,
         salt=action.salt,
+        judge=action.judge,
         paused=action.spec.paused,
         started_at=at,
         step_started_at=at,

@@ -7,6 +7,7 @@ import datetime as dt
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from registry.errors import RegistryError, UnknownModel, UnknownVersion
@@ -18,6 +19,7 @@ from rollout.accelerators import NO_IMAGE, accelerator_of, check_accelerators
 from rollout.actions import Deployed
 from rollout.engine_specs import WorkloadRef
 from rollout.errors import InvalidSpec
+from rollout.judges import judge_policy
 from rollout.specs import RolloutSpec
 from serving.specs import EngineKind, RevisionSpec
 
@@ -42,17 +44,25 @@ class Versions:
     The registry's client blocks, so every call runs in a thread: the controller's loop must not wait for it.
     """
 
-    def __init__(self, store: RegistryStore, accelerator: str = "cpu", cluster: ClusterHome | None = None) -> None:
+    def __init__(
+        self,
+        store: RegistryStore,
+        accelerator: str = "cpu",
+        judge: Callable[[RolloutSpec], str] = judge_policy,
+        cluster: ClusterHome | None = None,
+    ) -> None:
         """Take a registry.
 
         Args:
             store: the registry.
             accelerator: what engines of this machine run on.
+            judge: gives the text of the policy that scores a rollout's answers, see `rollout.judges`.
             cluster: given where engines run on a cluster: then nothing is fetched to this machine, and the accelerator
                 is what the spec asks for.
         """
         self._store = store
         self._accelerator = accelerator
+        self.judge = judge
         self._cluster = cluster
 
     async def resolve(self, spec: RolloutSpec, namespace: str = "") -> tuple[ModelVersion, Deployed]:
@@ -103,6 +113,7 @@ class Versions:
             engine=spec.engine,
             namespace="" if cluster is None else namespace or cluster.namespace,
             longest_stream_s=spec.drain_deadline,
+            policy=self._store.policy_text(version) if version.policy_sha256 else "",
         )
 
     def _source(self, version: ModelVersion) -> str:

@@ -31,7 +31,7 @@ from scripts.guardrail_training.rows import own, read, sampling
 HEADS = 4
 PER_PATTERN = 24
 PAIR_SHARE, MEAN_SHARE = 0.5, 0.5
-SUSPICIOUS = 0.35
+SUSPICIOUS = 0.5
 PAIR_WEIGHTS = {
     "cold": 1.0,
     "davidson": 0.3,

@@ -46,6 +46,12 @@ class Reason(enum.StrEnum):
     """Shed while the queue fills up, lowest priority first."""
     DEADLINE_UNREACHABLE = "deadline_unreachable"
     """It could not be answered within its time limit, so it is not begun."""
+    CONTENT_FILTERED = "content_filtered"
+    """The version's guardrail policy blocks the prompt, or can't check what is asked."""
+    GUARDRAIL_UNAVAILABLE = "guardrail_unavailable"
+    """A check of the policy could not run, and the policy fails closed."""
+    GUARDRAIL_OVERLOADED = "guardrail_overloaded"
+    """Too much waits for a check that the policy needs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,9 @@ _REJECTIONS: Mapping[Reason, tuple[int, str, str | None]] = {
     Reason.QUEUE_FULL: (503, "server_error", "overloaded"),
     Reason.OVERLOADED: (503, "server_error", "overloaded"),
     Reason.DEADLINE_UNREACHABLE: (503, "server_error", "deadline_unreachable"),
+    Reason.CONTENT_FILTERED: (400, "invalid_request_error", "content_filter"),
+    Reason.GUARDRAIL_UNAVAILABLE: (503, "server_error", "guardrail_unavailable"),
+    Reason.GUARDRAIL_OVERLOADED: (503, "server_error", "overloaded"),
 }
 
 

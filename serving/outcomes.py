@@ -56,6 +56,10 @@ LEVELS = ("p50", "p80", "p95", "p99")
 """The quantiles of stable's latency at which slow events are judged."""
 
 
+UNITS = ":units"
+"""`guardrail/toxicity:units` in `Total.settled_events` counts the settled units on which this signal was measured."""
+
+
 class Cause(enum.StrEnum):
     """Why an error event happened, as far as the gateway can tell."""
 
@@ -105,7 +109,8 @@ class Total(Frozen):
 
     `admitted` counts units that carry evidence, `forced` those that do not (no choice of arm was possible, the
     version was pinned, or a mirrored pair was given up). `settled` counts evidence units with an outcome and all of
-    whose predecessors have one too, `settled_events` those of them that had an event, by `signal` or `signal:level`.
+    whose predecessors have one too, `settled_events` those of them that had an event, by `signal` or `signal:level`;
+    where not every answer is measured, as with `guardrail/...`, `signal:units` says how many were (`UNITS`).
     `first_sights` counts units whose session was seen for the first time (a request without a session is its own): what
     the sample-ratio check looks at. Mirrored pairs are counted on both revisions at weight 50; `similarity_*` sums,
     over pairs, how alike canary's answer is to stable's, `baseline_*` how alike a second answer of stable's is to its

@@ -22,6 +22,11 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}
 """A registered model's name: a DNS label, since it becomes part of application and object names."""
 
 
+GUARD_APPLICATION = "tidegate-guardrails"
+"""The Serve application of the guardrails' own models, where they run there: no registered model can be named so, since
+a revision's application has two dashes in a row."""
+
+
 class Frozen(BaseModel):
     """Base of what users write and what crosses a process boundary: closed and immutable."""
 
@@ -42,7 +47,8 @@ class RevisionSpec(Frozen):
 
     `engine_args` are vLLM's command line flags without the dashes (`max_model_len: "2048"`), values as strings;
     an empty string means a flag without a value. `source` is a local folder for vLLM, a `sim:` URI for the
-    simulated engine, and is *not* part of the digest: `manifest_sha256` is.
+    simulated engine, and is *not* part of the digest: `manifest_sha256` is. `policy_sha256` names the version's own
+    guardrail policy, "" where it brings none.
     """
 
     model: ModelName
@@ -66,6 +72,11 @@ class RevisionSpec(Frozen):
     def application(self) -> str:
         """The name of its Ray Serve application, for instance `chat--1-3-0--0a1b2c3d`."""
         return application_name(self.model, self.version, self.digest)
+
+
+def digest_of_text(text: str) -> str:
+    """The SHA-256 of a text, in hexadecimal: what names a guardrail policy."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def application_name(model: str, version: str, digest: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -39,13 +40,17 @@ ENDPOINTS_PATTERN = r"^(ray://[a-z0-9.-]{1,253}:[0-9]{1,5}|service://[a-z0-9-]{1
 
 
 class RevisionTraffic(Frozen):
-    """One revision's part of a model's traffic. `weight` is in percent of the model's new requests."""
+    """One revision's part of a model's traffic. `weight` is in percent of the model's new requests.
+
+    `policy` is the SHA-256 of the version's guardrail policy, whose text is in the table; "" where it brings none.
+    """
 
     digest: Digest
     version: str
     role: Role
     weight: Annotated[int, Field(ge=0, le=100)]
     application: str
+    policy: str = ""
     endpoints: Annotated[
         str, StringConstraints(pattern=ENDPOINTS_PATTERN), Field(exclude_if=lambda value: not value)
     ] = ""
@@ -81,7 +86,8 @@ class ModelTraffic(Frozen):
     `mirror_percent` of stable's requests are copied to the canary (a shadow; its answer never reaches a client).
     With `watch`, requests that could only go to stable are told as evidence too, at weight 100: for objectives of
     one revision, before and after a switch. `max_slowdown` is the factor by which a canary's latency may exceed
-    stable's before it is an event.
+    stable's before it is an event. `judge` is the SHA-256 of the policy by which the answers of both arms are scored,
+    its text in the table; "" where no signal needs one.
     """
 
     model: ModelName
@@ -93,6 +99,7 @@ class ModelTraffic(Frozen):
     watch: bool = False
     max_slowdown: Annotated[float, Field(ge=1)] = 1.25
     testers: tuple[Tester, ...] = ()
+    judge: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -114,12 +121,17 @@ class ModelTraffic(Frozen):
 
 
 class TrafficTable(Frozen):
-    """All models' traffic at one generation. Applied as a whole, between two requests."""
+    """All models' traffic at one generation. Applied as a whole, between two requests.
+
+    `policies` has the text of every guardrail policy that a model or revision names, by its SHA-256: so that a revision
+    and its policy come, are kept on disk and go together. Whoever uses a text compares it with its digest first.
+    """
 
     fence: int
     sequence: int
     issued_at: float
     models: tuple[ModelTraffic, ...] = ()
+    policies: Mapping[str, str] = Field(default_factory=dict)
 
     @property
     def generation(self) -> Generation:

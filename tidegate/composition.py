@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from registry.models import RegisterRequest
     from registry.stores.base import RegistryStore
     from rollout.accounts.base import AccountStore
@@ -31,7 +33,21 @@ def build_registry(settings: Settings) -> RegistryStore:
         settings.mlflow_uri,
         artifact_root=settings.home / "mlflow" / "artifacts",
         cache=settings.home / "mlflow" / "cache",
+        check_policy=_check_policy,
     )
+
+
+def _check_policy(text: str) -> None:
+    """Refuse a guardrail policy that no gateway could put in force, with every fault and its place in the file."""
+    from guardrails.errors import GuardrailError
+    from guardrails.plugins import installed_catalogue
+    from guardrails.policy import parse_policy
+    from registry.errors import InvalidPolicy
+
+    try:
+        parse_policy(text, installed_catalogue())
+    except GuardrailError as error:
+        raise InvalidPolicy(str(error)) from None
 
 
 def build_smoke_runner(settings: Settings, accounts: AccountStore, holder: str, now: float) -> SmokeRunner:
@@ -123,6 +139,7 @@ def build_operator(settings: Settings, controller: Controller, plane: ControlPla
         instance=settings.pod_name,
         clock=time.time,
         monotonic=time.monotonic,
+        judge=plane.versions.judge,
     )
 
 
@@ -175,6 +192,14 @@ def cluster_address(settings: Settings) -> Address:
     return Address(kubeconfig=settings.kubeconfig, context=settings.kube_context)
 
 
+def policy_path(given: Path) -> Path:
+    """The file of a policy that is named as on the command line: a path, or the name of one that comes along."""
+    from guardrails.policies.shipped import Shipped, shipped_file
+
+    named = str(given)
+    return shipped_file(Shipped(named)) if named in set(Shipped) and not given.exists() else given
+
+
 def register_request(**fields: Any) -> RegisterRequest:  # noqa: ANN401 - forwarded to pydantic, which validates
     """A request to register a version, its fields checked.
 
@@ -186,6 +211,8 @@ def register_request(**fields: Any) -> RegisterRequest:  # noqa: ANN401 - forwar
     from registry.models import RegisterRequest
     from tidegate.errors import WrongUse
 
+    if fields.get("policy_file") is not None:
+        fields["policy_file"] = policy_path(fields["policy_file"])
     try:
         return RegisterRequest(**fields)
     except ValidationError as error:

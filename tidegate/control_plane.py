@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -27,8 +28,9 @@ from rollout.control_api.app import create_app
 from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.controller import Controller
-from rollout.errors import ClusterError, EventLogUnavailable, LogConflict, UnusableStore
+from rollout.errors import ClusterError, EventLogUnavailable, InvalidSpec, LogConflict, UnusableStore
 from rollout.event_log.sql import SqlEventLog
+from rollout.judges import judge_from_file, judge_policy
 from rollout.operator.election import Election
 from rollout.operator.running import Operator
 from rollout.status import ModelStatus, Stage
@@ -128,16 +130,21 @@ async def serve(settings: Settings) -> int:
         check_bind(settings.host, token)
         gateway_key = read_gateway_key(settings)
         webhooks = build_webhooks(settings, time.time)
+        judge_text = judge_from_file(settings.judge_policy_file)
         database = open_store(settings)
         cluster = build_cluster_parts(settings, time.monotonic) if settings.platform == "kubernetes" else None
-    except (WrongUse, ClusterError, UnusableStore, EventLogUnavailable) as error:
+    except (WrongUse, InvalidSpec, ClusterError, UnusableStore, EventLogUnavailable) as error:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
-        return error.exit_code if isinstance(error, WrongUse) else 1
+        return WrongUse.exit_code if isinstance(error, WrongUse | InvalidSpec) else 1
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
     if gateway_key is not None:
         book_gateway_key(accounts, gateway_key, now=time.time())
     router = cluster.router if cluster is not None else GatewayRouter(time.monotonic)
-    versions = Versions(build_registry(settings), cluster=cluster.home if cluster is not None else None)
+    versions = Versions(
+        build_registry(settings),
+        judge=partial(judge_policy, text=judge_text),
+        cluster=cluster.home if cluster is not None else None,
+    )
     holder = f"{settings.pod_name or socket.gethostname()}:{settings.home}"
     smoke = build_smoke_runner(settings, accounts, holder, now=time.time())
     controller = Controller(
@@ -146,7 +153,11 @@ async def serve(settings: Settings) -> int:
         workloads=cluster.workloads
         if cluster is not None
         else RayServeWorkloads(
-            settings.ray_file, log_dir=settings.log_dir, host=settings.host, serve_port=settings.serve_port
+            settings.ray_file,
+            log_dir=settings.log_dir,
+            host=settings.host,
+            serve_port=settings.serve_port,
+            guards=settings.guard_models == "service",
         ),
         router=router,
         holder=holder,
@@ -306,6 +317,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("kopf").setLevel(logging.ERROR)  # it warns that it leaves signals alone, which is meant
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(asyncio.run(serve(load_settings())))
 

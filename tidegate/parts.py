@@ -10,6 +10,7 @@ import sys
 from functools import partial
 
 from serving.gateway.config import GatewayConfig
+from serving.gateway.guard_settings import GuardSettings
 from tidegate.monitoring_files import prepare_prometheus, prometheus_argv, prometheus_program
 from tidegate.runfile import write_private
 from tidegate.settings import Settings
@@ -50,6 +51,7 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         limit_share=1 / settings.gateways,
         tls_cert_file=settings.tls_cert_file,
         tls_key_file=settings.tls_key_file,
+        guard=GuardSettings(default_policy=settings.default_policy, models=settings.guard_models),
     )
     many = settings.gateways > 1
     gateways = [config.for_process(i) for i in range(settings.gateways)] if many else [config]

@@ -76,6 +76,21 @@ class Settings(BaseSettings):
     )
     tls_cert_file: Path | None = Field(default=None, description="Certificate chain of the gateway's public port, PEM.")
     tls_key_file: Path | None = Field(default=None, description="Its key, PEM.")
+    default_policy: str = Field(
+        default="default",
+        description="Guardrails of versions that bring none: default (only counts), standard (protects), none, or the "
+        "path of a policy.",
+    )
+    guard_models: Literal["threads", "service"] = Field(
+        default="threads",
+        description="Where the guardrails' models run: in threads of each gateway, or in a Ray Serve application of "
+        "their own that scales by itself.",
+    )
+    judge_policy_file: Path | None = Field(
+        default=None,
+        description="The policy whose checks rollouts may name as signals (guardrail/NAME); the shipped judge unless "
+        "given.",
+    )
     prometheus_url: str = Field(
         default="", description="Where signals named prometheus/... are read; empty means that such a signal holds."
     )

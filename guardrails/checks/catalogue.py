@@ -7,6 +7,7 @@ from guardrails.checks.base import Catalogue, CheckKind
 from guardrails.checks.credentials import CREDENTIALS
 from guardrails.checks.http_check import HTTP
 from guardrails.checks.injection import INJECTION
+from guardrails.checks.learned import LEARNED
 from guardrails.checks.pii import PII
 from guardrails.checks.word_lists import BANNED_WORDS, PATTERNS
 
@@ -23,6 +24,7 @@ _KINDS: tuple[CheckKind, ...] = (
     LANGUAGE,
     JSON,
     HTTP,
+    *LEARNED,
 )
 
 BUILT_IN: Catalogue = {kind.name: kind for kind in _KINDS}

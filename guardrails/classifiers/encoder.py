@@ -55,7 +55,9 @@ class SentenceEncoder:
 
     def cut(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text; at least one each."""
-        return [ids or [_UNKNOWN] for ids in self._tokens.encode([_UNREADABLE.sub(" ", text) for text in texts])]
+        readable = [_UNREADABLE.sub(" ", text) for text in texts]
+        # One thread: for a few sentences a pool of them costs more than the work, on every core there is.
+        return [ids or [_UNKNOWN] for ids in self._tokens.encode(readable, num_threads=1)]
 
     def embed(self, tokens: Sequence[list[int]]) -> Floats:
         """One row of length 1 for each text that `cut` has cut: shape (texts, 512)."""

@@ -6,8 +6,9 @@
 
 The embedding is by far the dearest part. A short text is embedded as it is, one of some sentences as a whole and its
 worst sentence again, so that a good paragraph does not hide a bad sentence. Of a longer text every sentence is read by
-the light models; only if one is suspicious, it is embedded, alone and with its surroundings: time for one text is
-bounded. Log-odds become a probability by Platt scaling, for each language apart; the worst piece decides.
+the light models; only if one is suspicious, it is embedded, while the light models read what stands around it: time for
+one text is bounded. Log-odds become a probability by Platt scaling, for each language apart; the worst piece
+decides.
 How it was trained, on what, how good it is and where it fails: guardrails/models/toxicity/README.md.
 """
 
@@ -41,9 +42,10 @@ WHOLE_TOKENS = 256
 SENTENCE_TOKENS = 24
 """About a sentence."""
 CONTEXT_TOKENS = 64
-"""Of a longer text the worst sentence is judged alone and with this much around it."""
-DOUBT_BESIDE_WHOLE, DOUBT_BESIDE_CONTEXT = 4.0, 1.0
-"""Log-odds by which a sentence alone must be surer than the whole, or than its surroundings, which know more."""
+"""Of a longer text the light models read the worst sentence with this much around it, the others the sentence alone."""
+DOUBT_BESIDE_WHOLE, DOUBT_ALONE = 5.0, -0.25
+"""Log-odds by which a sentence must be surer: than the whole, which knows more, where that is judged beside it; and
+where it alone is taken for a long text, whose surroundings speak for it already."""
 SENTENCES_PER_EMBEDDING = 96
 """Of a long text one more sentence is embedded for every so many ..."""
 MOST_EMBEDDED = 4
@@ -58,12 +60,17 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of plain text number `text` that is embedded; `doubt` is taken from its log-odds."""
+    """A stretch of plain text number `text` that is embedded; `doubt` is taken from its log-odds.
+
+    `first` to `last` is what the light models read of it: the stretch, or more.
+    """
 
     text: int
     start: int
     end: int
     doubt: float
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +167,9 @@ class Model:
     def _piece_probabilities(self, plains: list[Layer], languages: list[Language], pieces: list[Piece]) -> Floats:
         """What all models say of each piece."""
         texts = [plains[piece.text].text[piece.start : piece.end] for piece in pieces]
+        wider = [plains[piece.text].text[piece.first : piece.last] for piece in pieces]
         doubts = np.array([piece.doubt for piece in pieces], np.float32)
-        logits = self.light_logits(texts) + self.head_logits(texts) - doubts
+        logits = self.light_logits(wider) + self.head_logits(texts) - doubts
         return self._probabilities(self._full, logits, [languages[piece.text] for piece in pieces])
 
     def light_logits(self, texts: Sequence[str]) -> Floats:
@@ -183,18 +191,16 @@ class Model:
     def _pieces(self, number: int, text: str, spans: list[tuple[int, int]], sure: Floats) -> list[Piece]:
         """What of a text is embedded, given its sentences and what the light models say of each."""
         if len(spans) == 1:
-            return [Piece(number, *spans[0], 0.0)]
+            return [Piece(number, *spans[0], 0.0, *spans[0])]
         count = min(1 + len(spans) // SENTENCES_PER_EMBEDDING, MOST_EMBEDDED)
         ranked = np.argsort(-sure, kind="stable")[:count]
         worst = spans[int(ranked[0])]
         if room(text)[-1] <= WHOLE_TOKENS:
-            return [Piece(number, 0, len(text), 0.0), Piece(number, *worst, DOUBT_BESIDE_WHOLE)]
+            whole = Piece(number, 0, len(text), 0.0, 0, len(text))
+            return [whole, Piece(number, *worst, DOUBT_BESIDE_WHOLE, *worst)]
         suspects = [int(at) for at in ranked if sure[at] >= self._suspicious]
-        if not suspects:
-            return []
-        start, end = surroundings(text, spans, suspects[0], CONTEXT_TOKENS)
-        alone = [Piece(number, spans[at][0], spans[at][1], DOUBT_BESIDE_CONTEXT) for at in suspects]
-        return [Piece(number, start, end, 0.0), *alone]
+        around = [surroundings(text, spans, at, CONTEXT_TOKENS) for at in suspects]
+        return [Piece(number, *spans[at], DOUBT_ALONE, *wider) for at, wider in zip(suspects, around, strict=True)]
 
     def _probabilities(
         self, calibration: dict[Language, tuple[float, ...]], logits: Floats, languages: list[Language]

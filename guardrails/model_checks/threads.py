@@ -7,7 +7,7 @@ a lone text never waits for company. The model is one object, called by one thre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -36,6 +36,7 @@ class ThreadModelChecks:
         batch_texts: int = 32,
         waiting_texts: int = 512,
         threads: int = 1,
+        warm_up: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
         """Begin.
 
@@ -44,12 +45,24 @@ class ThreadModelChecks:
             batch_texts: how many go into one call at most.
             waiting_texts: how many may wait for one kind; one more is refused at once.
             threads: how many calls run at once in all.
+            warm_up: loads what some kinds need, called in one of the threads.
         """
         self._lines = {kind: _Line(classifier) for kind, classifier in classifiers.items()}
         self._batch_texts = batch_texts
         self._waiting_texts = waiting_texts
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="guardrails")
+        self._warm_up = warm_up
         self._closed = False
+
+    def waiting(self, kind: str) -> int:
+        """How many texts wait for a kind of check."""
+        line = self._lines.get(kind)
+        return len(line.waiting) if line is not None else 0
+
+    async def warm_up(self, kinds: Iterable[str]) -> None:
+        """Load what these kinds need, so that no text waits for it."""
+        if self._warm_up is not None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._warm_up, tuple(kinds))
 
     async def examine(self, text: ModelText) -> Sequence[Hit]:
         """What the classifier finds, together with whoever waits at the same time."""

@@ -68,6 +68,7 @@ EXPORTED = (
     _gateway("gen_ai_client_token_usage", _H, *_GEN_AI, "gen_ai_token_type"),
     _gateway("tidegate_retries_total", _C, "model", "version", "cause"),
     _gateway("tidegate_mirrored_requests_total", _C, "model", "version", "result"),
+    _gateway("tidegate_guardrail_verdicts_total", _C, "model", "version", "check", "direction", "verdict"),
     _gateway("tidegate_rejections_total", _C, "model", "reason"),
     _gateway("tidegate_streams_in_flight", _G, "model", "version"),
     _gateway("tidegate_queue_depth", _G, "model", "priority"),
@@ -84,7 +85,6 @@ EXPORTED = (
 """What Tidegate exports now."""
 
 PROMISED = (
-    _gateway("tidegate_guardrail_verdicts_total", _C, "model", "version", "check", "direction", "verdict"),
     _gateway("tidegate_drift_statistic", _G, "model", "version", "detector"),
     _gateway("tidegate_drift_alarms_total", _C, "model", "version", "detector"),
     _gateway("tidegate_drift_alarm_active", _G, "model", "version", "detector"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from registry.baking import POLICY_FILE
-from registry.errors import UnknownVersion
+from registry.errors import Damaged, UnknownVersion
 from registry.files import OnProgress, silent
 from registry.models import Alias, Manifest, ModelVersion, RegisterRequest
 from registry.promotion import AliasMove
@@ -84,6 +85,14 @@ class RegistryStore(Protocol):
         """
         ...
 
+    def policy_text(self, version: ModelVersion) -> str:
+        """The guardrail policy that a version brings, without its weights; empty when it brings none.
+
+        Raises:
+            Damaged: it is not the one that was registered.
+        """
+        ...
+
     def verify(self, version: ModelVersion, on_progress: OnProgress = silent) -> None:
         """Read every byte and compare with the manifest.
 
@@ -124,3 +133,21 @@ def unknown_alias(model: str, alias: str, aliases: Iterable[str]) -> UnknownVers
     return UnknownVersion(
         f"{model} has no alias {alias[:80]!r} (its aliases: {known}); name a version, for instance {model}@1.0.0"
     )
+
+
+def checked_policy(version: ModelVersion, found: bytes | None) -> str:
+    """The text of a policy's bytes, which must have the version's digest.
+
+    Raises:
+        Damaged: they have not, or there are none.
+    """
+    digest = hashlib.sha256(found).hexdigest() if found is not None else "missing"
+    if found is None or digest != version.policy_sha256:
+        raise Damaged(
+            f"the policy of {version.reference} is not the one that was registered ({digest[:12]}, registered was "
+            f"{version.policy_sha256[:12]}); register the version anew under another number",
+            path=POLICY_FILE,
+            expected=version.policy_sha256,
+            found=digest,
+        )
+    return found.decode()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from registry.baking import CheckPolicy, any_mapping
 from registry.errors import InvalidSource, UnknownModel, UnknownVersion
 from registry.files import OnProgress, SourceFile, list_files, seal, silent
 from registry.manifest import manifest_digest
@@ -18,7 +19,7 @@ from registry.references import check_alias
 from registry.registration import Staged, check_request, known_versions, number_staged, stage
 from registry.semver import Numbered, SemVer, refuse_taken
 from registry.sources import MlflowSource
-from registry.stores.base import unknown_alias
+from registry.stores.base import checked_policy, policy_file, unknown_alias
 from registry.verification import VerifiedFolders
 
 
@@ -40,10 +41,14 @@ class MemoryStore:
     """See `base.RegistryStore`. `root` is where files are kept (default: a new temporary folder)."""
 
     def __init__(
-        self, root: Path | None = None, now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+        self,
+        root: Path | None = None,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        check_policy: CheckPolicy = any_mapping,
     ) -> None:
         self._root = root or Path(tempfile.mkdtemp(prefix="tidegate-registry-"))
         self._now = now
+        self._check_policy = check_policy
         self._models: dict[str, _Model] = {}
         self._verified = VerifiedFolders(self._root / "verified")
         self._lock = threading.RLock()
@@ -74,7 +79,7 @@ class MemoryStore:
 
     def register(self, request: RegisterRequest, on_progress: OnProgress = silent) -> ModelVersion:
         """See the protocol."""
-        checked = check_request(request)
+        checked = check_request(request, self._check_policy)
         with self._lock:
             known = self._models.get(request.model, _Model())
             refuse_taken(request.model, checked.version, [SemVer.parse(v) for v in known.records])
@@ -134,6 +139,13 @@ class MemoryStore:
     def manifest(self, version: ModelVersion) -> Manifest:
         """See the protocol."""
         return self._record(version.model, version.version).manifest
+
+    def policy_text(self, version: ModelVersion) -> str:
+        """See the protocol."""
+        if not version.policy_sha256:
+            return ""
+        file = policy_file(self._record(version.model, version.version).folder)
+        return checked_policy(version, file.read_bytes() if file is not None else None)
 
     def verify(self, version: ModelVersion, on_progress: OnProgress = silent) -> None:
         """See the protocol."""

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from registry.baking import POLICY_FILE, CheckPolicy, any_mapping
 from registry.errors import (
     InvalidSource,
     RegistryBusy,
@@ -35,7 +36,7 @@ from registry.references import check_alias, is_model_name
 from registry.registration import Staged, check_request, known_versions, number_staged, stage
 from registry.semver import Numbered, SemVer, refuse_taken
 from registry.stores import mlflow_tags as tags
-from registry.stores.base import unknown_alias
+from registry.stores.base import checked_policy, unknown_alias
 from registry.stores.mlflow_client import Mlflow, NotFound
 from registry.stores.mlflow_folders import Folders
 from registry.stores.mlflow_import import Importer
@@ -73,7 +74,9 @@ class MlflowStore:
         *,
         busy_timeout_s: float = 20.0,
         lock_timeout_s: float = 600.0,
+        check_policy: CheckPolicy = any_mapping,
     ) -> None:
+        self._check_policy = check_policy
         database = _sqlite_file(tracking_uri)
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
@@ -146,13 +149,21 @@ class MlflowStore:
         stored = self._stored(version)
         return load_manifest(stored.tags.get(tags.MANIFEST, ""), version.manifest_sha256, version.reference)
 
+    def policy_text(self, version: ModelVersion) -> str:
+        """See the protocol."""
+        if not version.policy_sha256:
+            return ""
+        stored = self._stored(version)
+        uri = self._mlflow.artifact_uri(stored.name, stored.number)
+        return checked_policy(version, self._folders.one_file(uri, POLICY_FILE))
+
     def verify(self, version: ModelVersion, on_progress: OnProgress = silent) -> None:
         """See the protocol."""
         self.materialise(version, verify=True, on_progress=on_progress)
 
     def register(self, request: RegisterRequest, on_progress: OnProgress = silent) -> ModelVersion:
         """See the protocol."""
-        checked = check_request(request)
+        checked = check_request(request, self._check_policy)
         with self._mlflow.lock(request.model):
             self._sweep(request.model)
             known, aliases = self._known_or_new(request.model)

@@ -80,6 +80,18 @@ class Folders:
                 )
             yield root
 
+    def one_file(self, uri: str, path: str) -> bytes | None:
+        """One file of a version's artifacts without the others; None when there is no such file.
+
+        Raises:
+            RegistryUnavailable: it can't be reached.
+        """
+        local = local_path(uri)
+        if local is not None:
+            return (local / path).read_bytes() if (local / path).is_file() else None
+        with self.scratch() as folder:
+            return self._mlflow.download(f"{uri.rstrip('/')}/{path}", folder).read_bytes()
+
     def cached(self, manifest_sha256: str) -> Path:
         """Where the cache keeps a version."""
         return self._cache / "versions" / manifest_sha256

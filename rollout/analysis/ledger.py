@@ -247,7 +247,7 @@ class Ledger:
         if known is not None and (total.admitted, total.settled) < (known.admitted, known.settled):
             return False  # late: cumulative counters only grow
         source.totals[key] = total
-        source.told.update(name.partition(":")[0] for name in total.settled_events)
+        source.note_names(total)
         watched = not 0 < total.weight < WATCHED
         units = (self._watched if watched else self._compared)[role]
         if watched and role is Role.CANARY and total.admitted:
@@ -285,9 +285,12 @@ class Ledger:
         source.earliest = min((p.admission for p in open_still), default=math.inf)
 
     def _told_settled(self, signal: SignalName, role: Role, *, watched: bool | None = None) -> int:
-        """Settled units of the gateways that measure a signal; `watched` says which, None for all."""
+        """Settled units of the gateways that measure a signal; `watched` says which, None for all.
+
+        Of a signal that is measured on some answers only, those: the others say nothing for the version.
+        """
         return sum(
-            t.settled
+            s.measured(t, signal)
             for s in self._sources.values()
             if signal in s.told
             for t in s.totals.values()

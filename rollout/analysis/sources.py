@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from serving.outcomes import Event, SignalName, Total
+from serving.outcomes import UNITS, Event, SignalName, Total
 
 MAX_HALVES = 10_000
 """Scores of one gateway's pairs that wait for the other answer's. The oldest is given up first."""
@@ -37,6 +37,8 @@ class Source:
     earliest: float = math.inf
     totals: dict[tuple[str, int], Total] = field(default_factory=dict)
     told: set[SignalName] = field(default_factory=set)
+    sampled: set[SignalName] = field(default_factory=set)
+    """Signals that it measures on some answers only, and says on how many."""
     last_reading: dict[SignalName, int] = field(default_factory=dict)
     halves: OrderedDict[tuple[SignalName, int], Event] = field(default_factory=OrderedDict)
     watched: int = 0
@@ -53,6 +55,18 @@ class Source:
         numbers, as if all of them had been the canary's.
         """
         return self.watched + max(0, self.last_admission - self.totals_at) if self.watching else 0
+
+    def note_names(self, total: Total) -> None:
+        """Take note of which signals a total tells of."""
+        for name in total.settled_events:
+            signal, _, detail = name.partition(":")
+            self.told.add(signal)
+            if f":{detail}" == UNITS:
+                self.sampled.add(signal)
+
+    def measured(self, total: Total, signal: SignalName) -> int:
+        """The settled units of a total that a signal was measured on."""
+        return total.settled_events.get(f"{signal}{UNITS}", 0) if signal in self.sampled else total.settled
 
     def note_event(self, admission: int) -> int:
         """Take note of an event's admission number; by how much the range of known numbers has grown."""

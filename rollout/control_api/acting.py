@@ -39,6 +39,8 @@ def acting_routes(plane: ControlPlane, guard: Guard) -> APIRouter:
             reason=body.reason,
             full=body.full,
             version=body.version,
+            replicas=body.replicas,
+            most=body.most,
         )
         return await plane.verb(model, command, dry_run=body.dry_run, wait_s=body.wait_s)
 

@@ -34,6 +34,12 @@ class VerbBody(Body):
     version: Annotated[str, Field(max_length=64)] | None = Field(
         default=None, description="rollback, undo, ack: which version."
     )
+    replicas: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None, description="scale: how many stable gets."
+    )
+    most: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None, description="scale: up to how many it may grow with its load; left out, no more."
+    )
     dry_run: bool = Field(default=False, description="Answer with the plan, and do nothing.")
     wait_s: Annotated[float, Field(ge=0, le=30)] = Field(
         default=0.0, description="rollback, abort: wait so long for the gateways to confirm that traffic has left."

@@ -97,7 +97,7 @@ class ControlPlane:
     async def deploy(self, spec: RolloutSpec, command: Command, *, dry_run: bool) -> dict[str, Any]:
         """Resolve and verify the version, then start its rollout."""
         version, deployed = await self.versions.resolve(spec)
-        target = self.controller.new_target(spec, deployed)
+        target = self.controller.new_target(spec, deployed, self.versions.judge(spec))
         answer = await self._carry_out(spec.model, command, target, dry_run=dry_run)
         if dry_run:
             answer["plan"] |= {"bump": version.bump, "bump_reason": version.bump_reason}
@@ -135,11 +135,12 @@ class ControlPlane:
         if status.rollout is not None:
             spec = status.rollout.spec
         changes = {"version": deployed.version, "emergency": emergency, "paused": False}
-        return self.controller.new_target(spec.model_copy(update=changes), deployed)
+        wanted = spec.model_copy(update=changes)
+        return self.controller.new_target(wanted, deployed, self.versions.judge(wanted))
 
     async def _target_of(self, spec: RolloutSpec, namespace: str) -> Target:
         _, deployed = await self.versions.resolve(spec, namespace)
-        return self.controller.new_target(spec, deployed)
+        return self.controller.new_target(spec, deployed, self.versions.judge(spec))
 
     async def _carry_out(
         self, model: str, command: Command, target: Target | None, *, dry_run: bool, wait_s: float = 0.0

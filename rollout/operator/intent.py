@@ -10,6 +10,7 @@ Precedence:
     6. commands     undo, ack, retry, promote
     7. the wish     a spec that was not carried out yet is deployed, superseding what rolls out
     8. the pause    asked for, or asked for no more
+    9. capacity     stable's replicas are others than the spec's, and nothing rolls out
 
 A wish is carried out once. Whatever becomes of it (promoted, taken back, aborted), it is not deployed again until the
 spec changes, or somebody says `ack` or `retry`: after an automatic rollback the spec still names the bad version.
@@ -93,7 +94,8 @@ def intent(resource: Resource, known: Known) -> Intent:
         return pending
     if resource.spec is None:
         return Intent(Ask.REFUSE_SPEC, why=resource.problem)
-    return pending or _wish(resource, known) or _pause(resource, known) or Intent(Ask.NOTHING)
+    rest = _wish(resource, known) or _pause(resource, known) or _scale(resource, known)
+    return pending or rest or Intent(Ask.NOTHING)
 
 
 def _going(resource: Resource, known: Known) -> Intent:
@@ -141,6 +143,24 @@ def _pause(resource: Resource, known: Known) -> Intent | None:
     if had and not wanted and rollout.paused and not _was_handled(resource, Verb.RESUME, had):
         return Intent(Ask.COMMAND, command=_command(resource, Verb.RESUME, had), verb=Verb.RESUME, id=had)
     return None
+
+
+def _scale(resource: Resource, known: Known) -> Intent | None:
+    """Replicas follow the spec (and so the `scale` subresource) without a rollout."""
+    status, spec = known.status, resource.spec
+    if spec is None or status is None or status.stable is None or status.canary is not None:
+        return None
+    stable, engine = status.stable, spec.engine
+    if status.leaving is not None or stable.engine.workload_ref is not None or engine.workload_ref is not None:
+        return None
+    if (stable.replicas, stable.engine.max_replicas) == (engine.min_replicas, engine.max_replicas):
+        return None
+    order = f"{engine.min_replicas}-{engine.max_replicas or ''}@{stable.digest[:8]}"
+    if _was_handled(resource, Verb.SCALE, order):
+        return None
+    command = _command(resource, Verb.SCALE, order)
+    change = {"replicas": engine.min_replicas, "most": engine.max_replicas}
+    return Intent(Ask.COMMAND, command=command.model_copy(update=change), verb=Verb.SCALE, id=order)
 
 
 def _was_handled(resource: Resource, verb: Verb, order: str) -> bool:

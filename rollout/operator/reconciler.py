@@ -35,7 +35,7 @@ from rollout.errors import (
     UnknownRollout,
 )
 from rollout.operator.base import ResourceWriter
-from rollout.operator.documents import Handled, Outcome
+from rollout.operator.documents import Handled, Outcome, same
 from rollout.operator.intent import Ask, Intent, Known, intent, rivals
 from rollout.operator.memory import Memory
 from rollout.operator.names import API_VERSION, KIND
@@ -83,6 +83,7 @@ class Reconciler:
         writer: the cluster.
         clock: seconds since the epoch.
         monotonic: seconds that never go back.
+        judge: gives the text of the policy that scores a rollout's answers.
 
     """
 
@@ -95,8 +96,10 @@ class Reconciler:
         writer: ResourceWriter,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        judge: Callable[[RolloutSpec], str] = lambda _: "",
     ) -> None:
         self._controller = controller
+        self._judge = judge
         self._resolve = resolve
         self._aim = aim
         self._writer = writer
@@ -361,7 +364,8 @@ class Reconciler:
         spec = resource.spec.model_copy(update={"paused": bool(resource.pause)})
         try:
             deployed = await self._resolve(spec, resource.key.namespace)
-            await self._controller.execute(resource.model, command, self._controller.new_target(spec, deployed))
+            target = self._controller.new_target(spec, deployed, self._judge(spec))
+            await self._controller.execute(resource.model, command, target)
         except (UnknownModel, UnknownVersion) as error:
             memory.failed(wish, Problem("VersionNotFound", f"{error}; register it, it is looked for again"), now)
         except RegistryError as error:
@@ -407,7 +411,7 @@ class Reconciler:
         rest_s = ACTIVE_S if moving else RESYNC_S
         if memory.tried is not None and memory.tried.retry_at is not None:
             rest_s = min(rest_s, max(HOLD_S, memory.tried.retry_at - now))
-        if after.written() == there.written:
+        if same(after.written(), there.written):
             return rest_s
         only_counts = without_evidence(after) == without_evidence(before) and before.signals != after.signals
         if only_counts and now - memory.written_at < EVIDENCE_S:

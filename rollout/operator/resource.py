@@ -117,6 +117,8 @@ HOW_NOT_WHAT: dict[str, Any] = {
 def wish_of(spec: RolloutSpec) -> str:
     """The digest of what a spec asks to be rolled out."""
     asked = spec.model_dump(mode="json", exclude_defaults=True, exclude=HOW_NOT_WHAT)
+    if not asked.get("engine"):  # nothing but replicas was given
+        asked.pop("engine", None)
     return digest(json.dumps(asked, sort_keys=True, separators=(",", ":")))
 
 

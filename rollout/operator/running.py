@@ -10,6 +10,7 @@ from rollout.operator.api import Address, ResourceApi
 from rollout.operator.reconciler import Aim, Reconciler, Resolve
 from rollout.operator.watcher import Watcher
 from rollout.operator.writer import ApiWriter
+from rollout.specs import RolloutSpec
 
 LEAD_LOOK_S = 0.1
 
@@ -26,6 +27,7 @@ class Operator:
         instance: the pod's name, for Events.
         clock: seconds since the epoch.
         monotonic: seconds that never go back.
+        judge: gives the text of the policy that scores a rollout's answers.
 
     """
 
@@ -40,12 +42,19 @@ class Operator:
         instance: str,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        judge: Callable[[RolloutSpec], str] = lambda _: "",
     ) -> None:
         self._controller = controller
         self._api = ResourceApi(address.configuration(), user_agent="tidegate-operator")
         self._writer = ApiWriter(self._api, instance=instance, clock=clock)
         self.reconciler = Reconciler(
-            controller=controller, resolve=resolve, aim=aim, writer=self._writer, clock=clock, monotonic=monotonic
+            controller=controller,
+            resolve=resolve,
+            aim=aim,
+            writer=self._writer,
+            clock=clock,
+            monotonic=monotonic,
+            judge=judge,
         )
         self._watcher = Watcher(
             address=address,

@@ -18,7 +18,9 @@ from rollout.errors import WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Workload, WorkloadStatus
 from rollout.workloads.serve_account import Deaths, status_of, telling_line
 from rollout.workloads.serve_config import EngineSettings, application
+from serving.specs import GUARD_APPLICATION
 
+GUARD_IMPORT_PATH = "serving.ray_app.guard_service:build"
 API = "/api/serve/applications/"
 CALL_TIMEOUT_S = 60.0
 """The first PUT starts Serve itself, which takes seconds."""
@@ -37,6 +39,7 @@ class RayServeWorkloads:
         threads: int = 0,
         load_timeout_s: float = 900.0,
         transport: httpx.AsyncBaseTransport | None = None,
+        guards: bool = False,
     ) -> None:
         """Prepare; nothing is asked yet.
 
@@ -48,12 +51,14 @@ class RayServeWorkloads:
             threads: Cores an engine may use on a CPU; 0: those that its replica may use.
             load_timeout_s: The longest an engine may take to become ready.
             transport: Replaces the network in tests.
+            guards: Whether the guardrails' models run as an application beside the revisions.
         """
         self._ray_file = ray_file
         self._host = host
         self._serve_port = serve_port
         self._settings = EngineSettings(str(log_dir), host, threads, load_timeout_s)
         self._transport = transport
+        self._beside = {GUARD_APPLICATION: _guard_application()} if guards else {}
         self._client: httpx.AsyncClient | None = None
         self._client_stamp: tuple[int, int] | None = None
         self._lock = asyncio.Lock()
@@ -63,7 +68,8 @@ class RayServeWorkloads:
 
     async def apply(self, desired: Sequence[Workload]) -> None:
         """Make Serve's applications equal to `desired`; writes only when they differ. See `WorkloadPort`."""
-        wanted = {workload.application: application(workload, self._settings) for workload in desired}
+        ours = {workload.application: application(workload, self._settings) for workload in desired}
+        wanted = self._beside | ours
         async with self._lock:
             details = await self._call("GET")
             if _running(details) == wanted and details.get("controller_info", {}).get("actor_id"):
@@ -80,7 +86,7 @@ class RayServeWorkloads:
         """Tell what Serve says of every application. See `WorkloadPort`."""
         applications = (await self._call("GET")).get("applications") or {}
         self._deaths.keep(applications)
-        return {name: status_of(name, details, self._deaths) for name, details in applications.items()}
+        return {n: status_of(n, d, self._deaths) for n, d in applications.items() if n != GUARD_APPLICATION}
 
     async def shortage(self, wanted: Workload) -> str:
         """Nothing is known of room here: one machine holds what it holds, and Serve waits for what does not fit."""
@@ -133,6 +139,17 @@ class RayServeWorkloads:
         )
         self._client_stamp = stamp
         return self._client
+
+
+def _guard_application() -> dict[str, Any]:
+    """The guardrails' models: they scale by themselves, so nothing of their capacity is written here."""
+    return {
+        "name": GUARD_APPLICATION,
+        "route_prefix": f"/{GUARD_APPLICATION}",
+        "import_path": GUARD_IMPORT_PATH,
+        "args": {},
+        "deployments": [],
+    }
 
 
 def _running(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def budget(workload: Workload, cluster: EngineCluster, service_uid: str) -> Mani
             "name": name,
             "namespace": workload.namespace,
             "labels": dict(labels),
-            "ownerReferences": [_reference(owner)],
+            "ownerReferences": [_reference(owner, blocks=False)],
         },
         "spec": {
             "minAvailable": max(1, fewest - 1),
@@ -144,14 +144,15 @@ def budget(workload: Workload, cluster: EngineCluster, service_uid: str) -> Mani
     }
 
 
-def _reference(owner: Owner) -> Manifest:
+def _reference(owner: Owner, *, blocks: bool = True) -> Manifest:
+    """What a dependent says of its owner; to hold up the owner's deletion takes a right over the owner's finalizers."""
     return {
         "apiVersion": owner.api_version,
         "kind": owner.kind,
         "name": owner.name,
         "uid": owner.uid,
         "controller": True,
-        "blockOwnerDeletion": True,
+        "blockOwnerDeletion": blocks,
     }
 
 

@@ -30,7 +30,7 @@ _LOAD = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? ([0-9.
 
 
 def announce(folder: Path, url: str, boot: str) -> None:
-    """Write down where the engine answers, whole or not at all. A former pod's mark of leaving is taken away."""
+    """Write down where the engine answers, whole or not at all. A mark of leaving stays: the pod goes all the same."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{ENGINE_FILE}"
     temporary.write_text(json.dumps({"url": url, "boot": boot}))

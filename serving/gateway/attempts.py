@@ -7,9 +7,9 @@ import enum
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving.endpoints import (
     Endpoint,
@@ -35,6 +35,10 @@ from serving.outcomes import Cause
 from serving.scoring import Demand, Picking
 from serving.streaming import is_error_event, read_stream
 from serving.traffic import RevisionTraffic
+
+if TYPE_CHECKING:
+    from guardrails.verdicts import Language
+    from serving.gateway.guarding import PolicyInForce
 
 GONE_AFTER_S = 0.02
 PROBE_S = 0.5
@@ -101,6 +105,12 @@ class Call:
     leash: Leash = field(default_factory=Leash)
     tried: set[str] = field(default_factory=set)
     first_attempt: bool = True
+    policy: PolicyInForce | None = None
+    """The guardrails of the revision that was picked, where prompt or answer has to wait for them."""
+    fields: Mapping[str, Any] | None = None
+    """The body, parsed, where the guardrails need it."""
+    prompt_language: Language | None = None
+    """The language that the user wrote in, once the prompt was checked."""
 
     def fingerprint(self) -> bytes:
         """Of the prompt, for remembering which ones kill engines."""

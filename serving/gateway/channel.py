@@ -13,7 +13,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import assert_never
 
@@ -72,6 +72,7 @@ class Channel:
         recorder: Recorder,
         keys: KeyKeeper | None = None,
         usage: UsageKeeper | None = None,
+        usable: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._gateway = gateway
         self._boot = boot
@@ -83,6 +84,7 @@ class Channel:
         self._recorder = recorder
         self._keys = keys
         self._usage = usage
+        self._usable = usable
         self._news = asyncio.Event()
         self._totals_sent: tuple[Mapping[str, int], ...] = ()
         self._complaint = ""
@@ -232,7 +234,7 @@ class Channel:
         rest = (
             recorder.ledger.settled_through(),
             dict(recorder.in_flight),
-            self._book.ready_counts(time.monotonic()),
+            self._ready_counts(),
         )
         if not changed and not everything and rest == self._totals_sent:
             return
@@ -241,6 +243,11 @@ class Channel:
         )
         await socket.send(message.model_dump_json())
         self._totals_sent = rest
+
+    def _ready_counts(self) -> dict[str, int]:
+        """Usable endpoints; those of a revision whose guardrails can't be put in force here are none."""
+        counts = self._book.ready_counts(time.monotonic())
+        return {application: n if self._usable(application) else 0 for application, n in counts.items()}
 
     async def _send_usage(self, socket: ClientConnection, usage: UsageKeeper) -> None:
         usage.reconnected()

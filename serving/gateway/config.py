@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter, ValidationError
 
 from serving.errors import ServingError
+from serving.gateway.guard_settings import GuardSettings
 from serving.limits import MAX_BODY_BYTES
 from serving.mirroring import MirrorSettings
 from serving.queueing import QueueSettings
@@ -99,6 +100,8 @@ class GatewayConfig:
     """How one of a revision's endpoints is picked."""
     mirror: MirrorSettings = field(default_factory=MirrorSettings)
     """How much may be mirrored to a shadow; whether anything is, the traffic table says."""
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    """What guardrails may cost here, and where their models run; what they do, each version's policy says."""
     show_version: bool = True
     """Whether answers say which version and role gave them; off where clients must not aim at the canary."""
 

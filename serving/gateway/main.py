@@ -39,9 +39,13 @@ from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.discovery import EndpointSource, StaticEndpoints
 from serving.gateway.discovery_cluster import ClusterAccess, ClusterEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
+from serving.gateway.guard_models import GuardModels
+from serving.gateway.guarded_way import GuardedWay
+from serving.gateway.guarding import Guarding
 from serving.gateway.http_server import HttpServer, ServerLimits
 from serving.gateway.logs import configure, log
 from serving.gateway.mirror import Mirroring
+from serving.gateway.overseeing import Overseer
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
@@ -51,6 +55,7 @@ from serving.gateway.tls import Certificate
 from serving.gateway.traffic_state import TrafficState, load_table
 from serving.gateway.upstream import UpstreamClient
 from serving.limits import PromptDeaths
+from serving.specs import GUARD_APPLICATION
 from serving.traffic import TrafficTable
 
 SWEEP_EVERY_S = 0.1
@@ -133,10 +138,16 @@ class Gateway:
             Attempts(self.book, self.client, self.recorder, PromptDeaths(), self.source.suspect, config.picking),
             self.protection.gatekeeper if gatekeeper is None else None, config.queue.endpoint_concurrency,
         )  # fmt: skip
+        self.guard_models = GuardModels(config.guard, self._guard_urls)
+        self.guarding = Guarding(config.guard, self.guard_models, self.guard_models.crowded, self.instruments)
+        self.guarding.on_models = self.guard_models.needed
+        self.overseer = Overseer(config.guard, self.guarding, self.recorder, self.guarding.ask)
+        self.mirroring.compare = self.overseer.compare
         pipeline = Pipeline(
             config, self.state, self.book, self.client, self.recorder, self.instruments,
             load_secret(config.secret_file), self.source.suspect,
             gatekeeper or self.protection.gatekeeper, self.mirroring,
+            lambda attempts: GuardedWay(self.guarding, self.overseer, self.recorder, attempts),
         )  # fmt: skip
         self.certificate: Certificate | None = None
         if config.tls_cert_file is not None and config.tls_key_file is not None:
@@ -148,7 +159,7 @@ class Gateway:
                 gateway=config.name, boot=self.boot, control_url=config.control_url,
                 credentials_file=config.credentials_file, table_file=config.table_file,
                 state=self.state, book=self.book, recorder=self.recorder,
-                keys=self.protection.keys, usage=self.protection.usage,
+                keys=self.protection.keys, usage=self.protection.usage, usable=self.guarding.usable,
             )  # fmt: skip
         self.draining = False
         self.admin_app = AdminApp(
@@ -156,6 +167,7 @@ class Gateway:
             draining=lambda: self.draining,
             connected=lambda: self.channel is not None and self.channel.connected, protection=self.protection,
         )  # fmt: skip
+        self.state.on_applied(self.guarding.table_applied)
         self.state.on_applied(self.recorder.table_applied)
         self.state.on_applied(self.mirroring.table_applied)
         self.state.on_applied(self._log_table)
@@ -166,6 +178,10 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self.port = config.port
         self.admin_port = config.admin_port
+
+    def _guard_urls(self) -> list[str]:
+        """The replicas of the guardrails' own service."""
+        return [endpoint.url for endpoint in self.book.of(GUARD_APPLICATION)]
 
     def _log_table(self, table: TrafficTable) -> None:
         weights = {m.model: {r.version: r.weight for r in m.revisions} for m in table.models}
@@ -207,6 +223,8 @@ class Gateway:
         self._spawn(self.source.run(self._publish))
         self._spawn(self._housekeeping())
         self._spawn(self.protection.usage.run())
+        for work in self.overseer.work():
+            self._spawn(work)
         if self.channel is not None:
             self._spawn(self.channel.run())
         log(logging.INFO, "gateway-started", name=config.name, boot=self.boot, port=self.port,
@@ -246,6 +264,7 @@ class Gateway:
         await asyncio.sleep(self.config.drain_delay_s)
         await self.data_server.drain(self.config.drain_s)
         self.recorder.flush()
+        self.overseer.close()
         self.protection.usage.hurry()
         if self.channel is not None and self.channel.connected:
             await asyncio.sleep(FLUSH_S)
@@ -253,6 +272,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.guarding.close()
         await self.protection.close()
         self.client.close()
         log(logging.INFO, "gateway-stopped", name=self.config.name)

@@ -1,11 +1,12 @@
 """The way of one request, from its first byte to its outcome, in one file (docs/architecture.md).
 
-    head -> authenticate -> body -> parse -> wait for a turn -> pick revision -> [input guardrails] -> (mirror)
-    -> attempt -> (once more on stable) -> [output guardrails] -> release -> record
+    head -> authenticate -> body -> parse -> wait for a turn -> pick revision -> input guardrails -> (mirror)
+    -> attempt -> (once more on stable) -> output guardrails -> release -> record
 
-Steps in brackets come with later work and have their place marked `seam`; who may ask, and when, is a gatekeeper's
-(`seams`). An answer's pieces go from the engine's socket to the client's in one call, without waking a task. From the
-attempt on, most requests that aren't streams take a short way (`express`) that does the same without waiting.
+Who may ask, and when, is a gatekeeper's (`seams`). Guardrails are `guarded_way`; a request whose policy only observes
+is looked at after its end (`overseeing`) and goes the way of one without. An answer's pieces go from the engine's
+socket to the client's in one call, without waking a task. From the attempt on, most requests that aren't streams take a
+short way (`express`) that does the same without waiting.
 
 Before the first byte is released a failed canary is rescued by stable, and a request whose engine has gone by another
 replica of its revision; after it nothing is ever retried.
@@ -27,6 +28,7 @@ from serving.gateway.config import GatewayConfig
 from serving.gateway.exchange import Exchange
 from serving.gateway.express import Express
 from serving.gateway.forwarding import Header, client_headers, client_id, read_lines, version_lines
+from serving.gateway.guarded_way import GuardedWay
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import fresh_nonce, issue_bytes
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
@@ -69,6 +71,7 @@ class Pipeline:
         suspect: Callable[[str], None],
         gatekeeper: Gatekeeper | None = None,
         mirror: Mirror | None = None,
+        guards: Callable[[Attempts], GuardedWay] | None = None,
     ) -> None:
         self._config = config
         self._state = state
@@ -80,6 +83,7 @@ class Pipeline:
         self._mirror = mirror
         self._deaths = PromptDeaths()
         self._attempts = Attempts(book, client, recorder, self._deaths, suspect, config.picking)
+        self._guards = guards(self._attempts) if guards is not None else None
         self._retries_in_flight = 0
         self._picked_at = 0.0
         self._available = Availability(
@@ -87,6 +91,8 @@ class Pipeline:
             known=lambda application: bool(book.of(application)),
             lease_valid=False,
         )
+        if self._guards is not None:
+            self._available = self._guards.available(self._available)
 
     # Before the body is read
 
@@ -142,7 +148,7 @@ class Pipeline:
                 return None
             permit = entered
         call = self._call(exchange, request, deadline, permit)
-        if call is None or Express(self, call, exchange).set_off(self._attempts):
+        if call is None or (call.policy is None and Express(self, call, exchange).set_off(self._attempts)):
             return None
         return self.go_on(call, exchange)
 
@@ -171,7 +177,6 @@ class Pipeline:
                 permit.settle("", None, None)
             self._reject(exchange, pick, request.model)
             return None
-        # seam: input guardrails, by the policy of the picked version
         call = Call(
             unit=self._recorder.admit(pick, exchange.operation, stream=request.stream, session=session, permit=permit),
             target=exchange.target,
@@ -188,7 +193,9 @@ class Pipeline:
         exchange.on_gone = call.leash.pull
         if exchange.gone:  # while it waited for its turn
             call.leash.pull()
-        if pick.route.traffic.mirror_percent and self._mirror is not None:
+        if self._guards is not None:
+            self._guards.admitted(call, request.fields)
+        if call.policy is None and pick.route.traffic.mirror_percent and self._mirror is not None:
             self._mirror.offer(call, request.fields)
         return call
 
@@ -211,7 +218,6 @@ class Pipeline:
         assert plain is not None
         revision = unit.revision
         transcript = self._attempts.concluded(call, revision, sent)
-        # seam: output guardrails hold back, check and release
         exchange.respond_lines(plain.status, plain.lines + self._own_lines(call, revision), transcript.last)
         self._recorder.conclude(unit, RequestOutcome.OK, transcript, answered_by=revision)
 
@@ -250,6 +256,13 @@ class Pipeline:
     async def _run(self, call: Call, exchange: Exchange, sent: Sent | None) -> None:
         """Attempt, rescue, release."""
         unit = call.unit
+        if call.policy is not None and self._guards is not None:
+            refused = await self._guards.enter(call, call.policy)
+            if refused is not None:
+                self._stop(call, exchange, refused)
+                return
+            if unit.pick.route.traffic.mirror_percent and self._mirror is not None and call.fields is not None:
+                self._mirror.offer(call, call.fields)
         result = await self._attempt(call, unit.revision, sent)
         failure = _failure(result, unit.operation)
         if failure is not None:
@@ -266,6 +279,14 @@ class Pipeline:
                 await self._rescue(call, failure, rescuer, exchange)
                 return
         await self._conclude(call, result, failure, exchange)
+
+    def _stop(self, call: Call, exchange: Exchange, refused: Rejection) -> None:
+        """The guardrails do not let the prompt in: no engine is asked, and the version has neither won nor lost."""
+        unit = call.unit
+        self._recorder.stopped(unit)
+        self._instruments.rejected(unit.pick.route.model, refused.reason.value)
+        reply = rejection_reply(refused)
+        exchange.respond(reply.status, [*reply.headers, *self._own_headers(call, unit.revision)], reply.body)
 
     async def _attempt(self, call: Call, revision: RevisionTraffic, sent: Sent | None = None) -> Opened | Failure:
         result = await self._attempts.open(call, revision, sent)
@@ -308,6 +329,14 @@ class Pipeline:
             self._instruments.retry(unit.pick.route.model, unit.revision.version, failure.cause.value)
         self._retries_in_flight += by_stable
         try:
+            refused = await self._guards.change(call, rescuer) if by_stable and self._guards is not None else None
+            if refused is not None:  # stable's policy is stricter: it answers nothing that it would not have let in
+                blocked = refused.reason is Reason.CONTENT_FILTERED
+                outcome = RequestOutcome.BLOCKED if blocked else RequestOutcome.ERROR
+                self._recorder.conclude(unit, outcome, None, first_attempt=False)
+                reply = rejection_reply(refused)
+                exchange.respond(reply.status, [*reply.headers, *self._own_headers(call, rescuer)], reply.body)
+                return
             result = await self._attempt(call, rescuer)
             died = failure.kind is FailureKind.LOST
             while (
@@ -355,7 +384,9 @@ class Pipeline:
             exchange.respond(status, [*reply.headers, *own], reply.body)
             return RequestOutcome.ERROR
         headers = client_headers(connection.headers, own)
-        # seam: output guardrails hold back, check and release
+        policy = self._guards.holding(opened.revision) if self._guards is not None else None
+        if policy is not None and self._guards is not None and failure is None and status < 400:
+            return await self._guards.release(call, opened, exchange, policy, own)
         if opened.whole:
             _keep(opened, opened.first)
             if 400 <= status < 500:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from serving.admission import Pick
+from serving.gateway.guard_records import GuardRecord
 from serving.gateway.judging import GENERATING, read_transcript, signals_in
 from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger, Ticket
@@ -24,9 +25,12 @@ from serving.gateway.seams import Permit, Witness
 from serving.gateway.sessions import Sessions, session_hash
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Operation
-from serving.outcomes import LEVELS, Cause, Event, Signal
+from serving.outcomes import LEVELS, UNITS, Cause, Event, Signal, SignalName
 from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, TrafficTable
+
+if TYPE_CHECKING:
+    from serving.gateway.overseeing import Asked
 
 logger = logging.getLogger("tidegate.gateway")
 
@@ -69,6 +73,10 @@ class Unit:
     witness: Witness | None = None
     """Who else hears of its outcome: it is half of a mirrored pair."""
     events: list[str] = field(default_factory=list)
+    guard: GuardRecord | None = None
+    """What the guardrails said of it; None when nothing looked at it."""
+    asked: Asked | None = None
+    """What is kept for those who look at it after its end."""
 
     @property
     def revision(self) -> RevisionTraffic:
@@ -90,6 +98,18 @@ class _Ended(NamedTuple):
     answered_by: RevisionTraffic | None
 
 
+class Overseer(Protocol):
+    """Looks at some requests after their end: see `overseeing`."""
+
+    def settled(self, unit: Unit) -> None:
+        """The unit has its outcome."""
+        ...
+
+    def read(self, unit: Unit, transcript: Transcript | None, *, first_attempt: bool) -> bool:
+        """An answer is over; True when the unit's outcome waits until `Recorder.judged` is called."""
+        ...
+
+
 class Recorder:
     """All that one gateway process knows about outcomes. Single-threaded; times are arguments."""
 
@@ -107,6 +127,9 @@ class Recorder:
         self.in_flight: dict[str, int] = {}
         """By digest: answers under way."""
         self.on_event: Callable[[], None] = lambda: None
+        self.on_findings: Callable[[Unit], None] = lambda _: None
+        """Told when a unit's `guard` has findings that came after its end."""
+        self.overseer: Overseer | None = None
         self._defer = defer
         self._monotonic = monotonic
         self._wall = wall
@@ -297,9 +320,37 @@ class Recorder:
             # A unit without an outcome would hold up the watermark for ever, so it is settled whatever happens.
             logger.exception("reading an answer failed; its outcome counts without its text")
         finally:
-            self._settle(ended.unit)
+            if not self._judged_later(ended):
+                self._settle(ended.unit)
             if ended.unit.permit is not None:
                 self._release(ended.unit, _worked(ended), answer)
+
+    def _judged_later(self, ended: _Ended) -> bool:
+        """Let the overseer have what it wants of a request; True when the outcome waits for it."""
+        if self.overseer is None or ended.unit.asked is None:
+            return False
+        return self.overseer.read(ended.unit, ended.transcript, first_attempt=ended.first_attempt)
+
+    def judged(self, unit: Unit, shown: Iterable[SignalName], measured: Iterable[SignalName]) -> None:
+        """The judge has looked at an answer, or could not: its unit is settled.
+
+        Args:
+            unit: The request.
+            shown: Signals that the answer shows.
+            measured: Those that were looked for.
+        """
+        if unit.judged:
+            unit.events += (f"{signal}{UNITS}" for signal in measured)
+            for signal in shown:
+                self._emit(unit, signal)
+        self._settle(unit)
+
+    def stopped(self, unit: Unit) -> None:
+        """The guardrails refused the prompt, or could not check it: no engine was asked, and it is nobody's fault."""
+        self._settle(unit)
+        self._release(unit, "", Answer())
+        if unit.witness is not None:
+            unit.witness.left()
 
     @staticmethod
     def _release(unit: Unit, version: str, answer: Answer) -> None:
@@ -363,15 +414,17 @@ class Recorder:
 
     def _settle(self, unit: Unit) -> None:
         self._awaiting_first.pop(id(unit), None)
+        if unit.asked is not None and self.overseer is not None:
+            self.overseer.settled(unit)
         self.ledger.settle(unit.ticket, unit.events, self._wall())
 
-    def _emit(self, unit: Unit, signal: Signal, *, level: str = "", cause: Cause = Cause.VERSION) -> None:
+    def _emit(self, unit: Unit, signal: SignalName, *, level: str = "", cause: Cause = Cause.VERSION) -> None:
         if not unit.judged:
             return
-        unit.events.append(_EVENT_NAMES[signal, level])
+        unit.events.append(_EVENT_NAMES[signal, level] if isinstance(signal, Signal) else signal)
         route = unit.pick.route
         now = self._wall()
-        if level and not self._tells(unit, signal, level, now):
+        if level and isinstance(signal, Signal) and not self._tells(unit, signal, level, now):
             return
         self.outbox.append(
             Event(

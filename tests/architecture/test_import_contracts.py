@@ -19,8 +19,10 @@ CONTRACTS = {contract["id"]: contract for contract in PYPROJECT["tool"]["importl
 PURE = set(CONTRACTS["pure"]["source_modules"])
 
 SHELL = {
+    "guardrails.observing": "awaits models",
     "guardrails.pipeline": "awaits models, reads the clock",
     "guardrails.plugins": "loads other packages",
+    "guardrails.trial": "makes adapters, reads the clock",
     "registry.baking": "writes a version's folder",
     "registry.facets": "reads a version's folder",
     "registry.files": "reads and copies a version's files",
@@ -33,6 +35,7 @@ SHELL = {
     "rollout.actuate": "acts on workloads and traffic",
     "rollout.announcer": "reads the log and tells receivers",
     "rollout.controller": "the loop: reads the clock, writes the log",
+    "rollout.judges": "reads the judge's policy",
     "rollout.leadership": "takes the lease, writes the log",
     "rollout.observe": "asks workloads and gateways",
     "rollout.smoke_runner": "asks candidates over HTTP",

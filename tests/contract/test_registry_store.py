@@ -99,6 +99,7 @@ def test_the_folder_stands_alone_and_its_source_may_go(
     policy = policy_file(folder)
     assert policy is not None
     assert policy.read_text() == "checks: {}"
+    assert store.policy_text(made) == "checks: {}"
     store.verify(made)
 
 

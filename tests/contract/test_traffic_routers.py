@@ -19,6 +19,7 @@ from rollout.traffic_routers.gateway_pods import GatewayPods
 from rollout.traffic_routers.memory import MemoryTrafficRouter
 from serving.outcomes import FROM_CONTROLLER, Ack, Hello, TablePush, Totals
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
+from tests.kubernetes.cluster import Write
 from tests.kubernetes.definitions import HTTP_ROUTES
 from tests.kubernetes.gateways import a_route, an_endpoint_slice, take_routes
 from tests.kubernetes.server import ApiServer
@@ -65,6 +66,10 @@ class World(abc.ABC):
         """What is in force, by role."""
 
     @abc.abstractmethod
+    async def newcomer(self) -> None:
+        """Let one more be there who gets requests, and does not follow."""
+
+    @abc.abstractmethod
     async def nobody(self) -> None:
         """Let nobody be there who follows."""
 
@@ -85,6 +90,9 @@ class MemoryWorld(World):
 
     def weights(self) -> Weights:
         return weights_of(self.memory.applied)
+
+    async def newcomer(self) -> None:
+        self.memory.applied = None
 
     async def nobody(self) -> None:
         self.memory.gateways = 0
@@ -145,6 +153,9 @@ class HubWorld(World):
         assert all(w == found[0] for w in found)
         return found[0]
 
+    async def newcomer(self) -> None:
+        await Gateway("gateway-2").dial(self.hub)
+
     async def nobody(self) -> None:
         for gateway in self.gateways:
             if gateway.connection is not None:
@@ -167,6 +178,14 @@ class ClusterHubWorld(HubWorld):
     async def follow(self) -> None:
         await self.pods.once()
         await super().follow()
+
+    async def newcomer(self) -> None:
+        """Ready by its probe, and never dialled in."""
+        kind = self.api.cluster.kind("endpointslices")
+        pods = [*(g.name for g in self.gateways), "gateway-2"]
+        found = an_endpoint_slice("tide-gateway", pods)
+        self.api.cluster.update(kind, NAMESPACE, found["metadata"]["name"], found, Write())
+        await self.pods.once()
 
 
 class RouteWorld(World):
@@ -193,6 +212,12 @@ class RouteWorld(World):
     def weights(self) -> Weights:
         rule = self.api.cluster.get("httproutes", NAMESPACE, "chat")["spec"]["rules"][0]
         return {ref["name"].removeprefix("chat-"): ref["weight"] for ref in rule["backendRefs"]}
+
+    async def newcomer(self) -> None:
+        route = self.api.cluster.get("httproutes", NAMESPACE, "chat")
+        route["spec"]["parentRefs"].append({"name": "private"})
+        self.api.cluster.update(self.api.cluster.kind("httproutes"), NAMESPACE, "chat", route, Write())
+        await self.routes.once()
 
     async def nobody(self) -> None:
         self.api.cluster.delete("httproutes", NAMESPACE, "chat")
@@ -241,6 +266,8 @@ async def test_every_new_table_must_be_followed_anew(world: World) -> None:
     world.hold(True)
     await world.router.set(table(2, canary=0))
     assert not world.router.view().applied
+    await world.follow()
+    assert not world.router.view().applied, "that they followed the one before says nothing"
     world.hold(False)
     await world.follow()
     assert world.router.view().applied
@@ -262,6 +289,14 @@ async def test_the_same_table_again_does_no_harm(world: World) -> None:
         await world.follow()
         assert world.router.view().applied
     assert world.weights() == {"stable": 95, "canary": 5}
+
+
+async def test_one_who_gets_requests_and_does_not_follow_is_one_too_many(world: World) -> None:
+    await world.router.set(table(1, canary=5))
+    await world.follow()
+    assert world.router.view().applied
+    await world.newcomer()
+    assert not world.router.view().applied
 
 
 async def test_where_nobody_follows_nothing_is_applied(world: World) -> None:

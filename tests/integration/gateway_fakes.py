@@ -139,12 +139,14 @@ class FakeEngine:
         if mode == "die-after-head":
             await asyncio.sleep(0.02)
             return False
-        count = fake.get("chunks", 5)
+        texts = fake.get("pieces")
+        count = fake.get("chunks", 5) if texts is None else len(texts)
         for i in range(count):
             if mode == "die-mid" and i == count // 2:
                 return False
             last = i == count - 1
-            piece = chat_chunk(fake.get("piece", f"{text}-{i} "), fake.get("finish", "stop") if last else None)
+            said = fake.get("piece", f"{text}-{i} ") if texts is None else texts[i]
+            piece = chat_chunk(said, fake.get("finish", "stop") if last else None)
             await self._chunk(writer, piece)
             if fake.get("delay_s"):
                 await asyncio.sleep(fake["delay_s"])

@@ -263,7 +263,7 @@ async def test_another_placement_of_what_runs_costs_no_answer(rig: Rig) -> None:
     for _ in range(8):
         await rig.port.apply([after])
         rig.kuberay.tick()
-        assert (await rig.port.observe())[after.application].ready_replicas >= 1
+        assert (await rig.port.observe())[after.application].ready_replicas == 1, "never both, never none"
     pods = rig.api.cluster.list("pods")
     assert {p["spec"].get("priorityClassName") for p in pods if "engine" in p["metadata"]["name"] or True} >= {
         "serving"

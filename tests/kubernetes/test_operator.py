@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from serving.outcomes import Signal
+from tests.kubernetes.cluster import Write
+from tests.kubernetes.patches import merge_patch
 from tests.kubernetes.world import OperatorWorld
 from tests.simulation.world import STRATEGIES
 
@@ -275,6 +277,32 @@ def test_deletion_drains_first(world: OperatorWorld) -> None:
     world.until(lambda: world.serving("1.0.0"))
 
 
+def test_replicas_follow_the_scale_subresource_without_a_rollout(world: OperatorWorld) -> None:
+    served(world)
+    rollout = world.told()["rollout"]
+    kind = world.cluster.kind("modeldeployments")
+    scale = {"spec": {"engine": {"minReplicas": 3, "maxReplicas": 5}}}
+    world.cluster.patch(kind, "default", "chat", lambda o: merge_patch(o, scale), Write("hpa"))
+    world.until(lambda: world.told().get("replicas") == 3)
+    application = world.status.stable.application if world.status.stable else ""
+    assert world.workloads.desired[application].replicas == 3
+    assert (world.told()["rollout"], world.told()["stable"]) == (rollout, "1.0.0"), "no rollout for that"
+    assert world.status.stable is not None
+    assert world.status.stable.engine.max_replicas == 5
+
+
+def test_replicas_wait_for_the_end_of_a_rollout(world: OperatorWorld) -> None:
+    served(world)
+    world.apply("1.1.0", strategy={"canary": {"steps": [{"weight": 10, "duration": "1h"}]}})
+    world.until(lambda: world.told().get("weight") == 10)
+    world.apply("1.1.0", strategy={"canary": {"steps": [{"weight": 10, "duration": "1h"}]}}, engine={"minReplicas": 2})
+    for _ in range(10):
+        world.step(requests=5)
+    assert world.told()["replicas"] == 1, "what stable can take must not be measured by replicas that are not there"
+    world.annotate("promote", "full")
+    world.until(lambda: world.serving("1.1.0") and world.told()["replicas"] == 2)
+
+
 def test_an_unchanged_resource_is_not_written(world: OperatorWorld) -> None:
     served(world)
     for _ in range(5):
@@ -285,6 +313,19 @@ def test_an_unchanged_resource_is_not_written(world: OperatorWorld) -> None:
     world.start_controller()
     for _ in range(20):
         world.step(seconds=2.0)
+    assert world.writer.writes == before
+
+
+def test_the_order_of_a_list_is_the_api_server_s_affair(world: OperatorWorld) -> None:
+    served(world)
+    world.annotate("undo", "nothing before")
+    world.step()
+    world.annotate("ack", "nothing held")
+    world.step()
+    assert [c["verb"] for c in world.told()["commands"]] == ["undo", "ack"], "merged by name, in its own order"
+    before = list(world.writer.writes)
+    for _ in range(20):
+        world.step(seconds=5.0)
     assert world.writer.writes == before
 
 

@@ -29,6 +29,7 @@ from tests.kubernetes.patches import merge_patch
 from tests.simulation.world import CANARY_STEPS, World, deployed
 
 Object = dict[str, Any]
+DEFINITION = definition()
 
 
 @dataclass
@@ -84,7 +85,7 @@ class OperatorWorld(World):
         self.namespace = namespace
         self.cluster = cluster or Cluster(clock=lambda: self.now)
         if cluster is None:
-            self.cluster.create("customresourcedefinitions", None, definition())
+            self.cluster.create("customresourcedefinitions", None, DEFINITION)
         self.writer = DirectWriter(self.cluster)
         self.unknown: set[str] = set()
         """Versions that are not registered (yet)."""
@@ -120,7 +121,11 @@ class OperatorWorld(World):
         if spec.version in self.unknown:
             raise UnknownVersion(f"{spec.model}@{spec.version} is not registered")
         found = deployed(spec.version, spec.model)
-        return None, found.model_copy(update={"replicas": spec.engine.min_replicas})
+        return None, found.model_copy(update={"replicas": spec.engine.min_replicas, "engine": spec.engine})
+
+    def judge(self, _: RolloutSpec) -> str:
+        """No rollout here has signals that answers are judged for."""
+        return ""
 
     def listen_anew(self) -> None:
         """List everything, and watch from there."""

@@ -46,7 +46,9 @@ def register(
     prompt: Annotated[
         Path | None, typer.Option("--prompt", metavar="FILE", help="System prompt, baked into the chat template.")
     ] = None,
-    policy: Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="Guardrail policy.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Guardrail policy; or `standard`.")
+    ] = None,
     generation: Annotated[
         list[str] | None,
         typer.Option("--generation", metavar="K=V", help="A default of generation, as temperature=0.2; repeat."),

@@ -59,7 +59,7 @@ checks:
         ("schema: 2\nname: a", "schema"),
         ("name: a", "schema"),
         (HEAD + "colour: red", "colour: there is no such key"),
-        (HEAD + "checks: [{name: nope}]", "no check named 'nope'; there are banned-words, empty, http"),
+        (HEAD + "checks: [{name: nope}]", "no check named 'nope'; there are banned-topics, banned-words, empty, http"),
         (HEAD + "checks: [{name: pii, thresholds: {zh: 1.5}}]", "checks[0] 'pii': thresholds.zh"),
         (HEAD + "checks: [{name: pii, thresholds: {fr: 0.5}}]", "checks[0] 'pii': thresholds"),
         (HEAD + "checks: [{name: pii, action: delete}]", "checks[0] 'pii': action"),
@@ -163,3 +163,11 @@ def test_patterns_of_bounded_cost_are_taken(pattern: str) -> None:
 def test_patterns_of_unbounded_cost_are_refused(pattern: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         bounded_pattern(pattern)
+
+
+def test_sets_among_options_have_one_order_so_that_every_process_has_the_same_digest() -> None:
+    (rule,) = parse_policy(HEAD + "checks: [{name: pii, direction: output}]").checks
+    assert rule.options["entities"] == sorted(rule.options["entities"])
+    again = parse_policy(HEAD + "checks: [{name: pii, direction: output, options: {entities: [phone, card]}}]")
+    other = parse_policy(HEAD + "checks: [{name: pii, direction: output, options: {entities: [card, phone]}}]")
+    assert again.digest == other.digest

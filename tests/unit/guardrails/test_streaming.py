@@ -45,8 +45,9 @@ MODEL = "- {name: judge, check: http, direction: output, action: block, on_error
 @pytest.mark.parametrize(("text", "most"), [(EN, 24 * 4), (ZH, 24)], ids=["English", "Chinese"])
 @pytest.mark.parametrize("size", [1, 4, 13])
 def test_clean_text_is_held_back_by_no_more_than_24_tokens(text: str, most: int, size: int) -> None:
-    active = activate(shipped_policy(Shipped.DEFAULT))
-    engine = StreamGuard(active.policy, active.output, Context(Direction.OUTPUT))
+    active = activate(shipped_policy(Shipped.STANDARD))
+    rules = [check for check in active.output if not check.is_model]
+    engine = StreamGuard(active.policy, rules, Context(Direction.OUTPUT))
     for at in range(0, len(text), size):
         engine.feed(text[at : at + size], 0.0)
         assert engine.held_characters <= most + size
@@ -225,8 +226,9 @@ def test_a_redaction_that_lays_another_thing_bare_covers_that_too() -> None:
 
 
 def test_two_streams_know_nothing_of_each_other() -> None:
-    active = activate(shipped_policy(Shipped.DEFAULT))
-    one, two = (StreamGuard(active.policy, active.output, Context(Direction.OUTPUT)) for _ in range(2))
+    active = activate(shipped_policy(Shipped.STANDARD))
+    rules = [check for check in active.output if not check.is_model]
+    one, two = (StreamGuard(active.policy, rules, Context(Direction.OUTPUT)) for _ in range(2))
     out = {one: "", two: ""}
     for at in range(0, len(EN), 3):
         out[one] += one.feed(EN[at : at + 3], 0.0).text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 
+from guardrails.verdicts import Verdict
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from serving.admission import Reason
@@ -18,6 +20,9 @@ DOCUMENT = Path(__file__).resolve().parents[3] / "docs/monitoring.md"
 PRIORITIES = ("interactive", "standard", "batch")
 
 
+CHECKS = 2
+
+
 def filled(models: int, versions: int, operations: int) -> str:
     """The exposition of a gateway to which everything has happened that can."""
     instruments = GatewayInstruments()
@@ -27,6 +32,8 @@ def filled(models: int, versions: int, operations: int) -> str:
         for operation in list(Operation)[:operations]:
             for outcome in RequestOutcome:
                 instruments.record(RequestMeasurement(model, version, operation.value, outcome, 1.0, 0.1, 0.01, 9, 9))
+        for check, verdict in itertools.product(range(CHECKS), Verdict):
+            instruments.guardrail_verdicts(model, version, f"check-{check}", "output", verdict.value)
         for cause in Cause:
             instruments.retry(model, version, cause.value)
         for result in MirrorResult:
@@ -51,6 +58,6 @@ def test_a_gateway_to_which_everything_happened_has_as_many_series_as_documented
 ) -> None:
     formula = re.search(r"`series <= (.+)`", DOCUMENT.read_text())
     assert formula is not None
-    each, version, model, rest = (int(n) for n in re.findall(r"\d+", formula[1]))
-    most = each * models * versions * operations + version * models * versions + model * models + rest
+    each, version, check, model, rest = (int(n) for n in re.findall(r"\d+", formula[1]))
+    most = (each * operations + version + check * CHECKS) * models * versions + model * models + rest
     assert series(filled(models, versions, operations)) == most

@@ -40,6 +40,7 @@ def test_every_outcome_that_exists_has_a_treatment() -> None:
         ("retried", Treatment.EXCLUDED),
         ("client_error", Treatment.EXCLUDED),
         ("client_abort", Treatment.EXCLUDED),
+        ("blocked", Treatment.EXCLUDED),
     ],
 )
 def test_an_outcome_counts_as(outcome: str, treatment: Treatment) -> None:
@@ -47,9 +48,9 @@ def test_an_outcome_counts_as(outcome: str, treatment: Treatment) -> None:
     assert (good, bad) == {Treatment.GOOD: (3, 0), Treatment.BAD: (0, 3), Treatment.EXCLUDED: (0, 0)}[treatment]
 
 
-def test_a_model_without_endpoints_is_bad_and_what_is_shed_or_the_callers_fault_is_not() -> None:
+def test_a_model_without_endpoints_or_checks_is_bad_and_what_is_shed_or_the_callers_fault_is_not() -> None:
     rejected = {reason.value: 1 for reason in Reason}
-    assert Availability().counts({}, rejected) == (0, 1)
+    assert Availability().counts({}, rejected) == (0, 2)
 
 
 def test_reasons_named_here_are_reasons_of_the_gateway() -> None:

@@ -37,6 +37,14 @@ def test_a_guardrail_that_is_told_as_zero_is_measured():
     assert read(ledger, GUARDRAIL).verdict is Verdict.SUCCESSFUL
 
 
+def test_of_a_guardrail_only_the_answers_count_that_were_judged():
+    ledger = make({"name": GUARDRAIL})
+    ledger.add(settled(10_000, {f"{GUARDRAIL}:units": 30}))
+    assert read(ledger, GUARDRAIL).verdict is Verdict.RUNNING, "thirty of a thousand answers say too little"
+    ledger.add(settled(20_000, {f"{GUARDRAIL}:units": 90}))
+    assert read(ledger, GUARDRAIL).verdict is Verdict.SUCCESSFUL
+
+
 def test_only_gateways_that_measure_a_guardrail_count_for_it():
     ledger = make({"name": GUARDRAIL})
     ledger.add(settled(5_000, gateway="without"))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes.client import V1ObjectMeta, V1PodDisruptionBudget, V1PodTemplateSpec
-from ray.serve.schema import ServeDeploySchema
 
 from rollout.engine_specs import EngineSpec
 from rollout.workloads.base import Owner, Workload
@@ -81,16 +83,24 @@ KUBERAY_FIELDS = {
 """The fields of ray.io/v1 at KubeRay 1.6 that are used here (rayservice_types.go, raycluster_types.go)."""
 
 
+@pytest.fixture(scope="module")
+def serve_schema() -> Any:
+    """Ray's own schema of what Serve is sent; importing it takes seconds and warns of its own use of pydantic."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("ray.serve.schema").ServeDeploySchema
+
+
 @pytest.mark.parametrize("cluster", [PLAIN, FULL], ids=["plain cluster", "full cluster"])
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_whatever_is_sent_is_valid(engine: dict, cluster: EngineCluster) -> None:
+def test_whatever_is_sent_is_valid(engine: dict, cluster: EngineCluster, serve_schema: Any) -> None:
     service = rayservice(workload(engine), cluster, OWNER)
     config = config_of(service)
     V1ObjectMeta.model_validate(service["metadata"])
     for template in templates(service):
         V1PodTemplateSpec.model_validate(template)
     V1PodDisruptionBudget.model_validate(budget(workload(engine), cluster, "u-2"))
-    ServeDeploySchema.model_validate_json(service["spec"]["serveConfigV2"])
+    serve_schema.model_validate_json(service["spec"]["serveConfigV2"])
     assert validated(service) == ""
     assert service["spec"].keys() <= KUBERAY_FIELDS["spec"]
     assert config.keys() <= KUBERAY_FIELDS["cluster"]
@@ -173,6 +183,7 @@ def test_what_reaches_a_running_cluster_and_what_makes_another() -> None:
     assert one["spec"]["serveConfigV2"] != three["spec"]["serveConfigV2"]
     fixed = [rayservice(workload(GPU | {"minReplicas": n}), PLAIN, OWNER) for n in (1, 2)]
     assert cluster_hash(fixed[0]) != cluster_hash(fixed[1])
+    assert fixed[0]["spec"]["upgradeStrategy"] == {"type": "NewCluster"}, "whatever the operator's default is"
 
 
 def test_an_owner_elsewhere_is_none() -> None:
