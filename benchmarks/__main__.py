@@ -24,6 +24,7 @@ NAMES = (
     "gateway_peers",
     "gateway_prefix_affinity",
     "gateway_soak",
+    "guardrails_accuracy",
     "guardrails_rules",
     "serving_throughput",
 )

@@ -285,7 +285,8 @@ def _with_kind(rule: CheckRule, where: str, catalogue: Catalogue) -> tuple[Check
     except ValidationError as error:
         faults += [f"{where}: options.{_path(e['loc'])}: {_plain(e['msg'])}" for e in error.errors()]
         return rule, faults
-    return rule.model_copy(update={"options": options.model_dump(mode="json")}), faults
+    # As JSON sets would come out in another order in every process, and so would the policy's digest.
+    return rule.model_copy(update={"options": _sorted(options.model_dump(mode="python"))}), faults
 
 
 def _unknown_checks(content: Mapping[str, Any], catalogue: Catalogue) -> list[str]:

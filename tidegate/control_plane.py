@@ -317,6 +317,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("kopf").setLevel(logging.ERROR)  # it warns that it leaves signals alone, which is meant
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(asyncio.run(serve(load_settings())))
 

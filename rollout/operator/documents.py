@@ -7,6 +7,7 @@ written again is the same status and no write at all.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +28,22 @@ class Document(BaseModel):
     def written(self) -> dict[str, Any]:
         """As it stands in the resource: without what there is nothing to say about."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+KEYED = {"conditions": "type", "commands": "verb", "signals": "name"}
+"""Lists that the API server merges by a name, in which it may put the items in another order than they were sent."""
+
+
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two statuses, as they are written, say the same."""
+    return _in_order(one) == _in_order(other)
+
+
+def _in_order(status: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: sorted(value, key=lambda item, by=KEYED[name]: str(item.get(by))) if name in KEYED else value  # type: ignore[misc]
+        for name, value in status.items()
+    }
 
 
 class ConditionType(enum.StrEnum):

@@ -35,7 +35,7 @@ from rollout.errors import (
     UnknownRollout,
 )
 from rollout.operator.base import ResourceWriter
-from rollout.operator.documents import Handled, Outcome
+from rollout.operator.documents import Handled, Outcome, same
 from rollout.operator.intent import Ask, Intent, Known, intent, rivals
 from rollout.operator.memory import Memory
 from rollout.operator.names import API_VERSION, KIND
@@ -411,7 +411,7 @@ class Reconciler:
         rest_s = ACTIVE_S if moving else RESYNC_S
         if memory.tried is not None and memory.tried.retry_at is not None:
             rest_s = min(rest_s, max(HOLD_S, memory.tried.retry_at - now))
-        if after.written() == there.written:
+        if same(after.written(), there.written):
             return rest_s
         only_counts = without_evidence(after) == without_evidence(before) and before.signals != after.signals
         if only_counts and now - memory.written_at < EVIDENCE_S:

@@ -28,8 +28,8 @@ AGAIN_S = (1.0, 30.0)
 """The first and the longest pause before watching is begun anew."""
 WATCH_S = 300
 """How long the API server may keep one watch open; then it is opened again from where it was."""
-SILENT_S = 60.0
-"""A watch on which nothing came for so long, not even a bookmark, is taken for dead."""
+SILENT_S = 120.0
+"""A watch on which nothing came for so long, not even one of the bookmarks that come every minute, is dead."""
 
 Body = Mapping[str, Any]
 
@@ -161,7 +161,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.watching.server_timeout = WATCH_S
-    settings.watching.inactivity_timeout = SILENT_S * 5
+    settings.watching.inactivity_timeout = SILENT_S
     settings.watching.reconnect_backoff = 0.1
     settings.networking.request_timeout = 30.0
     settings.networking.connect_timeout = 5.0

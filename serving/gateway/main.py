@@ -142,6 +142,7 @@ class Gateway:
         self.guarding = Guarding(config.guard, self.guard_models, self.guard_models.crowded, self.instruments)
         self.guarding.on_models = self.guard_models.needed
         self.overseer = Overseer(config.guard, self.guarding, self.recorder, self.guarding.ask)
+        self.mirroring.compare = self.overseer.compare
         pipeline = Pipeline(
             config, self.state, self.book, self.client, self.recorder, self.instruments,
             load_secret(config.secret_file), self.source.suspect,

@@ -22,6 +22,7 @@ SHELL = {
     "guardrails.observing": "awaits models",
     "guardrails.pipeline": "awaits models, reads the clock",
     "guardrails.plugins": "loads other packages",
+    "guardrails.trial": "makes adapters, reads the clock",
     "registry.baking": "writes a version's folder",
     "registry.facets": "reads a version's folder",
     "registry.files": "reads and copies a version's files",

@@ -316,6 +316,19 @@ def test_an_unchanged_resource_is_not_written(world: OperatorWorld) -> None:
     assert world.writer.writes == before
 
 
+def test_the_order_of_a_list_is_the_api_server_s_affair(world: OperatorWorld) -> None:
+    served(world)
+    world.annotate("undo", "nothing before")
+    world.step()
+    world.annotate("ack", "nothing held")
+    world.step()
+    assert [c["verb"] for c in world.told()["commands"]] == ["undo", "ack"], "merged by name, in its own order"
+    before = list(world.writer.writes)
+    for _ in range(20):
+        world.step(seconds=5.0)
+    assert world.writer.writes == before
+
+
 def test_counts_of_requests_are_written_seldom(world: OperatorWorld) -> None:
     slow = {"canary": {"steps": [{"weight": 10, "duration": "1h"}]}}
     served(world)

@@ -38,7 +38,7 @@ ACTS = st.one_of(
 def act(world: OperatorWorld, what: str, value: Any) -> None:
     match what:
         case "apply":
-            world.apply(value)
+            world.apply(value, rollbackWindow="20s")
         case "rollback" | "promote" | "abort" | "ack" | "retry":
             world.annotate(what, {"id": f"{what}-{value}"})
         case "pause":
@@ -86,7 +86,7 @@ def run(acts: list[tuple[str, Any]]) -> None:
     world = OperatorWorld()
     try:
         world.faults[BAD] = {Signal.ERROR: 0.5}
-        world.apply("1.0.0")
+        world.apply("1.0.0", rollbackWindow="20s")
         world.until(lambda: world.serving("1.0.0"))
         for what, value in acts:
             act(world, what, value)
@@ -130,11 +130,11 @@ def check_told(world: OperatorWorld) -> None:
 def check_quiet(world: OperatorWorld) -> None:
     """When nothing rolls out any more, nothing is written any more."""
     quiet, before = 0, len(world.writer.writes)
-    for _ in range(120):
-        world.step(seconds=30.0)
+    for _ in range(60):
+        world.step(seconds=5.0)
         quiet = quiet + 1 if len(world.writer.writes) == before else 0
         before = len(world.writer.writes)
-        if quiet == 4:
+        if quiet == 8:  # longer than any pause between two looks
             return
     raise AssertionError(f"it goes on writing: {world.told()}")
 

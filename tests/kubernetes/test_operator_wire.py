@@ -20,7 +20,7 @@ from rollout.operator.names import KIND
 from rollout.operator.resource import wish_of
 from rollout.specs import parse_spec
 from tests.kubernetes.faults import Trouble
-from tests.kubernetes.rig import NAMESPACE, operating, prepared
+from tests.kubernetes.rig import ACCOUNT, NAMESPACE, operating, prepared
 from tests.kubernetes.server import ApiServer
 from tests.kubernetes.world import OperatorWorld
 from tests.unit.helm.charts import objects
@@ -53,6 +53,8 @@ async def test_a_whole_life_with_the_chart_s_rights(cluster: ApiServer, tmp_path
         cluster.cluster.delete("modeldeployments", NAMESPACE, "chat")
         await rig.until(lambda: cluster.cluster.find("modeldeployments", NAMESPACE, "chat") is None)
     assert [(a, code) for a, code in cluster.asked if code == 403] == []
+    places = {a.namespace for a, _ in cluster.asked if a.user == ACCOUNT and a.resource}
+    assert places == {NAMESPACE}, "a release stays in the namespaces that it watches"
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
