@@ -7,7 +7,22 @@ from collections.abc import Sequence
 
 import typer
 
-from tidegate.cli import cluster, deploy, guard, k8s, key, logs, model, monitor, platform, rollback, rollout, schema, usage
+from tidegate.cli import (
+    cluster,
+    deploy,
+    guard,
+    k8s,
+    key,
+    log,
+    logs,
+    model,
+    monitor,
+    platform,
+    rollback,
+    rollout,
+    schema,
+    usage,
+)
 from tidegate.errors import TidegateError
 
 app = typer.Typer(
@@ -28,6 +43,7 @@ usage.add_to(app)
 schema.add_to(app)
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(k8s.app, name="k8s")
+app.add_typer(log.app, name="log")
 logs.add_to(app)
 
 
