@@ -18,13 +18,17 @@ from rollout.errors import WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
 from rollout.workloads.kuberay import KubeRayWorkloads
 from rollout.workloads.ray_dashboards import RayDashboards
+from rollout.workloads.referred import ReferredWorkloads
 from serving.specs import EngineKind, RevisionSpec, object_name
 from tests.kubernetes.cluster import Write
 from tests.kubernetes.definitions import RAY_SERVICES
 from tests.kubernetes.faults import Trouble
 from tests.kubernetes.kuberay import KubeRay, a_node
+from tests.kubernetes.rig import ACCOUNT, prepared
+from tests.kubernetes.rig import NAMESPACE as RELEASE_NAMESPACE
 from tests.kubernetes.server import ApiServer
 from tests.kubernetes.tidegate import CLUSTER, cluster_api, kuberay_workloads
+from tests.unit.helm.charts import objects
 
 pytestmark = pytest.mark.integration
 
@@ -345,3 +349,29 @@ async def test_replicas_that_died_are_counted_by_the_dashboard(rig: Rig, api: Ap
     gone = RayDashboards(lambda: "", transport=httpx.MockTransport(lambda _: httpx.Response(503)))
     port = kuberay_workloads(api, NAMESPACE, dashboards=gone)
     assert (await port.observe())[wanted.application].state is WorkloadState.READY, "a lost head stops no engine"
+
+
+async def test_a_life_with_the_chart_s_rights(api: ApiServer) -> None:
+    """Made, scaled both ways, moved and removed, the room asked for; and nothing asked that the chart does not give."""
+    kuberay = KubeRay(api.cluster)
+    api.cluster.create("nodes", None, a_node("node-0", gpus=4))
+    prepared(api, objects({"engine": {"checkRoom": True, "workloadRef": True}}))
+    cluster = CLUSTER.model_copy(update={"release": "r"})
+    port = KubeRayWorkloads(cluster_api(api, token=ACCOUNT), cluster, [RELEASE_NAMESPACE])
+
+    def sized(replicas: int) -> Workload:
+        return workload("1.0.0", replicas=replicas, namespace=RELEASE_NAMESPACE)
+
+    assert await port.shortage(sized(2)) == ""
+    for wanted in ([sized(1)], [sized(2)], [sized(1)], []):
+        for _ in range(8):
+            await port.apply(wanted)
+            kuberay.tick()
+            await port.observe()
+        assert {s.ready_replicas for s in (await port.observe()).values()} == {w.replicas for w in wanted}
+    referred = ReferredWorkloads(cluster_api(api, token=ACCOUNT))
+    for kind in ("Deployment", "InferenceService"):
+        spec = EngineSpec.model_validate({"workloadRef": {"kind": kind, "name": "chat"}})
+        await referred.apply([sized(1).model_copy(update={"engine": spec})])
+        await referred.observe()
+    assert [(a, code) for a, code in api.asked if code == 403] == []
