@@ -7,7 +7,21 @@ from collections.abc import Sequence
 
 import typer
 
-from tidegate.cli import cluster, deploy, guard, k8s, key, logs, model, monitor, platform, rollback, rollout, schema, usage
+from tidegate.cli import (
+    cluster,
+    deploy,
+    guard,
+    k8s,
+    key,
+    logs,
+    model,
+    monitor,
+    platform,
+    rollback,
+    rollout,
+    schema,
+    usage,
+)
 from tidegate.errors import TidegateError
 
 app = typer.Typer(

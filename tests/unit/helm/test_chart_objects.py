@@ -157,6 +157,14 @@ def test_the_controllers_environment_is_good_for_its_settings(name: str, monkeyp
     assert len({v["name"] for v in container["env"]}) == len(container["env"]), "a variable is set twice"
 
 
+@pytest.mark.parametrize("policy", ["default", "standard", "none"])
+def test_gateways_and_controllers_know_one_policy_for_versions_without_one(policy: str) -> None:
+    found = objects({"guardrails": {"defaultPolicy": policy}})
+    assert gateway_config(found).guard.default_policy == policy
+    (container,) = one(found, "Deployment", "r-controller")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "TIDEGATE_DEFAULT_POLICY", "value": policy} in container["env"]
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_controllers_roll_without_a_gap_and_only_the_leader_is_dialled(name: str) -> None:
     found = objects(name)
