@@ -2,8 +2,8 @@
 
 A Job of the chart runs it. What is missing is made from chance; what is there stays, so that nothing is ever rotated by
 accident. Chosen over values (they end in the release's record and in shell histories) and over Helm's `lookup` with
-`randAlphaNum` (empty under `helm template` and Argo CD, where every synchronisation would make a new password). No value
-is ever printed.
+`randAlphaNum` (empty under `helm template` and Argo CD, where every synchronisation would make a new password). No
+value is ever printed.
 """
 
 from __future__ import annotations
