@@ -26,6 +26,7 @@ NAMES = (
     "gateway_soak",
     "guardrails_accuracy",
     "guardrails_rules",
+    "observability_cost",
     "serving_throughput",
 )
 

@@ -13,6 +13,7 @@ from tidegate.cli import (
     guard,
     k8s,
     key,
+    log,
     logs,
     model,
     monitor,
@@ -42,6 +43,7 @@ usage.add_to(app)
 schema.add_to(app)
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(k8s.app, name="k8s")
+app.add_typer(log.app, name="log")
 logs.add_to(app)
 
 
