@@ -24,7 +24,9 @@ NAMES = (
     "gateway_peers",
     "gateway_prefix_affinity",
     "gateway_soak",
+    "guardrails_accuracy",
     "guardrails_rules",
+    "observability_cost",
     "serving_throughput",
 )
 

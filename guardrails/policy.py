@@ -170,6 +170,9 @@ class Policy(Frozen):
     carry_over_characters: Annotated[int, Field(ge=0, le=4000)] = 200
     """How much text before a stretch a model sees again."""
     limits: Limits = Limits()
+    log_text: bool = False
+    """Whether prompts and answers may be kept, in the request log and in traces that hold text: redacted, for a time.
+    It changes no answer, but whether texts are kept is a version's business, so it is part of its policy."""
     checks: tuple[CheckRule, ...] = ()
 
     @property
@@ -185,6 +188,8 @@ class Policy(Frozen):
 def canonical(policy: Policy) -> str:
     """The policy as JSON with every default written out and keys and sets sorted; without its description."""
     dumped = policy.model_dump(mode="python", by_alias=True, exclude={"description"})
+    if not policy.log_text:  # policies from before there was such a thing keep their digests
+        del dumped["log_text"]
     return json.dumps(_sorted(dumped), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -285,7 +290,8 @@ def _with_kind(rule: CheckRule, where: str, catalogue: Catalogue) -> tuple[Check
     except ValidationError as error:
         faults += [f"{where}: options.{_path(e['loc'])}: {_plain(e['msg'])}" for e in error.errors()]
         return rule, faults
-    return rule.model_copy(update={"options": options.model_dump(mode="json")}), faults
+    # As JSON sets would come out in another order in every process, and so would the policy's digest.
+    return rule.model_copy(update={"options": _sorted(options.model_dump(mode="python"))}), faults
 
 
 def _unknown_checks(content: Mapping[str, Any], catalogue: Catalogue) -> list[str]:

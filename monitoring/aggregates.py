@@ -1,13 +1,18 @@
 """Count finished requests in plain lists, to be read at a scrape. Pure.
 
 A metrics library pays for labels, locks and processes with every observation. Here one thread counts, so an
-observation is a bisection and two additions, and all the work of writing series is left to the scrape.
+observation is a bisection and some additions, and all the work of writing series is left to the scrape.
+
+A histogram is kept twice: in the conventions' own buckets, and in a native histogram's exponential ones (eight to a
+doubling, Prometheus' schema 3), of which only those exist that something fell into.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from math import ceil, log2
+from typing import NamedTuple
 
 from monitoring.measurements import RequestMeasurement, RequestOutcome
 
@@ -17,20 +22,50 @@ DURATION_BUCKETS_S = tuple(0.01 * 2**i for i in range(14))
 USAGE_BUCKETS_TOKENS = tuple(4.0**i for i in range(14))
 
 
+NATIVE_SCHEMA = 3
+"""Eight buckets to a doubling: a quantile is known to within 4.4 %."""
+NATIVE_ZERO = 1e-6
+"""Values up to this are zeros to the native histogram."""
+_PER_DOUBLING = 1 << NATIVE_SCHEMA
+_HIGHEST = 40 * _PER_DOUBLING
+"""Larger values than 2^40 share a bucket, so that there are at most 500."""
+
+
+class Exemplar(NamedTuple):
+    """One request that fell into a bucket, and whose trace was kept. `at` is in wall-clock seconds."""
+
+    trace_id: str
+    value: float
+    at: float
+
+
 class Histogram:
     """Counts by bucket and a sum; `bounds` are upper bounds, a value on a bound belongs below it."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("bounds", "counts", "exemplars", "native", "total", "zeros")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.native: dict[int, int] = {}
+        """By index: values above 2^((index - 1) / 8) and up to 2^(index / 8)."""
+        self.zeros = 0
+        self.exemplars: dict[int, Exemplar] = {}
+        """The last one of each bucket, where traces are kept."""
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+    def observe(self, value: float, exemplar: tuple[str, float] | None = None) -> None:
+        """Count one value; `exemplar` is the trace that was kept of it, and when."""
+        bucket = bisect_left(self.bounds, value)
+        self.counts[bucket] += 1
         self.total += value
+        if value > NATIVE_ZERO:
+            index = min(ceil(log2(value) * _PER_DOUBLING), _HIGHEST)
+            self.native[index] = self.native.get(index, 0) + 1
+        else:
+            self.zeros += 1
+        if exemplar is not None:
+            self.exemplars[bucket] = Exemplar(exemplar[0], value, exemplar[1])
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
         """(upper bound, values up to it), the last bound infinite."""
@@ -56,21 +91,21 @@ class OperationAggregates:
 
     def record(self, m: RequestMeasurement) -> None:
         """Count one finished request."""
-        outcome = m.outcome
+        outcome, seen = m.outcome, m.trace
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         error = "" if outcome is RequestOutcome.OK or outcome is RequestOutcome.RETRIED else outcome.value
         duration = self.durations.get(error)
         if duration is None:
             duration = self.durations[error] = Histogram(DURATION_BUCKETS_S)
-        duration.observe(m.duration_s)
+        duration.observe(m.duration_s, seen)
         if m.first_token_s is not None:
-            self.first_token.observe(m.first_token_s)
+            self.first_token.observe(m.first_token_s, seen)
         if m.per_token_s is not None:
-            self.per_token.observe(m.per_token_s)
+            self.per_token.observe(m.per_token_s, seen)
         if m.input_tokens is not None:
-            self.input_tokens.observe(m.input_tokens)
+            self.input_tokens.observe(m.input_tokens, seen)
         if m.output_tokens is not None:
-            self.output_tokens.observe(m.output_tokens)
+            self.output_tokens.observe(m.output_tokens, seen)
 
 
 class RequestAggregates:

@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from monitoring.aggregates import RequestAggregates
 from monitoring.exposition import write_finished
 from monitoring.measurements import RequestMeasurement, RevisionInfo, RolloutMeasurement
+from monitoring.protobuf import CONTENT_TYPE, Family, FamilyType, Series, asked_for, finished_families, write
 
 PROVIDER = "tidegate"
 
@@ -65,7 +66,16 @@ class GatewayInstruments:
             "tidegate_gateway_lease_valid", "1 while a leading controller was heard within the lease.",
             registry=self.registry,
         )  # fmt: skip
+        self.feedback = Counter(
+            "tidegate_feedback", "Votes on answers, by the version that gave them.", ("model", "version", "rating"),
+            registry=self.registry,
+        )  # fmt: skip
+        self.telemetry_dropped = Counter(
+            "tidegate_telemetry_dropped", "Finished requests that a trace or the request log lost.", ("kind",),
+            registry=self.registry,
+        )  # fmt: skip
         self._dropped = 0
+        self._telemetry_dropped: dict[str, int] = {}
         self._retired: set[tuple[str, str]] = set()
         self._revisions: set[tuple[str, str]] = set()
 
@@ -104,6 +114,17 @@ class GatewayInstruments:
         self.events_dropped.inc(total - self._dropped)
         self._dropped = total
 
+    def rated(self, model: str, version: str, rating: str) -> None:
+        """Count a vote on an answer of `version`."""
+        self.feedback.labels(model, version, rating).inc()
+        self._seen(model, version)
+
+    def set_telemetry_dropped(self, totals: Mapping[str, int]) -> None:
+        """Bring the counters of lost traces and log lines to these totals, which only grow."""
+        for kind, total in totals.items():
+            self.telemetry_dropped.labels(kind).inc(total - self._telemetry_dropped.get(kind, 0))
+            self._telemetry_dropped[kind] = total
+
     def set_queue_depths(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Set the waiting requests by (model, priority); series of other models are removed."""
         self.queue_depth.clear()
@@ -131,7 +152,7 @@ class GatewayInstruments:
         current = {(r.model, r.version) for r in revisions}
         self._retired |= self._revisions
         for model, version in self._retired - current:
-            for metric in (self.retries, self.in_flight, self.mirrored, self.verdicts):
+            for metric in (self.retries, self.in_flight, self.mirrored, self.verdicts, self.feedback):
                 metric.remove_by_labels({"model": model, "version": version})
             self._finished.forget(model, version)
         for model in {m for m, _ in self._retired} - {m for m, _ in current}:
@@ -141,10 +162,26 @@ class GatewayInstruments:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition in the format that an `Accept` header asks for: (body, content type)."""
+        if asked_for(accept):
+            families = [*_families(self.registry), *finished_families(self._finished.items(), PROVIDER)]
+            return write(families), CONTENT_TYPE
         encode, content_type = choose_encoder(accept)
         end = b"# EOF\n" if content_type.startswith("application/openmetrics-text") else b""
         text = write_finished(self._finished.items(), PROVIDER, openmetrics=bool(end))
         return encode(self.registry).removesuffix(end) + text.encode() + end, content_type
+
+
+def _families(registry: CollectorRegistry) -> list[Family]:
+    """What the library's registry holds, for the protobuf format, which it can't write."""
+    return [
+        Family(
+            f"{metric.name}_total" if metric.type == "counter" else metric.name,
+            metric.documentation,
+            FamilyType.COUNTER if metric.type == "counter" else FamilyType.GAUGE,
+            [Series(s.labels, s.value) for s in metric.samples if not s.name.endswith("_created")],
+        )
+        for metric in registry.collect()
+    ]
 
 
 class RolloutInstruments:

@@ -34,6 +34,8 @@ class RequestMeasurement(NamedTuple):
     per_token_s: float | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    trace: tuple[str, float] | None = None
+    """The id of the trace that was kept of it and when that was (wall-clock seconds), for exemplars."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ class Right(enum.StrEnum):
     MANAGE_KEYS = "manage-keys"
     READ_TEXT = "read-text"
     """Read logged prompts and answers."""
+    ERASE_TEXT = "erase-text"
+    """Take a user's requests out of the log."""
     DIAL = "dial"
     """Follow traffic tables and report outcomes, as a gateway does."""
 
@@ -49,6 +51,9 @@ ROUTES: Mapping[tuple[str, str], Right] = {
     ("GET", "/api/v1/rollouts/{model}/replay"): Right.READ,
     ("GET", "/api/v1/events"): Right.READ,
     ("GET", "/api/v1/usage"): Right.READ,
+    ("GET", "/api/v1/requests"): Right.READ_TEXT,
+    ("GET", "/api/v1/requests/{request_id}"): Right.READ_TEXT,
+    ("POST", "/api/v1/requests/erase"): Right.ERASE_TEXT,
     ("POST", "/api/v1/rollouts"): Right.OPERATE,
     ("POST", "/api/v1/rollouts/{model}/{verb}"): Right.OPERATE,
     ("GET", "/api/v1/keys"): Right.MANAGE_KEYS,
@@ -73,7 +78,7 @@ def needed(right: Right) -> ControlRole | None:
             return ControlRole.VIEWER
         case Right.OPERATE:
             return ControlRole.OPERATOR
-        case Right.MANAGE_KEYS:
+        case Right.MANAGE_KEYS | Right.ERASE_TEXT:
             return ControlRole.ADMIN
         case Right.READ_TEXT:
             return ControlRole.DATA_READER

@@ -19,7 +19,7 @@ from rollout.engine_specs import Capacity, EngineSpec, OnShortage, Resources
 from rollout.errors import InvalidSpec
 from rollout.spec_types import DECIMAL, WHOLE, Duration, Spec, parse_duration_s
 from rollout.strategy_specs import DEFAULT_STEPS, Strategy
-from serving.outcomes import Signal, SignalName
+from serving.outcomes import THUMBS_DOWN, Signal, SignalName
 from serving.specs import ModelName
 
 __all__ = [
@@ -58,7 +58,12 @@ LATENCY_SIGNALS = frozenset({Signal.SLOW_TOKENS.value, Signal.SLOW_FIRST_TOKEN.v
 FAMILIES = ("guardrail", "score", "prometheus")
 """Signals that carry a name of their own: a guardrail's check, a score, a query of Prometheus."""
 
-_SIGNAL_PATTERN = f"^(?:{'|'.join(s.value for s in Signal)}|(?:{'|'.join(FAMILIES)})/[a-z0-9-]{{1,40}})$"
+LATE_SIGNALS = frozenset({THUMBS_DOWN})
+"""Signals whose events come when their units have settled, if anybody takes the trouble: silence says nothing."""
+
+_NAMED = (*(s.value for s in Signal), *sorted(LATE_SIGNALS))
+
+_SIGNAL_PATTERN = f"^(?:{'|'.join(_NAMED)}|(?:{'|'.join(FAMILIES)})/[a-z0-9-]{{1,40}})$"
 
 
 class PrometheusQuery(Spec):
@@ -102,14 +107,24 @@ class SignalSpec(Spec):
     max_slowdown: Annotated[float, Field(ge=1, le=10), DECIMAL] | None = None
     """Of slow-tokens and slow-first-token: the factor by which the canary may be slower. Left out: 1.25."""
     gating: Annotated[bool, Field(strict=True)] = True
-    """Whether a step needs it to pass."""
+    """Whether a step needs it to pass. Of feedback/thumbs-down it is false: votes come late and from few, so that none
+    proves nothing."""
     prometheus: PrometheusQuery | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _late_ones_do_not_gate(cls, given: object) -> object:
+        if isinstance(given, Mapping) and given.get("name") == THUMBS_DOWN and "gating" not in given:
+            return {**given, "gating": False}
+        return given
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         family, _, rest = self.name.partition("/")
-        if not (self.name in set(Signal) or (family in FAMILIES and rest)):
-            known = ", ".join([*(s.value for s in Signal), *(f"{f}/<name>" for f in FAMILIES)])
+        if self.name in LATE_SIGNALS and self.gating:
+            raise ValueError(f"signal {self.name}: gating is true; votes come late and from few, so leave it out")
+        if not (self.name in _NAMED or (family in FAMILIES and rest)):
+            known = ", ".join([*_NAMED, *(f"{f}/<name>" for f in FAMILIES)])
             raise ValueError(f"{self.name!r} is no signal; there are {known}")
         if (self.prometheus is not None) != (family == "prometheus"):
             raise ValueError(

@@ -20,7 +20,7 @@ That holds only while both are asked the same, at the same time, and judged alik
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -29,7 +29,7 @@ from pydantic import ConfigDict
 
 from serving.errors import ServingError
 from serving.openai_protocol import Operation
-from serving.outcomes import Cause, Signal
+from serving.outcomes import Cause, Signal, SignalName
 from serving.queueing import SPARE_SHARE
 from serving.traffic import Role
 
@@ -189,7 +189,7 @@ class Discordance(NamedTuple):
     """A signal that exactly one of a pair's answers shows."""
 
     arm: Role
-    signal: Signal
+    signal: SignalName
     cause: Cause
 
 
@@ -213,6 +213,17 @@ def discordances(stable: Shown, canary: Shown) -> tuple[Discordance, ...]:
         else:
             found.append(Discordance(Role.STABLE, signal, stable.cause))
     return tuple(found)
+
+
+def differing(
+    names: Iterable[SignalName], on_stable: Collection[str], on_canary: Collection[str]
+) -> tuple[Discordance, ...]:
+    """The same for signals that were measured on both answers: who alone shows one."""
+    return tuple(
+        Discordance(Role.CANARY if name in on_canary else Role.STABLE, name, Cause.VERSION)
+        for name in names
+        if (name in on_stable) is not (name in on_canary)
+    )
 
 
 T = TypeVar("T")

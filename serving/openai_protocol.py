@@ -189,6 +189,8 @@ _REJECTIONS: Mapping[Reason, tuple[int, str, str | None]] = {
     Reason.MALFORMED_HTTP: (400, "invalid_request_error", "malformed_request"),
     Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error", "method_not_supported"),
     Reason.INVALID_API_KEY: (401, "invalid_request_error", "invalid_api_key"),
+    Reason.UNKNOWN_REQUEST: (404, "invalid_request_error", "request_not_found"),
+    Reason.ALREADY_RATED: (409, "invalid_request_error", "already_rated"),
     Reason.NOT_PERMITTED: (403, "invalid_request_error", "insufficient_permissions"),
     Reason.RATE_LIMITED: (429, "requests", "rate_limit_exceeded"),
     Reason.TOKEN_RATE_LIMITED: (429, "tokens", "rate_limit_exceeded"),

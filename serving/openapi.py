@@ -129,6 +129,17 @@ _ANSWERS: dict[str, Json] = {
     ),
 }
 
+_RATED: Json = {
+    "type": "object",
+    "properties": {
+        "request_id": {**_STRING, "minLength": 1, "maxLength": 512, "description": "the answer's `x-request-id`"},
+        "rating": {"enum": ["up", "down"]},
+        "comment": {"anyOf": [{**_STRING, "maxLength": 2000}, {"type": "null"}]},
+    },
+    "required": ["request_id", "rating"],
+    "additionalProperties": False,
+}
+
 _EVENT = {
     **_object({"data": {"type": "string", "description": "JSON, or [DONE] as the last one"}}, event=_STRING),
     "description": "one event of the stream",
@@ -140,6 +151,7 @@ _MEANINGS = {
     "403": "the key may not do this",
     "404": "no such model",
     "405": "the path takes another method",
+    "409": "the request was rated otherwise before",
     "413": "the body is too large",
     "415": "the body is compressed, or not JSON",
     "429": "a limit of the key is reached; `retry-after` says when to come back",
@@ -206,6 +218,24 @@ def _reading(name: str, summary: str, answer: str, *failures: str, parameters: l
     }
 
 
+def _feedback() -> Json:
+    told = _object(
+        {"object": _constant("feedback"), "request_id": _STRING, "rating": _STRING, "counted": {"type": "boolean"}}
+    )
+    return {
+        "post": {
+            "operationId": "feedback",
+            "summary": "Rate an answer, once, with the key that asked",
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _RATED}}},
+            "responses": {
+                "200": {"description": "the vote", "content": {"application/json": {"schema": told}}},
+                **_failures("400", "401", "403", "404", "409", "413", "415", "503"),
+            },
+            "security": [{"key": []}, {}],
+        }
+    }
+
+
 def document() -> Json:
     """The document, OpenAPI 3.1.
 
@@ -228,6 +258,7 @@ def document() -> Json:
             "/v1/completions": _asking("Continue a text", CompletionRequest, "Completion"),
             "/v1/embeddings": _asking("Turn texts into vectors", EmbeddingRequest, "Embeddings", streams=False),
             "/v1/responses": _asking("Answer, in the newer form", ResponsesRequest, "Response"),
+            "/v1/feedback": _feedback(),
             "/v1/models": _reading("models", "List the models that the key may ask", "ModelList", "401", "503"),
             "/v1/models/{model}": _reading(
                 "model", "One model", "ModelObject", "400", "401", "404", "503", parameters=[name]

@@ -52,6 +52,10 @@ class Signal(enum.StrEnum):
     """The client went away before the end."""
 
 
+THUMBS_DOWN = "feedback/thumbs-down"
+"""The signal of votes against an answer. They come when their units have long settled: they take back, and pass nothing
+(analysis.md, section 2)."""
+
 LEVELS = ("p50", "p80", "p95", "p99")
 """The quantiles of stable's latency at which slow events are judged."""
 

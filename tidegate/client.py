@@ -159,6 +159,23 @@ class ControlClient:
         params = {name: str(value) for name, value in given.items() if value is not None}
         return self._read(Usage, self._call("GET", "/api/v1/usage", params=params))
 
+    # ------------------------------------------------------------------------------------------------ request log
+
+    def request(self, request_id: str) -> dict[str, Any]:
+        """One logged request, by the id that its client or its engine was told."""
+        found: dict[str, Any] = self._call("GET", f"/api/v1/requests/{quote(request_id, safe='')}")["request"]
+        return found
+
+    def requests(self, **wanted: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - forwarded; the control plane validates
+        """The newest logged requests that are wanted, oldest first; the arguments of `GET /api/v1/requests`."""
+        params = {name: str(value) for name, value in wanted.items() if value not in (None, "")}
+        found: list[dict[str, Any]] = self._call("GET", "/api/v1/requests", params=params)["requests"]
+        return found
+
+    def erase_user(self, user: str) -> int:
+        """Take a user's requests out of the log; how many lines that were."""
+        return int(self._call("POST", "/api/v1/requests/erase", body={"user": user})["erased"])
+
     # ------------------------------------------------------------------------------------------------- commands
 
     def deploy(self, spec: Mapping[str, Any], *, reason: str = "", dry_run: bool = False) -> CommandReply:

@@ -48,6 +48,7 @@ from tidegate.composition import (
 from tidegate.errors import WrongUse
 from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
 from tidegate.on_kubernetes import build_cluster_parts
+from tidegate.request_log import HomesRequestLog
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
 from tidegate.webhooks import FileCursors, build_webhooks
@@ -203,7 +204,12 @@ async def serve(settings: Settings) -> int:
     except ClusterError as error:
         log.error("%s", error)  # noqa: TRY400
         return 1
-    app = create_app(plane, platform=lambda: _platform(settings, announcer, operator), clock=time.time)
+    app = create_app(
+        plane,
+        platform=lambda: _platform(settings, announcer, operator),
+        clock=time.time,
+        logged=HomesRequestLog(settings),
+    )
     mount_console(app)
     # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.
     config = uvicorn.Config(

@@ -33,6 +33,7 @@ def local_targets(
     gpus: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
     alertmanagers: tuple[str, ...] = (),
+    ray: tuple[str, ...] = (),
 ) -> Targets:
     """What a Prometheus on this machine collects from: every gateway process, the control plane, and what is named."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
@@ -41,6 +42,9 @@ def local_targets(
         gateways=tuple(f"{host}:{settings.admin_port + i}" for i in range(settings.gateways)),
         controls=(f"{host}:{settings.control_port}",),
         engines=engines,
+        # Every gateway knows every engine; the first one is asked, so that each is collected from once.
+        discovery=(f"http://{host}:{settings.admin_port}/targets",),
+        discovery_files=ray,
         gpus=gpus,
         hosts=hosts,
         alertmanagers=alertmanagers,
@@ -110,5 +114,6 @@ def prometheus_argv(settings: Settings, program: str) -> tuple[str, ...]:
         f"--storage.tsdb.retention.time={settings.prometheus_retention_days}d",
         f"--storage.tsdb.retention.size={settings.prometheus_retention_mib}MB",
         f"--web.listen-address=127.0.0.1:{settings.prometheus_port}",
+        "--enable-feature=exemplar-storage",
         "--log.level=warn",
     )

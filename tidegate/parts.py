@@ -9,8 +9,10 @@ import secrets
 import sys
 from functools import partial
 
+from monitoring.tracing.settings import TracingSettings
 from serving.gateway.config import GatewayConfig
 from serving.gateway.guard_settings import GuardSettings
+from serving.request_log.settings import RequestLogSettings
 from tidegate.monitoring_files import prepare_prometheus, prometheus_argv, prometheus_program
 from tidegate.runfile import write_private
 from tidegate.settings import Settings
@@ -51,6 +53,15 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         limit_share=1 / settings.gateways,
         tls_cert_file=settings.tls_cert_file,
         tls_key_file=settings.tls_key_file,
+        tracing=TracingSettings(
+            settings.otlp_endpoint, settings.otlp_protocol, settings.trace_ratio, settings.trace_content
+        ),
+        request_log=RequestLogSettings(
+            ratio=settings.request_log_ratio,
+            format=settings.request_log_format,
+            days=settings.request_log_days,
+            mib=settings.request_log_mib,
+        ),
         guard=GuardSettings(default_policy=settings.default_policy, models=settings.guard_models),
     )
     many = settings.gateways > 1

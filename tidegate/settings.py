@@ -14,6 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from monitoring.tracing.settings import Transport
 from rollout.access import parse_networks
 from rollout.notifications.base import Happening
 
@@ -158,6 +159,26 @@ class Settings(BaseSettings):
     http_route_namespace: str = Field(
         default="", description="With gateway-api: where the routes are; empty means the release's own namespace."
     )
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="OTLP collector that traces go to, http://127.0.0.1:4317 for instance; empty means no traces.",
+    )
+    otlp_protocol: Transport = Field(default=Transport.GRPC, description="How: grpc, or http/protobuf (port 4318).")
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="Part of the traces that begin here and are kept; failures always are."
+    )
+    trace_content: bool = Field(
+        default=False, description="Have traces hold prompts and answers, redacted, where a version's policy allows it."
+    )
+    request_log_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Part of the requests that is logged; above 0 what failed always is. 0 means no log."
+    )
+    request_log_format: Literal["jsonl", "parquet"] = Field(default="parquet", description="Of closed segments.")
+    request_log_days: Annotated[float, Field(gt=0)] = Field(default=7.0, description="How long a request is kept.")
+    request_log_mib: Annotated[int, Field(ge=1)] = Field(
+        default=1024, description="How much of the disk each gateway's log may take, in MiB; the oldest goes first."
+    )
 
     trusted_proxies: tuple[str, ...] = Field(
         default=(), description="Addresses and networks whose X-Forwarded-For the control plane believes."
@@ -250,6 +271,16 @@ class Settings(BaseSettings):
     def table_file(self) -> Path:
         """The gateway's last traffic table, for a start without a controller."""
         return self.home / "gateway" / "table.json"
+
+    @property
+    def gateway_secret_file(self) -> Path:
+        """What the gateways of this home sign request ids with."""
+        return self.home / "gateway" / "secret"
+
+    @property
+    def request_log_dir(self) -> Path:
+        """Holds a folder for each gateway's request log."""
+        return self.home / "requests"
 
     @property
     def mlflow_uri(self) -> str:

@@ -106,8 +106,8 @@ _PLATE = re.compile(
     r"[京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼][A-HJ-NP-Z][·.]?[A-HJ-NP-Z0-9]{5,6}(?![A-Za-z0-9])"
 )
 _NOT_A_PERSON = re.compile(
-    r"(?:order|invoice|ticket|tracking|transaction|serial|sku|isbn|issn|ref(?:erence)?|commit|build|id|uid|hash|timestamp"
-    r"|订单|单号|流水|编号|序列|发票|快递|运单|时间戳|书号)(?:\s*(?:number|no\.?|num|code|号码?))?\s*[:#=是为]*\s*$",
+    r"(?:(?<![A-Za-z])(?:order|invoice|ticket|tracking|transaction|serial|sku|isbn|issn|ref(?:erence)?|commit|build|id|uid"
+    r"|hash|timestamp)|订单|单号|流水|编号|序列|发票|快递|运单|时间戳|书号)(?:\s*(?:number|no\.?|num|code|号码?))?\s*[:#=是为]*\s*$",
     re.IGNORECASE,
 )
 _VERSION = re.compile(r"(?:\bv|version|release|build|section|chapter|clause|版本|章节|第)\s*[:=]?\s*$", re.IGNORECASE)

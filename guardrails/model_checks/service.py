@@ -123,12 +123,12 @@ class ServiceModelChecks:
         urls = self._urls()
         self._circuits = {url: self._circuits.get(url) or Circuit(FAILURES_TO_OPEN, OPEN_S) for url in urls}
         failure: CheckFailed = CheckUnavailable("the guardrails' service has no replica that answers; see its log")
+        first, self._turn = self._turn, self._turn + 1
         for at in range(len(urls)):
-            url = urls[(self._turn + at) % len(urls)]
+            url = urls[(first + at) % len(urls)]
             circuit = self._circuits[url]
             if not circuit.admits(self._clock()):
                 continue
-            self._turn += at + 1
             try:
                 answer = await self._client.post(url + PATH, content=body)
                 if answer.status_code != httpx.codes.OK:

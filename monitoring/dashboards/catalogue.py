@@ -75,6 +75,8 @@ EXPORTED = (
     _gateway("tidegate_endpoints_ready", _G, "model", "version"),
     _gateway("tidegate_revision_info", _G, "model", "version", "revision", "role"),
     _gateway("tidegate_gateway_events_dropped_total", _C),
+    _gateway("tidegate_telemetry_dropped_total", _C, "kind"),
+    _gateway("tidegate_feedback_total", _C, "model", "version", "rating"),
     _gateway("tidegate_gateway_lease_valid", _G),
     _control("tidegate_rollout_weight_ratio", _G, "model", "state"),
     _control("tidegate_rollout_phase", _G, "model", "phase"),
@@ -88,7 +90,6 @@ PROMISED = (
     _gateway("tidegate_drift_statistic", _G, "model", "version", "detector"),
     _gateway("tidegate_drift_alarms_total", _C, "model", "version", "detector"),
     _gateway("tidegate_drift_alarm_active", _G, "model", "version", "detector"),
-    _gateway("tidegate_feedback_total", _C, "model", "version", "rating"),
 )
 """Names that docs/interface.md promises and nothing exports yet."""
 

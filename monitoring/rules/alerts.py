@@ -153,6 +153,11 @@ def rollout_alerts() -> tuple[Alert, ...]:
             "the gateway at {{ $labels.instance }} has lost evidence",
             "The controller was away for longer than the gateway could keep events; rollouts decide without them.",
         ),
+        Alert(
+            "TidegateTelemetryLost", "increase(tidegate_telemetry_dropped_total[1h]) > 0", Severity.TICKET,
+            "the gateway at {{ $labels.instance }} has lost {{ $labels.kind }}",
+            "The collector, or the log's writer, did not take what it was handed; requests were answered all the same.",
+        ),
     )  # fmt: skip
 
 

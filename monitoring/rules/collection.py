@@ -14,6 +14,8 @@ import yaml
 GATEWAY_JOB = "tidegate-gateway"
 CONTROL_JOB = "tidegate-control"
 ENGINE_JOB = "tidegate-engine"
+DISCOVERED_JOB = "tidegate-engines"
+RAY_JOB = "ray"
 GPU_JOB = "dcgm"
 HOST_JOB = "node"
 
@@ -26,6 +28,10 @@ class Targets:
     """Admin ports."""
     controls: tuple[str, ...] = ()
     engines: tuple[str, ...] = ()
+    discovery: tuple[str, ...] = ()
+    """URLs that list engines as Prometheus' HTTP service discovery has it: a gateway's `/targets`."""
+    discovery_files: tuple[str, ...] = ()
+    """The same as files, for instance the one in which Ray lists its metrics agents."""
     gpus: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     alertmanagers: tuple[str, ...] = ()
@@ -50,10 +56,23 @@ def prometheus_document(targets: Targets, rule_files: Sequence[str], interval_s:
             {"job_name": job, "static_configs": [{"targets": list(addresses)}]} for job, addresses in jobs if addresses
         ],
     }
+    found["scrape_configs"] += _discovered(targets)
     if targets.alertmanagers:
         managers = {"static_configs": [{"targets": list(targets.alertmanagers)}]}
         found["alerting"] = {"alertmanagers": [managers]}
     return found
+
+
+def _discovered(targets: Targets) -> list[dict[str, Any]]:
+    """Jobs whose targets Prometheus asks for itself, every few seconds."""
+    jobs: list[dict[str, Any]] = []
+    if targets.discovery:
+        sources = [{"url": url, "refresh_interval": "5s"} for url in targets.discovery]
+        # The engine's own `version` would be vLLM's; that of the model is ours, and the target's labels win.
+        jobs.append({"job_name": DISCOVERED_JOB, "http_sd_configs": sources})
+    if targets.discovery_files:
+        jobs.append({"job_name": RAY_JOB, "file_sd_configs": [{"files": list(targets.discovery_files)}]})
+    return jobs
 
 
 def prometheus_text(targets: Targets, rule_files: Sequence[str], interval_s: int = 15) -> str:

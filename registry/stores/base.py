@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -98,6 +98,23 @@ class RegistryStore(Protocol):
 
         Raises:
             Damaged: the first file that is not what was registered.
+        """
+        ...
+
+    def note_evaluation(self, version: ModelVersion, name: str, metrics: Mapping[str, float], cases: str) -> None:
+        """Put an evaluation beside a version: what people said of its answers, say.
+
+        Its metrics appear among the version's as `name.metric`; each call replaces the values before it.
+
+        Args:
+            version: which one.
+            name: of the evaluation.
+            metrics: numbers by name.
+            cases: what they were measured on, as JSON lines; "" for none.
+
+        Raises:
+            UnknownVersion: the version is no longer there.
+            InvalidRequest: the version has nothing that numbers could be kept with.
         """
         ...
 

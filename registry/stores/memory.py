@@ -6,8 +6,8 @@ import datetime as dt
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from registry.baking import CheckPolicy, any_mapping
@@ -52,6 +52,8 @@ class MemoryStore:
         self._models: dict[str, _Model] = {}
         self._verified = VerifiedFolders(self._root / "verified")
         self._lock = threading.RLock()
+        self.cases: dict[tuple[str, str], str] = {}
+        """The cases of evaluations, by (version's reference, name)."""
 
     def list_models(self) -> tuple[str, ...]:
         """See the protocol."""
@@ -150,6 +152,17 @@ class MemoryStore:
     def verify(self, version: ModelVersion, on_progress: OnProgress = silent) -> None:
         """See the protocol."""
         self.materialise(version, verify=True, on_progress=on_progress)
+
+    def note_evaluation(self, version: ModelVersion, name: str, metrics: Mapping[str, float], cases: str) -> None:
+        """See the protocol."""
+        with self._lock:
+            record = self._record(version.model, version.version)
+            known = {**record.version.metrics, **{f"{name}.{metric}": value for metric, value in metrics.items()}}
+            self._model(version.model).records[version.version] = replace(
+                record, version=record.version.model_copy(update={"metrics": known})
+            )
+            if cases:
+                self.cases[(version.reference, name)] = cases
 
     def _own_version(self, source: MlflowSource) -> tuple[SourceFile, ...]:
         """`models:/` in memory means this store's own versions."""

@@ -21,6 +21,7 @@ from typing import Any
 
 from registry.baking import POLICY_FILE, CheckPolicy, any_mapping
 from registry.errors import (
+    InvalidRequest,
     InvalidSource,
     RegistryBusy,
     RegistryError,
@@ -160,6 +161,16 @@ class MlflowStore:
     def verify(self, version: ModelVersion, on_progress: OnProgress = silent) -> None:
         """See the protocol."""
         self.materialise(version, verify=True, on_progress=on_progress)
+
+    def note_evaluation(self, version: ModelVersion, name: str, metrics: Mapping[str, float], cases: str) -> None:
+        """See the protocol."""
+        stored = self._stored(version)
+        if stored.run_id is None:
+            raise InvalidRequest(
+                f"{version.reference} was registered without a run, which MLflow keeps metrics with; register it with "
+                "tidegate model register"
+            )
+        self._runs.note(stored.run_id, name, metrics, cases)
 
     def register(self, request: RegisterRequest, on_progress: OnProgress = silent) -> ModelVersion:
         """See the protocol."""

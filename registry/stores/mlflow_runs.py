@@ -100,6 +100,14 @@ class Runs:
             return {}
         return dict(found.data.metrics)
 
+    def note(self, run_id: str, name: str, metrics: Mapping[str, float], cases: str) -> None:
+        """Add an evaluation to a run: metrics `name.metric`, and the cases as an artifact of this moment."""
+        now_ms = int(time.time() * 1000)
+        told = [Metric(f"{name}.{metric}", value, now_ms, 0) for metric, value in metrics.items()]
+        if cases:
+            self._mlflow.ask(self._client.log_text, run_id, cases, f"evaluations/{name}-{now_ms}.jsonl")
+        self._mlflow.ask(self._client.log_batch, run_id, metrics=told)
+
     def discard(self, run_id: str, local: Path | None) -> None:
         """Delete a run and, where they are ours to delete, its artifacts."""
         if local is not None and local.is_relative_to(self._root):

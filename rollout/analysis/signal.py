@@ -18,7 +18,7 @@ from monitoring.sequential.planning import Standing, requests_to_decision, watch
 from rollout.analysis.comparison import Kind, Ranks, Sighting, against, kind_of
 from rollout.analysis.watched import WatchedSignal, largest_fine_rate
 from rollout.observation import Comparison, Counts, SignalReading, Verdict
-from rollout.specs import SignalSpec
+from rollout.specs import LATE_SIGNALS, SignalSpec
 from serving.outcomes import Signal, SignalName
 
 TAIL_RANK = 0.9
@@ -97,6 +97,7 @@ class SignalTest:
     def __init__(self, spec: SignalSpec, alpha: float, beta: float, *, paired: bool = False) -> None:
         self.kind = kind_of(spec.name)
         self.always_told = spec.name in _ALWAYS_TOLD
+        self._late = spec.name in LATE_SIGNALS
         self.watched: WatchedSignal | None = None
         self.error = ""
         """Why its evidence can't be trusted any more; stays until the rollout ends."""
@@ -304,7 +305,7 @@ class SignalTest:
         return watched_requests_to_decision(standing, self.watched.p0).requests
 
     def _unmeasured(self, units: Standings) -> str:
-        if self.error or units.told or units.settled_both < SILENT_UNITS:
+        if self.error or units.told or self._late or units.settled_both < SILENT_UNITS:
             return self.error
         return (
             f"no gateway measures {self._spec.name}: nothing was told of it in {units.settled_both} settled requests "
@@ -322,8 +323,11 @@ class SignalTest:
         return Verdict.RUNNING if units.canary or units.watched_canary or self._scored[0] else Verdict.PENDING
 
     def _objective(self, units: Standings) -> float | None:
-        """Evidence that the canary's own rate is below `maxRate`; None for what is only ever relative."""
-        if self.kind in (Kind.LATENCY, Kind.SCORE):
+        """Evidence that the canary's own rate is below `maxRate`; None for what is only ever relative.
+
+        Who did not vote may yet, or never does: of late signals no rate of all requests can be told.
+        """
+        if self._late or self.kind in (Kind.LATENCY, Kind.SCORE):
             return None
         n = units.settled.n if units.told else 0
         return objective_log_e(max(n, units.settled.events), units.settled.events, self._spec.max_rate)

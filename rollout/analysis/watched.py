@@ -13,7 +13,7 @@ import math
 from monitoring.sequential.absolute import RateTest, rate_upper_bound
 from rollout.analysis.comparison import LATENCY
 from rollout.observation import Counts
-from rollout.specs import SignalSpec
+from rollout.specs import LATE_SIGNALS, SignalSpec
 from serving.outcomes import Signal
 
 DEFAULT_MAX_RATE: float = SignalSpec.model_fields["max_rate"].default
@@ -37,7 +37,7 @@ def largest_fine_rate(spec: SignalSpec, baseline: Counts, alpha: float) -> tuple
         alpha: the signal's chance of a false rollback.
 
     """
-    if spec.name in LATENCY or spec.name.startswith("score/"):
+    if spec.name in LATENCY or spec.name in LATE_SIGNALS or spec.name.startswith("score/"):
         return None
     if baseline.n == 0:
         given = spec.max_rate != DEFAULT_MAX_RATE

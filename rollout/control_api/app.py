@@ -13,15 +13,23 @@ from rollout.control_api.guard import guard_of
 from rollout.control_api.keys import key_routes, usage_routes
 from rollout.control_api.plane import ControlPlane
 from rollout.control_api.reading import health_routes, log_routes, reading_routes
+from rollout.control_api.requests import LoggedRequests, request_routes
 
 
-def create_app(plane: ControlPlane, *, platform: Callable[[], dict[str, Any]], clock: Callable[[], float]) -> FastAPI:
+def create_app(
+    plane: ControlPlane,
+    *,
+    platform: Callable[[], dict[str, Any]],
+    clock: Callable[[], float],
+    logged: LoggedRequests | None = None,
+) -> FastAPI:
     """Build the application.
 
     Args:
         plane: what the routes act on.
         platform: tells about the processes around the controller, for `/api/v1/status`.
         clock: seconds since the epoch.
+        logged: the gateways' request log; None where it can't be reached from here.
 
     """
     app = FastAPI(title="Tidegate control plane", version="1", docs_url=None, redoc_url=None)
@@ -34,5 +42,6 @@ def create_app(plane: ControlPlane, *, platform: Callable[[], dict[str, Any]], c
     app.include_router(acting_routes(plane, guard))
     app.include_router(key_routes(plane, guard, clock))
     app.include_router(usage_routes(plane, guard, clock))
+    app.include_router(request_routes(guard, logged, clock))
     app.include_router(gateway_routes(plane))
     return app

@@ -46,6 +46,14 @@ class VerbBody(Body):
     )
 
 
+class EraseBody(Body):
+    """Whose requests are to be taken out of the log."""
+
+    user: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
+        description="As requests named it: `user` or `safety_identifier`."
+    )
+
+
 class KeyBody(Body):
     """A key to be made. What is left out has no limit; without scopes and roles it is a key for asking models."""
 

@@ -15,7 +15,7 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,27 @@ async def run(args: Namespace, sock: socket.socket, fork: bool) -> None:
     await shutdown
 
 
+ENDPOINT_VARIABLE = "TIDEGATE_OTLP_ENDPOINT"
+PROTOCOL_VARIABLE = "TIDEGATE_OTLP_PROTOCOL"
+"""The platform's own settings, which every process of it inherits. They change no answer, so no revision has them."""
+
+
+def tracing_flags(env: MutableMapping[str, str], given: Sequence[str]) -> list[str]:
+    """VLLM's flag for spans where the platform has a collector, and its variables in `env`; a version's own flag wins.
+
+    The gateway passes on the trace as `traceparent`, so vLLM's spans become children of the gateway's attempt.
+    """
+    endpoint = env.get(ENDPOINT_VARIABLE, "").rstrip("/")
+    if not endpoint or any(flag.partition("=")[0] == "--otlp-traces-endpoint" for flag in given):
+        return []
+    protocol = env.get(PROTOCOL_VARIABLE, "grpc")
+    env.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", protocol)
+    env.setdefault("OTEL_SERVICE_NAME", "tidegate-engine")
+    if protocol != "grpc" and not endpoint.endswith("/v1/traces"):
+        endpoint += "/v1/traces"  # vLLM takes it as it is
+    return ["--otlp-traces-endpoint", endpoint]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parse our flags and vLLM's, then serve."""
     parser = argparse.ArgumentParser(prog="python -m serving.engines.vllm_server", description=__doc__.split("\n")[0])
@@ -107,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fork-engine-core", action="store_true", help="one import for all processes (CPU only)")
     parser.add_argument("vllm", nargs="+", help="vLLM's own flags, after --")
     ours = parser.parse_args(argv)
+    ours.vllm += tracing_flags(os.environ, ours.vllm)
     if os.environ.get(PARENT_PID_VARIABLE):
         die_with_parent()
     sock = socket.socket(fileno=ours.listen_fd)

@@ -11,16 +11,19 @@ from monitoring.instruments import GatewayInstruments
 from serving.admission import Reason, Rejection, model_not_found
 from serving.endpoints import EndpointBook
 from serving.gateway.exchange import Exchange
+from serving.gateway.feedback import Feedback
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
 from serving.gateway.seams import Caller
+from serving.gateway.telemetry import Telemetry
 from serving.gateway.traffic_state import TrafficState
 from serving.openai_protocol import Reply, json_reply, model_list, model_object, operation_of
 from serving.openapi import document
 
 MODELS = "/v1/models"
-_POSTED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+FEEDBACK = "/v1/feedback"
+_POSTED = (FEEDBACK, "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 _ALIVE = json_reply(200, {"status": "ok"})
 
 
@@ -32,8 +35,9 @@ def _document() -> Reply:
 class DataApp:
     """The public port: OpenAI's API."""
 
-    def __init__(self, pipeline: Pipeline, state: TrafficState) -> None:
+    def __init__(self, pipeline: Pipeline, state: TrafficState, feedback: Feedback) -> None:
         self._pipeline = pipeline
+        self._feedback = feedback
         self._state = state
 
     def begin(self, exchange: Exchange) -> Reply | None:
@@ -58,6 +62,12 @@ class DataApp:
 
     def serve(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """Answer a request to a model."""
+        if exchange.path == FEEDBACK:
+            reply = self._feedback.take(exchange.caller, exchange.body, time.time())
+            if isinstance(reply, Rejection):
+                reply = self._pipeline.rejection(reply)
+            exchange.respond(reply.status, list(reply.headers), reply.body)
+            return None
         return self._pipeline.serve(exchange)
 
     def refuse(self, status: int, message: str) -> Reply:
@@ -103,6 +113,7 @@ class AdminApp:
         draining: Callable[[], bool],
         connected: Callable[[], bool],
         protection: Protection,
+        telemetry: Telemetry,
     ) -> None:
         self._state = state
         self._book = book
@@ -111,12 +122,15 @@ class AdminApp:
         self._draining = draining
         self._connected = connected
         self._protection = protection
+        self._telemetry = telemetry
 
     def begin(self, exchange: Exchange) -> Reply | None:
         """Answer one request; nothing here has a body to wait for."""
         match (exchange.method, exchange.path):
             case ("GET" | "HEAD", "/metrics"):
                 return self._metrics(exchange)
+            case ("GET" | "HEAD", "/targets"):
+                return json_reply(200, self._targets())
             case ("GET" | "HEAD", "/healthz"):
                 return _ALIVE
             case ("GET" | "HEAD", "/readyz"):
@@ -124,7 +138,9 @@ class AdminApp:
             case ("GET" | "HEAD", "/readyz/pod"):
                 return self._pod_readiness()
             case (method, path):
-                message = f"{method} {path[:128]} is not served; try GET /metrics, /healthz, /readyz or /readyz/pod"
+                message = (
+                    f"{method} {path[:128]} is not served; try GET /metrics, /targets, /healthz, /readyz or /readyz/pod"
+                )
                 return json_reply(404, {"error": message})
 
     async def serve(self, exchange: Exchange) -> None:
@@ -137,6 +153,7 @@ class AdminApp:
     def _metrics(self, exchange: Exchange) -> Reply:
         self._instruments.set_in_flight(self._recorder.in_flight_by_version())
         self._instruments.set_events_dropped(self._recorder.outbox.dropped)
+        self._instruments.set_telemetry_dropped(self._telemetry.dropped())
         self._instruments.set_queue_depths(self._protection.gatekeeper.queue_depths())
         now = time.monotonic()
         ready = {
@@ -168,6 +185,20 @@ class AdminApp:
         if self._draining():
             missing.append("draining: this gateway is stopping")
         return missing
+
+    def _targets(self) -> list[dict[str, object]]:
+        """Every engine that this gateway knows, with its model and version, for Prometheus' HTTP service discovery."""
+        return [
+            {
+                "targets": [f"{e.host}:{e.port}"],
+                "labels": {
+                    "model": model, "version": r.version, "revision": r.digest[:12],
+                    "__metrics_path__": f"{e.prefix}/metrics",
+                },
+            }
+            for model, r, _ in self._state.revisions()
+            for e in self._book.of(r.application)
+        ]  # fmt: skip
 
     def _readiness(self) -> Reply:
         now = time.monotonic()

@@ -101,6 +101,8 @@ class Call:
     own_lines: bytes
     """Further headers of the answer, as they are written."""
     show_version: bool
+    key: str = ""
+    """The id of the key that asks."""
     demand: Demand = field(default_factory=Demand)
     leash: Leash = field(default_factory=Leash)
     tried: set[str] = field(default_factory=set)
@@ -220,6 +222,8 @@ class Attempts:
         if dispatched(endpoint, now, call.demand) and call.first_attempt:
             self._recorder.warming_up(call.unit)
         self._recorder.begun(revision)
+        if call.unit.trail is not None:
+            call.unit.trail.dispatched(endpoint.url, endpoint.host, endpoint.port, revision.version, now)
 
     async def open(self, call: Call, revision: RevisionTraffic, sent: Sent | None = None) -> Opened | Failure:
         """Try one endpoint of a revision, or go on with what `start` sent. Never raises but for being cancelled."""
@@ -236,15 +240,15 @@ class Attempts:
         try:
             opened = await self._exchange(call, revision, endpoint, sent)
         except Abandoned:
-            return Failure(FailureKind.ABANDONED)
+            return _failed(call, endpoint, FailureKind.ABANDONED)
         except UpstreamTimeout:
-            return Failure(FailureKind.TIMEOUT)
+            return _failed(call, endpoint, FailureKind.TIMEOUT)
         except ConnectFailed:
             connect_failed(endpoint, time.monotonic())
             self._suspect(endpoint.url)
-            return Failure(FailureKind.UNREACHABLE)
+            return _failed(call, endpoint, FailureKind.UNREACHABLE)
         except ConnectionLost:
-            return Failure(await self.post_mortem(call, endpoint))
+            return _failed(call, endpoint, await self.post_mortem(call, endpoint))
         finally:
             if opened is None:
                 finished(endpoint, call.demand)
@@ -262,7 +266,9 @@ class Attempts:
             if len(self._hosts) > MOST_HOSTS:
                 self._hosts.clear()
             host = self._hosts[key] = f"{endpoint.host}:{endpoint.port}".encode()
-        return engine_head(target, host, call.headers, len(call.body), call.nonce.hex().encode(), call.own_id)
+        trail = call.unit.trail
+        trace = trail.lines(endpoint.url) if trail is not None else b""
+        return engine_head(target, host, call.headers, len(call.body), call.nonce.hex().encode(), call.own_id, trace)
 
     async def _exchange(self, call: Call, revision: RevisionTraffic, endpoint: Endpoint, sent: Sent | None) -> Opened:
         key = (endpoint.host, endpoint.port)
@@ -346,6 +352,12 @@ async def _knock(endpoint: Endpoint) -> None:
     async with asyncio.timeout(PROBE_S):
         _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
     writer.close()
+
+
+def _failed(call: Call, endpoint: Endpoint, kind: FailureKind) -> Failure:
+    if call.unit.trail is not None:
+        call.unit.trail.failed(endpoint.url, kind.value, time.monotonic())
+    return Failure(kind)
 
 
 def failure_in(opened: Opened, operation: Operation) -> Failure | None:

@@ -15,11 +15,13 @@ from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from monitoring.tracing.settings import TracingSettings
 from serving.errors import ServingError
 from serving.gateway.guard_settings import GuardSettings
 from serving.limits import MAX_BODY_BYTES
 from serving.mirroring import MirrorSettings
 from serving.queueing import QueueSettings
+from serving.request_log.settings import RequestLogSettings
 from serving.scoring import Picking
 
 
@@ -47,6 +49,7 @@ class GatewayConfig:
     ray_file: Path | None = None
     keys_file: Path | None = None
     usage_dir: Path | None = None
+    request_log_dir: Path | None = None
     endpoints: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
     """Application -> base URLs: a static list instead of asking Ray."""
     cluster: bool = False
@@ -100,6 +103,10 @@ class GatewayConfig:
     """How one of a revision's endpoints is picked."""
     mirror: MirrorSettings = field(default_factory=MirrorSettings)
     """How much may be mirrored to a shadow; whether anything is, the traffic table says."""
+    tracing: TracingSettings = field(default_factory=TracingSettings)
+    """Where traces go, and which; off without an endpoint."""
+    request_log: RequestLogSettings = field(default_factory=RequestLogSettings)
+    """How much is logged of requests; off unless a part is given."""
     guard: GuardSettings = field(default_factory=GuardSettings)
     """What guardrails may cost here, and where their models run; what they do, each version's policy says."""
     show_version: bool = True
@@ -122,6 +129,7 @@ class GatewayConfig:
         object.__setattr__(self, "ray_file", self.ray_file or self.home / "run" / "ray.json")
         object.__setattr__(self, "keys_file", self.keys_file or self.home / "gateway" / "keys.json")
         object.__setattr__(self, "usage_dir", self.usage_dir or self.home / "gateway" / "usage")
+        object.__setattr__(self, "request_log_dir", self.request_log_dir or self.home / "requests")
 
     def for_process(self, index: int) -> Self:
         """The configuration of one of several processes on one public port: its own name and admin port."""

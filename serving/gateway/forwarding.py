@@ -24,6 +24,7 @@ _NOT_TO_CLIENT = _HOP_BY_HOP | {
     b"x-tidegate-role",
 }  # fmt: skip
 
+_NOT_TO_ENGINE_TRACED = _NOT_TO_ENGINE | {b"traceparent"}
 _NONE: frozenset[bytes] = frozenset()
 
 MAX_CLIENT_ID_BYTES = 128
@@ -46,7 +47,13 @@ def client_id(fields: Mapping[bytes, bytes]) -> bytes | None:
 
 
 def engine_head(
-    target: bytes, host: bytes, headers: Iterable[Header], body_bytes: int, request_id: bytes, own_id: bytes | None
+    target: bytes,
+    host: bytes,
+    headers: Iterable[Header],
+    body_bytes: int,
+    request_id: bytes,
+    own_id: bytes | None,
+    trace: bytes = b"",
 ) -> bytes:
     """The head of the request to the engine.
 
@@ -57,8 +64,9 @@ def engine_head(
         body_bytes: Length of the body.
         request_id: Passed on as `x-request-id`.
         own_id: The client's own id, passed on as `x-client-request-id`.
+        trace: The gateway's `traceparent`, written out, in the place of the client's; empty to pass that on.
     """
-    drop = _NOT_TO_ENGINE
+    drop = _NOT_TO_ENGINE if not trace else _NOT_TO_ENGINE_TRACED
     listed = _listed(headers)
     if listed:
         drop = drop | listed
@@ -69,7 +77,7 @@ def engine_head(
             lines += (key, b": ", value, b"\r\n")
     if own_id is not None:
         lines += (b"x-client-request-id: ", own_id, b"\r\n")
-    lines.append(b"\r\n")
+    lines += (trace, b"\r\n")
     return b"".join(lines)
 
 

@@ -39,6 +39,7 @@ from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.discovery import EndpointSource, StaticEndpoints
 from serving.gateway.discovery_cluster import ClusterAccess, ClusterEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
+from serving.gateway.feedback import Feedback
 from serving.gateway.guard_models import GuardModels
 from serving.gateway.guarded_way import GuardedWay
 from serving.gateway.guarding import Guarding
@@ -51,6 +52,8 @@ from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import load_secret
 from serving.gateway.seams import Gatekeeper
+from serving.gateway.telemetry import Telemetry
+from serving.gateway.text_permission import TextPermission
 from serving.gateway.tls import Certificate
 from serving.gateway.traffic_state import TrafficState, load_table
 from serving.gateway.upstream import UpstreamClient
@@ -138,20 +141,26 @@ class Gateway:
             Attempts(self.book, self.client, self.recorder, PromptDeaths(), self.source.suspect, config.picking),
             self.protection.gatekeeper if gatekeeper is None else None, config.queue.endpoint_concurrency,
         )  # fmt: skip
+        secret = load_secret(config.secret_file)
         self.guard_models = GuardModels(config.guard, self._guard_urls)
         self.guarding = Guarding(config.guard, self.guard_models, self.guard_models.crowded, self.instruments)
         self.guarding.on_models = self.guard_models.needed
         self.overseer = Overseer(config.guard, self.guarding, self.recorder, self.guarding.ask)
+        self.mirroring.compare = self.overseer.compare
+        self.texts = TextPermission()
+        self.telemetry = Telemetry(config, may_tell=self.texts)
+        self.recorder.observer = self.telemetry.observer
         pipeline = Pipeline(
-            config, self.state, self.book, self.client, self.recorder, self.instruments,
-            load_secret(config.secret_file), self.source.suspect,
+            config, self.state, self.book, self.client, self.recorder, self.instruments, secret, self.source.suspect,
             gatekeeper or self.protection.gatekeeper, self.mirroring,
             lambda attempts: GuardedWay(self.guarding, self.overseer, self.recorder, attempts),
+            self.telemetry.observer,
         )  # fmt: skip
         self.certificate: Certificate | None = None
         if config.tls_cert_file is not None and config.tls_key_file is not None:
             self.certificate = Certificate(config.tls_cert_file, config.tls_key_file)
-        self.data_app = DataApp(pipeline, self.state)
+        self.feedback = Feedback(secret, self.recorder, self.instruments, self.telemetry.observer)
+        self.data_app = DataApp(pipeline, self.state, self.feedback)
         self.channel: Channel | None = None
         if config.control_url is not None:
             self.channel = Channel(
@@ -165,10 +174,15 @@ class Gateway:
             self.state, self.book, self.recorder, self.instruments,
             draining=lambda: self.draining,
             connected=lambda: self.channel is not None and self.channel.connected, protection=self.protection,
+            telemetry=self.telemetry,
         )  # fmt: skip
         self.state.on_applied(self.guarding.table_applied)
         self.state.on_applied(self.recorder.table_applied)
         self.state.on_applied(self.mirroring.table_applied)
+        if self.telemetry.observer is not None:
+            self.state.on_applied(self.texts.table_applied)
+            self.state.on_applied(self.telemetry.observer.table_applied)
+        self.state.on_applied(self.feedback.table_applied)
         self.state.on_applied(self._log_table)
         if isinstance(self.source, ClusterEndpoints):
             self.state.on_applied(self.source.follow)
@@ -217,6 +231,7 @@ class Gateway:
             log(logging.ERROR, "table-unreadable", reason=str(e))
         self.protection.load()
         self._follow_endpoints()
+        await self.telemetry.start()
         await self.data_server.start(data, self.certificate.context if self.certificate is not None else None)
         await self.admin_server.start(admin)
         self._spawn(self.source.run(self._publish))
@@ -274,6 +289,7 @@ class Gateway:
         await self.guarding.close()
         await self.protection.close()
         self.client.close()
+        await self.telemetry.stop()
         log(logging.INFO, "gateway-stopped", name=self.config.name)
 
 

@@ -21,7 +21,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -32,6 +32,7 @@ from serving.errors import UpstreamError, UpstreamTimeout
 from serving.gateway.attempts import Attempts, Call, Failure, FailureKind, Opened, failure_in
 from serving.gateway.judging import read_transcript, signals_in
 from serving.gateway.ledger import PairTicket
+from serving.gateway.overseeing import Judged
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import fresh_nonce
 from serving.gateway.seams import Permit
@@ -41,10 +42,12 @@ from serving.gateway.upstream import Abandoned, Leash
 from serving.mirroring import (
     MIRRORED_OPERATIONS,
     PAIRED_WEIGHT,
+    Discordance,
     MirrorResult,
     MirrorSettings,
     Pairing,
     Shown,
+    differing,
     discordances,
     drawn,
     has_room,
@@ -52,13 +55,17 @@ from serving.mirroring import (
     within_budget,
 )
 from serving.openai_protocol import BYTES_PER_TOKEN, Operation
-from serving.outcomes import Cause, Event, Signal
+from serving.outcomes import UNITS, Cause, Event, Signal
 from serving.streaming import says_done
 from serving.traffic import RevisionTraffic, Role, TrafficTable, unit_interval
 
 logger = logging.getLogger("tidegate.gateway")
 
 MARK = (b"x-tidegate-mirror", b"1")
+
+
+Compare = Callable[[str, bytes, Sequence[Transcript], Callable[[Judged | None], None]], bool]
+"""See `overseeing.Overseer.compare`."""
 
 
 class Room(Protocol):
@@ -185,6 +192,8 @@ class Mirroring:
         self._pairs: set[MirroredPair] = set()
         self._complete: deque[MirroredPair] = deque()
         self._stopped = False
+        self.compare: Compare | None = None
+        """Lets the judge of a rollout look at both answers of a pair; None where there is none."""
         if room is not None:
             room.make_room = self.make_room
 
@@ -344,7 +353,8 @@ class Mirroring:
     def _judge(self, pair: MirroredPair) -> None:
         ledger = self._recorder.ledger
         self._pairs.discard(pair)
-        events: tuple[tuple[Signal, ...], tuple[Signal, ...]] | None = None
+        events: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        later = False
         try:
             assert pair.pairing.stable is not None
             assert pair.pairing.canary is not None
@@ -359,13 +369,38 @@ class Mirroring:
                 return
             if alike is not None:
                 ledger.compared(pair.ticket, alike)
-            self._tell(pair, pair.ticket, real, copy)
+            self._tell(pair, pair.ticket, discordances(real, copy))
             events = (real.signals, copy.signals)
+            if real.text is not None and copy.text is not None:
+                later = self._judge_texts(pair, pair.ticket, events)
         except Exception:
             logger.exception("judging a mirrored pair failed; it counts for nobody")
         finally:
-            if pair.ticket is not None:
+            if pair.ticket is not None and not later:
                 ledger.settle_pair(pair.ticket, events, time.time())
+
+    def _judge_texts(
+        self, pair: MirroredPair, ticket: PairTicket, events: tuple[tuple[str, ...], tuple[str, ...]]
+    ) -> bool:
+        """Let the rollout's judge look at both answers; True when the pair is settled once it has."""
+        judge = pair.call.unit.pick.route.traffic.judge
+        halves = (pair.pairing.stable, pair.pairing.canary)
+        transcripts = [half.transcript for half in halves if half is not None and half.transcript is not None]
+        if not judge or self.compare is None or len(transcripts) != 2:
+            return False
+
+        def done(found: Judged | None) -> None:
+            both = events
+            if found is not None:
+                (on_stable, measured), (on_canary, also) = found
+                names = [name for name in measured if name in also]
+                self._tell(pair, ticket, differing(names, on_stable, on_canary))
+                units = tuple(f"{name}{UNITS}" for name in names)
+                shown = [tuple(name for name in names if name in side) for side in (on_stable, on_canary)]
+                both = (events[0] + shown[0] + units, events[1] + shown[1] + units)
+            self._recorder.ledger.settle_pair(ticket, both, time.time())
+
+        return self.compare(judge, pair.call.prompt, transcripts, done)
 
     @staticmethod
     def _shown(pair: MirroredPair, ended: Ended) -> Shown:
@@ -381,9 +416,8 @@ class Mirroring:
         failed = Signal.ERROR in signals or Signal.ENGINE_4XX in signals
         return Shown(signals, text=None if failed else "\n".join(answer.texts))
 
-    def _tell(self, pair: MirroredPair, ticket: PairTicket, real: Shown, copy: Shown) -> None:
+    def _tell(self, pair: MirroredPair, ticket: PairTicket, found: Sequence[Discordance]) -> None:
         outbox, now = self._recorder.outbox, time.time()
-        found = discordances(real, copy)
         for arm, signal, cause in found:
             on_canary = arm is Role.CANARY
             outbox.append(

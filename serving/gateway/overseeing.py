@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,9 @@ from serving.streaming import DONE, sse_payloads
 logger = logging.getLogger("tidegate.gateway")
 
 FAMILY = "guardrail"
+
+Judged = Sequence[tuple[tuple[str, ...], tuple[str, ...]]]
+"""Of each answer the signals that it shows, and those that were measured on it."""
 
 
 @dataclass(slots=True)
@@ -232,6 +235,36 @@ class Overseer:
                 self._recorder.judged(unit, (), ())
 
         self._judging.put(_Job(Observation(judge, (Direction.OUTPUT,), None, None), prompt, transcript, done))
+
+    def compare(
+        self, judge: str, prompt: bytes, transcripts: Sequence[Transcript], done: Callable[[Judged | None], None]
+    ) -> bool:
+        """Judge the answers of a mirrored pair, both or neither.
+
+        Args:
+            judge: the digest of the rollout's judge.
+            prompt: what was asked.
+            transcripts: what was answered.
+            done: told, once, what each answer shows and what was measured on it; None when it could not be judged.
+
+        Returns:
+            False, and `done` is never called, when there is no such judge or no room.
+        """
+        policy = self._guarding.judges.get(judge)
+        if policy is None or self._closed or self._judging.full:
+            return False
+        looks: list[Observation | None] = []
+
+        def looked(look: Observation | None) -> None:
+            looks.append(look)
+            if len(looks) == len(transcripts):
+                found = [signals_of(look) for look in observations if look.answer is not None]
+                done(found if None not in looks and len(found) == len(transcripts) else None)
+
+        observations = [Observation(policy, (Direction.OUTPUT,), None, None) for _ in transcripts]
+        for observation, transcript in zip(observations, transcripts, strict=True):
+            self._judging.put(_Job(observation, prompt, transcript, looked))
+        return True
 
     def close(self) -> None:
         """Look at nothing from now on; what waits for the judge counts as not judged."""

@@ -29,9 +29,11 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.express import Express
 from serving.gateway.forwarding import Header, client_headers, client_id, read_lines, version_lines
 from serving.gateway.guarded_way import GuardedWay
+from serving.gateway.observing import Observer
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import fresh_nonce, issue_bytes
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
+from serving.gateway.sessions import session_hash
 from serving.gateway.traffic_state import TrafficState
 from serving.gateway.upstream import Abandoned, UpstreamClient
 from serving.limits import PromptDeaths, prompt_refused, retry_allowed, timeout_of
@@ -51,6 +53,9 @@ from serving.outcomes import Cause
 from serving.scoring import Demand, demand_of
 from serving.streaming import says_done
 from serving.traffic import RevisionTraffic, Role
+
+MARK_CHARS = 12
+"""Of a session's hash, as request ids carry it: two of a rollout's sessions share one once in a hundred million."""
 
 MOST_ENDPOINTS_TRIED = 3
 """Endpoints that are tried for a request, while each refuses the connection; one of them may die of something."""
@@ -72,6 +77,7 @@ class Pipeline:
         gatekeeper: Gatekeeper | None = None,
         mirror: Mirror | None = None,
         guards: Callable[[Attempts], GuardedWay] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._config = config
         self._state = state
@@ -81,6 +87,7 @@ class Pipeline:
         self._secret = secret
         self._gatekeeper = gatekeeper
         self._mirror = mirror
+        self._observer = observer
         self._deaths = PromptDeaths()
         self._attempts = Attempts(book, client, recorder, self._deaths, suspect, config.picking)
         self._guards = guards(self._attempts) if guards is not None else None
@@ -189,7 +196,10 @@ class Pipeline:
             own_lines=permit.lines() if permit is not None else b"",
             show_version=self._config.show_version and exchange.caller.may_see_version,
             demand=self._demand(exchange, request, pick.revision),
+            key=exchange.caller.key_id,
         )
+        if self._observer is not None:
+            call.unit.trail = self._observer.begin(exchange, request, nonce, session)
         exchange.on_gone = call.leash.pull
         if exchange.gone:  # while it waited for its turn
             call.leash.pull()
@@ -270,6 +280,8 @@ class Pipeline:
                 self._recorder.aborted(unit)
                 self._recorder.conclude(unit, RequestOutcome.CLIENT_ABORT, None)
                 return
+            if isinstance(result, Opened) and unit.trail is not None:
+                unit.trail.failed(result.endpoint.url, failure.kind.value, time.monotonic())
             self._recorder.failed(unit, failure.cause)  # by intention to treat it counts, whoever answers in the end
             call.first_attempt = False
             rescuer = self._rescuer(call, failure)
@@ -450,7 +462,13 @@ class Pipeline:
         by_chance = role[0] if pick.evidence else "f"
         kind = by_chance if answered_by is pick.revision else "r"
         route, version = pick.route, answered_by.version
-        request_id = issue_bytes(self._secret, call.nonce, kind, route.generation, route.traffic.model, version)
+        named = call.unit.session if pick.evidence else None
+        mark = session_hash(route.traffic.salt, named)[:MARK_CHARS] if named is not None else ""
+        request_id = issue_bytes(
+            self._secret, call.nonce, kind, route.generation, route.traffic.model, version, mark, key=call.key
+        )
+        if call.unit.trail is not None:
+            call.unit.trail.request_id = request_id
         lines = b"x-request-id: %b\r\n%b" % (request_id, call.own_lines)
         if call.own_id is not None:
             lines += b"x-client-request-id: %b\r\n" % call.own_id

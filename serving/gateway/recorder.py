@@ -20,9 +20,11 @@ from serving.gateway.guard_records import GuardRecord
 from serving.gateway.judging import GENERATING, read_transcript, signals_in
 from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger, Ticket
+from serving.gateway.observing import Observer, Over
 from serving.gateway.outbox import Outbox
 from serving.gateway.seams import Permit, Witness
 from serving.gateway.sessions import Sessions, session_hash
+from serving.gateway.trail import Trail
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Operation
 from serving.outcomes import LEVELS, UNITS, Cause, Event, Signal, SignalName
@@ -72,6 +74,8 @@ class Unit:
     permit: Permit | None = None
     witness: Witness | None = None
     """Who else hears of its outcome: it is half of a mirrored pair."""
+    trail: Trail | None = None
+    """Its way, where traces or a request log are on."""
     events: list[str] = field(default_factory=list)
     guard: GuardRecord | None = None
     """What the guardrails said of it; None when nothing looked at it."""
@@ -127,6 +131,8 @@ class Recorder:
         self.in_flight: dict[str, int] = {}
         """By digest: answers under way."""
         self.on_event: Callable[[], None] = lambda: None
+        self.observer: Observer | None = None
+        """Hears of every finished request that has a trail."""
         self.on_findings: Callable[[Unit], None] = lambda _: None
         """Told when a unit's `guard` has findings that came after its end."""
         self.overseer: Overseer | None = None
@@ -349,6 +355,11 @@ class Recorder:
         """The guardrails refused the prompt, or could not check it: no engine was asked, and it is nobody's fault."""
         self._settle(unit)
         self._release(unit, "", Answer())
+        if unit.trail is not None and self.observer is not None:
+            duration_s = self._monotonic() - unit.started
+            self.observer.over(
+                Over(unit, unit.trail, RequestOutcome.BLOCKED, duration_s, None, Answer(), None, None, None)
+            )
         if unit.witness is not None:
             unit.witness.left()
 
@@ -371,10 +382,16 @@ class Recorder:
                 outcome = self._quality(unit, transcript, answer)
             if outcome is RequestOutcome.OK and ended.first_attempt:
                 self._latency(unit, first_s, per_token_s)
+        trace: tuple[str, float] | None = None
+        if unit.trail is not None and self.observer is not None:
+            trace = self.observer.over(
+                Over(unit, unit.trail, outcome, ended.duration_s, transcript, answer, first_s, per_token_s,
+                     ended.answered_by)
+            )  # fmt: skip
         self.instruments.record(
             RequestMeasurement(
                 unit.pick.route.traffic.model, unit.pick.revision.version, unit.operation, outcome, ended.duration_s,
-                first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens,
+                first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens, trace,
             )
         )  # fmt: skip
         return answer

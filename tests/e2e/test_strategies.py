@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from tests.e2e.platform import Platform, running
@@ -26,7 +27,8 @@ ZEBRA = {"name": "zebra", "prompt": "Hello", "expect": {"contains": "a zebra tha
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory) -> Iterator[Platform]:
-    with running(tmp_path_factory.mktemp("home"), "--bare", auth="keys", gateways="2") as started:
+    home = tmp_path_factory.mktemp("home")
+    with running(home, "--bare", auth="keys", gateways="2", guard_models="service") as started:
         sources = {"1.0.0": "", "1.0.1": "&seed=2", "1.0.2": "&seed=3", "1.0.3": "&seed=4", "1.1.0": "&error_rate=0.4"}
         for version, change in sources.items():
             started.tidegate("model", "register", MODEL, "--version", version, "--source", HEALTHY + change)
@@ -126,6 +128,29 @@ def test_an_a_b_test_reports_and_waits_for_a_person(control, traffic):
     status = wait(control, lambda s: s.phase == "Degraded" and not s.retiring)
     assert status.stable == "1.0.2"
     assert not traffic.errors, traffic.errors[:5]
+
+
+def test_models_on_ray_serve_check_what_engines_say(platform, key):
+    source = HEALTHY + "&toxic_rate=1"
+    platform.tidegate("model", "register", "guarded", "--source", source, "--policy", "standard")
+    platform.tidegate("deploy", "guarded@1.0.0", "-y", "--wait")
+    url, headers = platform.settings.gateway_url + "/v1/chat/completions", {"authorization": f"Bearer {key}"}
+    hello = {"model": "guarded", "messages": [{"role": "user", "content": "Tell me of the harbour."}]}
+    until = time.monotonic() + 60  # a replica of the service loads its models for seconds; until then nothing is let in
+    while (answer := httpx.post(url, json=hello, headers=headers, timeout=30)).status_code != 200:
+        assert answer.json()["error"]["code"] == "guardrail_unavailable", answer.text
+        assert time.monotonic() < until, "the guardrails' service never came up"
+        time.sleep(0.5)
+    assert answer.json()["choices"][0]["finish_reason"] == "content_filter"
+    client = openai.OpenAI(base_url=platform.settings.gateway_url + "/v1", api_key=key, max_retries=0)
+    stream = client.chat.completions.create(**hello, stream=True)
+    choices = [choice for chunk in stream for choice in chunk.choices]
+    assert choices[-1].finish_reason == "content_filter"
+    assert not "".join(choice.delta.content or "" for choice in choices)
+    insult = {"role": "user", "content": "You disgusting pathetic loser, nobody likes you."}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="guarded", messages=[insult])
+    assert refused.value.code == "content_filter"
 
 
 def test_usage_is_what_was_asked(platform, control, traffic):

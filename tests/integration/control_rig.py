@@ -25,6 +25,7 @@ from rollout.accounts.memory import MemoryAccountStore
 from rollout.control_api.app import create_app
 from rollout.control_api.authentication import Authenticator
 from rollout.control_api.plane import ControlPlane, KeyIndex
+from rollout.control_api.requests import LoggedRequests
 from rollout.controller import Controller
 from rollout.event_log.memory import MemoryEventLog
 from rollout.traffic_routers.gateway import GatewayRouter
@@ -92,7 +93,9 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def running(*, trusted: tuple[str, ...] = (), gateways: int = 1, lead: bool = True) -> AsyncIterator[Rig]:
+async def running(
+    *, trusted: tuple[str, ...] = (), gateways: int = 1, lead: bool = True, logged: LoggedRequests | None = None
+) -> AsyncIterator[Rig]:
     """A control plane with registered versions 1.0.0 to 1.0.2 of `chat` and gateways that follow it."""
     store = MemoryStore()
     for version in ("1.0.0", "1.0.1", "1.0.2"):
@@ -123,7 +126,7 @@ async def running(*, trusted: tuple[str, ...] = (), gateways: int = 1, lead: boo
         accounts=accounts,
         authenticator=authenticator,
     )
-    app = create_app(plane, platform=lambda: {"addresses": {}}, clock=lambda: time.time() + clock[0])
+    app = create_app(plane, platform=lambda: {"addresses": {}}, clock=lambda: time.time() + clock[0], logged=logged)
     mount_console(app)
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -18,6 +18,7 @@ from guardrails.model_checks.base import ModelText
 from guardrails.verdicts import Hit
 from serving.gateway.guard_models import GuardModels
 from serving.gateway.guard_settings import GuardSettings
+from serving.mirroring import MirrorSettings
 from serving.specs import digest_of_text
 from serving.traffic import Role, TrafficTable
 from tests.integration.gateway_fakes import Rig, rig, session_on, table, until
@@ -368,3 +369,23 @@ async def test_a_judge_that_could_not_run_is_no_signal_and_holds_up_no_outcome(t
         assert not r.controller.events
         totals = [t.settled_events for t in r.controller.totals.values() if t.admitted]
         assert totals == [{"guardrail/pii:units": 1}, {"guardrail/pii:units": 1}]
+
+
+async def test_a_shadow_is_judged_by_what_exactly_one_of_a_pair_says(tmp_path: Path) -> None:
+    made = judged_table(1)
+    (model,) = made.models
+    weights = {Role.STABLE: 100, Role.CANARY: 0}
+    revisions = tuple(r.model_copy(update={"weight": weights[r.role]}) for r in model.revisions)
+    shadow = model.model_copy(update={"mirror_percent": 100, "revisions": revisions})
+    mirror = MirrorSettings(baseline_share=0)
+    async with rig(tmp_path, first=made.model_copy(update={"models": (shadow,)}), mirror=mirror) as r:
+        use(r, lambda text: [text.whole(0.9, "toxic")] if "fool" in text.text else [])
+        r.stable.do = lambda _: pieces("You are a fool.")
+        r.canary.do = lambda _: pieces(f"You are a fool, {MAIL}.")
+        assert (await said(r)).status_code == 200
+        await until(lambda: r.gateway.mirroring.in_flight == 0)
+        await r.settled()
+        assert [(e.signal, e.arm, e.paired) for e in r.controller.events] == [("guardrail/pii", Role.CANARY, True)]
+        events = {t.role: t.settled_events for t in r.controller.totals.values() if t.settled}
+        units = {"guardrail/pii:units": 1, "guardrail/toxicity:units": 1, "guardrail/toxicity": 1}
+        assert events == {Role.STABLE: units, Role.CANARY: {**units, "guardrail/pii": 1}}

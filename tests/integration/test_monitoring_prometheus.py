@@ -21,6 +21,7 @@ import httpx
 import pytest
 import yaml
 
+from benchmarks.processes import Processes, free_port, furnish
 from monitoring.dashboards.catalogue import EXPORTED, Kind, Source
 from monitoring.dashboards.expressions import metric_names
 from monitoring.instruments import RolloutInstruments
@@ -28,10 +29,13 @@ from monitoring.measurements import RolloutMeasurement
 from monitoring.rules.collection import Targets, prometheus_text
 from monitoring.rules.document import rules_document
 from monitoring.slo import ServiceLevels
+from monitoring.tracing.settings import TracingSettings, Transport
 from serving.endpoints import Address
+from serving.gateway.config import GatewayConfig
 from serving.traffic import Role
 from tests.integration.gateway_fakes import Rig, rig, session_on, table
 from tests.integration.test_cli_platform import Shell
+from tests.otlp import http_collector
 from tests.ports import free_ports
 from tests.promtool import require
 from tidegate.launcher import clear_leftovers
@@ -149,7 +153,9 @@ async def load(r: Rig) -> None:
 
         async def one(body: dict[str, Any], headers: dict[str, str]) -> None:
             with contextlib.suppress(httpx.HTTPError):
-                await client.post("/v1/chat/completions", json=body, headers=headers)
+                answer = await client.post("/v1/chat/completions", json=body, headers=headers)
+                vote = {"request_id": answer.headers.get("x-request-id", ""), "rating": "down"}
+                await client.post("/v1/feedback", json=vote)
 
         await asyncio.gather(*(one(body, headers) for body, headers in requests))
 
@@ -255,6 +261,84 @@ async def test_labels_are_those_of_the_catalogue_and_no_others(tmp_path: Path) -
                 assert set(found["metric"]) - added <= set(metric.labels), series
         gateway = [m for m in EXPORTED if m.source is Source.GATEWAY]
         assert all("session" not in m.labels and "request_id" not in m.labels for m in gateway)
+
+
+async def test_engines_are_found_natives_are_stored_and_exemplars_lead_to_traces(tmp_path: Path) -> None:
+    program = require("prometheus")
+    exporters = Exporters()
+    engine = exporters.serve(lambda: b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 2\n")
+    try:
+        with http_collector() as (endpoint, received):
+            tracing = TracingSettings(endpoint, Transport.HTTP, ratio=1.0)
+            async with rig(tmp_path / "home", first=table(1, 0), tracing=tracing) as r:
+                r.source.set({"stable-app": [r.stable.url], "canary-app": [f"http://{engine}"]})
+                admin = f"127.0.0.1:{r.gateway.admin_port}"
+                targets = Targets(gateways=(admin,), discovery=(f"http://{admin}/targets",))
+                (tmp_path / "prometheus.yml").write_text(prometheus_text(targets, [], interval_s=1))
+                port = free_ports(1)[0]
+                argv = (program, f"--config.file={tmp_path / 'prometheus.yml'}", "--log.level=warn",
+                        f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
+                        "--enable-feature=native-histograms,exemplar-storage")  # fmt: skip
+                with prometheus(argv, f"http://127.0.0.1:{port}", tmp_path / "log") as client:
+                    asked = Asked(client)
+                    quantile = "histogram_quantile(0.9, rate(gen_ai_server_request_duration_seconds[30s])) > 0"
+                    deadline = time.monotonic() + 60
+                    while not await asyncio.to_thread(asked.query, quantile):
+                        assert time.monotonic() < deadline
+                        await load(r)
+                        await asyncio.sleep(0.5)
+                    running = 'vllm:num_requests_running{job="tidegate-engines"}'
+                    while not (found := await asyncio.to_thread(asked.query, running)):
+                        assert time.monotonic() < deadline
+                        await asyncio.sleep(0.3)
+                    assert (found[0]["metric"]["model"], found[0]["metric"]["version"]) == ("chat", "1.1.0")
+                    name = "gen_ai_server_request_duration_seconds"
+                    window = f"start={time.time() - 60}&end={time.time() + 1}"
+                    seen = await asyncio.to_thread(asked.get, f"/api/v1/query_exemplars?query={name}&{window}")
+            kept = {span.trace_id.hex() for span in received.spans}
+            linked = {e["labels"]["trace_id"] for series in seen for e in series["exemplars"]}
+            assert linked
+            assert linked <= kept
+    finally:
+        exporters.stop()
+
+
+def test_counters_of_a_gateway_that_was_killed_begin_again_and_their_increase_sees_it(tmp_path: Path) -> None:
+    program = require("prometheus")
+    furnish(tmp_path, table(1, None).model_copy(update={"fence": 1}), ())
+    with Processes(tmp_path) as processes:
+        engine = processes.engine("sim:?ttft_ms=1&itl_ms=1&tokens=3", "chat")
+        config = GatewayConfig(
+            home=tmp_path, port=free_port(), admin_port=free_port(), control_url=None,
+            endpoints={"stable-app": (engine.url,)},
+        )  # fmt: skip
+        targets = Targets(gateways=(f"127.0.0.1:{config.admin_port}",))
+        (tmp_path / "prometheus.yml").write_text(prometheus_text(targets, [], interval_s=1))
+        port = free_port()
+        argv = (program, f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn")  # fmt: skip
+        with prometheus(argv, f"http://127.0.0.1:{port}", tmp_path / "log") as client:
+            asked = Asked(client)
+
+            def serve(requests: int) -> Any:
+                gateway = processes.gateway(config)
+                body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}]}
+                with httpx.Client(base_url=gateway.url, trust_env=False, timeout=30) as http:
+                    assert {http.post("/v1/chat/completions", json=body).status_code for _ in range(requests)} == {200}
+                deadline = time.monotonic() + 30
+                while not asked.query(f"sum(tidegate_requests_total) == {requests}"):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+                return gateway
+
+            first = serve(5)
+            first.process.kill()
+            first.process.wait()
+            serve(3)
+            (resets,) = asked.query("resets(tidegate_requests_total[5m])")
+            assert resets["value"][1] == "1"
+            (increase,) = asked.query("sum(increase(tidegate_requests_total[5m]))")
+            assert 3 <= float(increase["value"][1]) < 8
 
 
 async def test_the_platforms_own_prometheus_starts_collects_and_keeps_below_the_home(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_joined_events_say_what_single_ones_say(events: list[dict], compact: boo
     assert answer.output_tokens == (4 if any("usage" in e for e in events) else None)
 
 
+@settings(deadline=None, max_examples=50)  # reading the text back takes most of the time
 @given(
     st.lists(
         st.builds(
@@ -112,6 +113,7 @@ def test_joined_events_say_what_single_ones_say(events: list[dict], compact: boo
             duration_s=st.floats(0, 100), first_token_s=st.none() | st.floats(0, 20),
             per_token_s=st.none() | st.floats(0, 5), input_tokens=st.none() | st.integers(0, 10**6),
             output_tokens=st.none() | st.integers(0, 10**6),
+            trace=st.none() | st.tuples(st.just("0af7651916cd43dd8448eb211c80319c"), st.floats(0, 2**31)),
         ),
         max_size=20,
     )

@@ -7,7 +7,22 @@ from collections.abc import Sequence
 
 import typer
 
-from tidegate.cli import cluster, deploy, k8s, key, logs, model, monitor, platform, rollback, rollout, schema, usage
+from tidegate.cli import (
+    cluster,
+    deploy,
+    guard,
+    k8s,
+    key,
+    log,
+    logs,
+    model,
+    monitor,
+    platform,
+    rollback,
+    rollout,
+    schema,
+    usage,
+)
 from tidegate.errors import TidegateError
 
 app = typer.Typer(
@@ -23,10 +38,12 @@ deploy.add_to(app)
 app.add_typer(rollout.app, name="rollout")
 rollback.add_to(app)
 app.add_typer(key.app, name="key")
+app.add_typer(guard.app, name="guard")
 usage.add_to(app)
 schema.add_to(app)
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(k8s.app, name="k8s")
+app.add_typer(log.app, name="log")
 logs.add_to(app)
 
 

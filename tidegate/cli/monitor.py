@@ -35,7 +35,12 @@ def export(
     ] = 2.5,
     runbooks: Annotated[str, typer.Option(metavar="URL", help="What runbook links begin with.")] = "docs/runbooks",
     engines: Annotated[
-        list[str] | None, typer.Option("--engine", metavar="HOST:PORT", help="A vLLM server's /metrics; repeat.")
+        list[str] | None,
+        typer.Option("--engine", metavar="HOST:PORT", help="Another vLLM's /metrics; repeat."),
+    ] = None,
+    ray: Annotated[
+        list[str] | None,
+        typer.Option("--ray", metavar="FILE", help="Ray's prom_metrics_service_discovery.json; repeat."),
     ] = None,
     gpus: Annotated[
         list[str] | None, typer.Option("--gpu", metavar="HOST:PORT", help="A DCGM exporter; repeat.")
@@ -54,7 +59,7 @@ def export(
     levels = _levels(availability, first_token, within)
     targets = local_targets(
         session.running_settings(), tuple(engines or ()), tuple(gpus or ()), tuple(hosts or ()),
-        tuple(alertmanagers or ()),
+        tuple(alertmanagers or ()), tuple(ray or ()),
     )  # fmt: skip
     for address in (*targets.engines, *targets.gpus, *targets.hosts, *targets.alertmanagers):
         if not address.rpartition(":")[2].isdigit() or "/" in address:

@@ -165,16 +165,16 @@ def busy(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for bytes on a terminal, a line per tenth elsewhere; both on stderr."""
+def progress(title: str, *, in_bytes: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for bytes (or pieces) on a terminal, a line per tenth elsewhere; both on stderr."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(),
+            DownloadColumn() if in_bytes else MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=Console(stderr=True),
             transient=True,

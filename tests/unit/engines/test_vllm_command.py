@@ -10,6 +10,7 @@ import pytest
 
 from serving.engines import vllm
 from serving.engines.base import ABSENT, PROJECT_ROOT, EngineCommand, Listener, engine_environment
+from serving.engines.vllm_server import tracing_flags
 from serving.errors import EngineStartFailed
 from serving.specs import EngineKind, RevisionSpec
 
@@ -144,3 +145,26 @@ def test_an_engine_does_not_inherit_rays_environment() -> None:
         "PYTHONPATH": f"{PROJECT_ROOT}:/extra",
         "TIDEGATE_PARENT_PID": "42",
     }
+
+
+class TestTracing:
+    """vLLM's spans join the platform's traces; a version's own flag wins."""
+
+    def test_without_a_collector_nothing_is_added(self):
+        env: dict[str, str] = {"TIDEGATE_OTLP_ENDPOINT": ""}
+        assert tracing_flags(env, ["--model", "m"]) == []
+        assert env == {"TIDEGATE_OTLP_ENDPOINT": ""}
+
+    def test_the_platforms_collector_is_told_in_its_protocol(self):
+        env = {"TIDEGATE_OTLP_ENDPOINT": "http://c:4318", "TIDEGATE_OTLP_PROTOCOL": "http/protobuf"}
+        assert tracing_flags(env, []) == ["--otlp-traces-endpoint", "http://c:4318/v1/traces"]
+        assert env["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+        assert tracing_flags({"TIDEGATE_OTLP_ENDPOINT": "http://c:4317"}, []) == [
+            "--otlp-traces-endpoint",
+            "http://c:4317",
+        ]
+
+    def test_a_versions_own_flag_wins(self):
+        env = {"TIDEGATE_OTLP_ENDPOINT": "http://c:4317"}
+        assert tracing_flags(env, ["--otlp-traces-endpoint", "http://other:4317"]) == []
+        assert tracing_flags(env, ["--otlp-traces-endpoint=http://other:4317"]) == []

@@ -163,3 +163,11 @@ def test_patterns_of_bounded_cost_are_taken(pattern: str) -> None:
 def test_patterns_of_unbounded_cost_are_refused(pattern: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         bounded_pattern(pattern)
+
+
+def test_sets_among_options_have_one_order_so_that_every_process_has_the_same_digest() -> None:
+    (rule,) = parse_policy(HEAD + "checks: [{name: pii, direction: output}]").checks
+    assert rule.options["entities"] == sorted(rule.options["entities"])
+    again = parse_policy(HEAD + "checks: [{name: pii, direction: output, options: {entities: [phone, card]}}]")
+    other = parse_policy(HEAD + "checks: [{name: pii, direction: output, options: {entities: [card, phone]}}]")
+    assert again.digest == other.digest

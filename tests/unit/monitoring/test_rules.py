@@ -28,6 +28,7 @@ GATEWAY_UP = 'up{job="tidegate-gateway",instance="g:8001"}'
 CONTROL_UP = 'up{job="tidegate-control",instance="c:8080"}'
 LEASE = 'tidegate_gateway_lease_valid{instance="g:8001"}'
 DROPPED = 'tidegate_gateway_events_dropped_total{instance="g:8001"}'
+UNTOLD = 'tidegate_telemetry_dropped_total{instance="g:8001",kind="traces"}'
 COUNT = 'gen_ai_server_time_to_first_token_seconds_count{model="chat",version="1.0.0"}'
 IN_TIME = 'gen_ai_server_time_to_first_token_seconds_bucket{model="chat",version="1.0.0",le="2.5"}'
 READY = 'tidegate_endpoints_ready{model="chat",version="%s",instance="g:8001"}'
@@ -148,6 +149,9 @@ CASES = [
     Case("TidegateEvidenceLost", "events were dropped", True, {DROPPED: "0x10 5x20"},
          15, labels={"instance": "g:8001"}),
     Case("TidegateEvidenceLost", "none were", False, {DROPPED: "0x30"}, 15),
+    Case("TidegateTelemetryLost", "traces were dropped", True, {UNTOLD: "0x10 5x20"},
+         15, labels={"instance": "g:8001", "kind": "traces"}),
+    Case("TidegateTelemetryLost", "none were", False, {UNTOLD: "0x30"}, 15),
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ MATRIX = {
     Right.OPERATE: (False, True, True, False, False),
     Right.MANAGE_KEYS: (False, False, True, False, False),
     Right.READ_TEXT: (False, False, True, True, False),
+    Right.ERASE_TEXT: (False, False, True, False, False),
     Right.DIAL: (False, False, True, False, True),
 }
 ROLES = (Role.VIEWER, Role.OPERATOR, Role.ADMIN, Role.DATA_READER, Role.GATEWAY)
@@ -59,7 +60,7 @@ def test_the_role_that_a_refusal_names_is_enough(right: Right) -> None:
 
 def test_whatever_changes_something_needs_more_than_reading() -> None:
     writing = {right for (method, _), right in ROUTES.items() if method == "POST"}
-    assert writing == {Right.OPERATE, Right.MANAGE_KEYS}
+    assert writing == {Right.OPERATE, Right.MANAGE_KEYS, Right.ERASE_TEXT}
 
 
 TRUSTED = parse_networks(["10.0.0.0/8", "fd00::/8"])

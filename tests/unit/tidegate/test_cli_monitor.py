@@ -38,7 +38,9 @@ def test_export_writes_everything_that_a_prometheus_and_a_grafana_need(tmp_path:
             assert json.loads((folder / name).read_text())["uid"] == Path(name).stem
     assert (folder / "tidegate.rules.yml").read_text() == rules_text(ServiceLevels())
     found = yaml.safe_load((folder / "prometheus.yml").read_text())
-    assert {c["job_name"] for c in found["scrape_configs"]} == {"tidegate-gateway", "tidegate-control", "dcgm"}
+    jobs = {c["job_name"]: c for c in found["scrape_configs"]}
+    assert jobs.keys() == {"tidegate-gateway", "tidegate-control", "tidegate-engines", "dcgm"}
+    assert jobs["tidegate-engines"]["http_sd_configs"][0]["url"] == "http://127.0.0.1:8001/targets"
     provider = yaml.safe_load((folder / "grafana-provider.yml").read_text())
     assert provider["providers"][0]["options"]["path"] == str(folder / "dashboards")
 

@@ -1,0 +1,314 @@
+"""What becomes of a finished request beside evidence and metrics: its trace, and its line in the request log.
+
+Called once for each, from the recorder's reading between other work, with what is known by then. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import getrandbits
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from monitoring.measurements import RequestOutcome
+from monitoring.tracing import names
+from monitoring.tracing.records import AttemptRecord, Found, GuardSpan, TraceRecord, VoteRecord
+from monitoring.tracing.sampling import Reason, TailSampler
+from serving.gateway.exchange import Exchange
+from serving.gateway.trail import Trail, begin
+from serving.gateway.transcript import Transcript
+from serving.openai_protocol import Request
+from serving.outcomes import Signal
+from serving.request_log.frames import pack
+from serving.streaming import Answer
+from serving.traffic import RevisionTraffic, TrafficTable
+
+if TYPE_CHECKING:
+    from serving.gateway.recorder import Unit
+
+LONGEST_CONTENT_BYTES = 64 * 1024
+"""Longer prompts and answers together are not told in a trace."""
+MOST_LINKED = 8192
+"""Requests whose trace was kept and that a vote may still be joined to."""
+_FAILED = frozenset({RequestOutcome.ERROR, RequestOutcome.TIMEOUT, RequestOutcome.RETRIED})
+_LOOKED_FOR = ":units"
+"""Ends the name of an event that says only that its signal was looked for."""
+_BROKEN = frozenset({RequestOutcome.ERROR, RequestOutcome.TIMEOUT})
+_USER_FIELDS = ("user", "safety_identifier")
+
+
+class Sender(Protocol):
+    """Takes traces that are kept."""
+
+    dropped: int
+
+    def offer(self, record: TraceRecord | VoteRecord) -> None:
+        """Take one; at once."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes frames for the request log."""
+
+    dropped: int
+
+    def offer(self, frame: bytes) -> None:
+        """Take one; at once."""
+        ...
+
+
+class Over(NamedTuple):
+    """One finished request, as the recorder knows it. Durations in seconds."""
+
+    unit: Unit
+    trail: Trail
+    outcome: RequestOutcome
+    duration_s: float
+    transcript: Transcript | None
+    answer: Answer
+    first_token_s: float | None
+    per_token_s: float | None
+    answered_by: RevisionTraffic | None
+
+    def wall(self, monotonic: float) -> float:
+        """Wall-clock seconds of a monotonic time."""
+        return self.unit.admitted_at + monotonic - self.unit.started
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What somebody thinks of an answer. `at` is in wall-clock seconds."""
+
+    request_id: str
+    nonce: bytes
+    model: str
+    version: str
+    revision: RevisionTraffic | None
+    """The one that answered, while a traffic table still names it."""
+    rating: str
+    comment: str
+    at: float
+
+
+class Observer:
+    """One gateway's.
+
+    Args:
+        sender: takes traces; None where there are none.
+        sink: takes lines; None where nothing is logged.
+        trace_ratio: the part of traces without a parent that is kept whatever comes.
+        log_ratio: the part of requests that is logged whatever comes.
+        may_tell: whether a revision's policy lets prompts and answers be kept, redacted.
+        trace_content: whether traces tell them, where they may be told.
+
+    """
+
+    def __init__(
+        self,
+        sender: Sender | None,
+        sink: Sink | None,
+        *,
+        trace_ratio: float = 0.0,
+        log_ratio: float = 0.0,
+        may_tell: Callable[[RevisionTraffic], bool] = lambda revision: False,
+        trace_content: bool = False,
+    ) -> None:
+        self._sender = sender
+        self._sink = sink
+        self._trace_ratio = trace_ratio
+        self._log_below = int(log_ratio * (1 << 32))
+        self._may_tell = may_tell
+        self._trace_content = trace_content
+        self._tail = TailSampler()
+        self._linked: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+
+    def begin(self, exchange: Exchange, request: Request, nonce: bytes, session: str | None) -> Trail:
+        """A request's turn has come."""
+        return begin(
+            exchange.arrived, nonce, exchange.caller.key_id, session, request.fields, exchange.body, exchange.fields,
+            traced=self._sender is not None, ratio=self._trace_ratio,
+        )  # fmt: skip
+
+    def table_applied(self, table: TrafficTable) -> None:
+        """Keep the traces of a version that is being taken back."""
+        if self._sender is None:
+            return
+        revisions = [r for m in table.models for r in m.revisions]
+        stables = [r.digest for r in revisions if r.role == "stable"]
+        for record in self._tail.follow(stables, [r.digest for r in revisions if r.role == "canary" and r.weight > 0]):
+            self._sender.offer(record)
+
+    def over(self, over: Over) -> tuple[str, float] | None:
+        """A request is over: send its trace and log it, where they are wanted.
+
+        Returns:
+            When its trace was sent, what an exemplar may link to: its id, and wall-clock seconds.
+        """
+        failed = over.outcome in _FAILED or Signal.ERROR.value in over.unit.events
+        if self._sink is not None and (failed or int.from_bytes(over.trail.nonce[:4], "big") < self._log_below):
+            self._log(self._sink, over)
+        if self._sender is None or not self._trace(self._sender, over, failed=failed):
+            return None
+        return f"{over.trail.trace_id:032x}", over.wall(over.unit.started + over.duration_s)
+
+    def voted(self, vote: Vote) -> None:
+        """Somebody rated an answer: tell its trace, where that was kept, and the log."""
+        linked = self._linked.get(vote.nonce)
+        if linked is not None and self._sender is not None:
+            self._sender.offer(VoteRecord(*linked, getrandbits(64) or 1, vote.rating, vote.version, vote.at))
+        if self._sink is not None:
+            tell = vote.revision is not None and self._may_tell(vote.revision)
+            facts = {
+                "kind": "feedback", "at": vote.at, "request_id": vote.request_id, "model": vote.model,
+                "version": vote.version, "rating": vote.rating, "comment": vote.comment if tell else "",
+                "may_tell": tell,
+            }  # fmt: skip
+            self._sink.offer(pack(facts))
+
+    # Traces
+
+    def _trace(self, sender: Sender, over: Over, *, failed: bool) -> bool:
+        digest = over.unit.pick.revision.digest
+        why = self._tail.why(digest, head=over.trail.sampled, failed=failed)
+        if why is not None:
+            sender.offer(self._record(over, why, failed=failed))
+            self._linked[over.trail.nonce] = (over.trail.trace_id, over.trail.span_id)
+            if len(self._linked) > MOST_LINKED:
+                self._linked.popitem(last=False)
+            return True
+        if self._tail.may_be_wanted(digest):
+            self._tail.wait(digest, self._record(over, Reason.TAKEN_BACK, failed=failed))
+        return False
+
+    def _record(self, over: Over, why: Reason, *, failed: bool) -> TraceRecord:
+        unit, trail, answer = over.unit, over.trail, over.answer
+        pick = unit.pick
+        revision, traffic = pick.revision, pick.route.traffic
+        ended = unit.started + over.duration_s
+        offset = unit.admitted_at - unit.started
+        tell = self._trace_content and _is_short(trail, answer) and self._may_tell(revision)
+        return TraceRecord(
+            trail.trace_id, trail.span_id, trail.parent_id, why, unit.operation, traffic.model,
+            revision.version, revision.digest[:12], revision.role, over.outcome, failed, unit.stream,
+            offset + trail.arrived, unit.admitted_at, offset + ended,
+            request_id=trail.request_id,
+            rollout=traffic.rollout or "",
+            weight=pick.weight,
+            key=trail.key,
+            answered_by=over.answered_by.version if over.answered_by is not None else "",
+            input_tokens=answer.input_tokens,
+            output_tokens=answer.output_tokens,
+            first_token_s=over.first_token_s,
+            finish_reasons=answer.finish_reasons,
+            parameters=_parameters(trail.fields),
+            events=_signals(unit),
+            attempts=_attempts(over, ended),
+            guard=_guard(over),
+            found=_found(unit),
+            content=(trail.body, answer.texts) if tell else None,
+        )  # fmt: skip
+
+    # The request log
+
+    def _log(self, sink: Sink, over: Over) -> None:
+        unit, trail, answer, transcript = over.unit, over.trail, over.answer, over.transcript
+        pick = unit.pick
+        revision, traffic = pick.revision, pick.route.traffic
+        tell = self._may_tell(revision)
+        readable = transcript is not None and not transcript.compressed
+        wanted = readable and (tell or trail.fields.get("logprobs") is not None)
+        facts = {
+            "kind": "request",
+            "at": over.wall(trail.arrived),
+            "request_id": trail.request_id.decode() or None,
+            "engine_request_id": trail.nonce.hex(),
+            "model": traffic.model,
+            "version": revision.version,
+            "revision": revision.digest[:12],
+            "role": revision.role,
+            "rollout": traffic.rollout,
+            "weight": pick.weight if traffic.rollout else None,
+            "answered_by": over.answered_by.version if over.answered_by is not None else None,
+            "operation": unit.operation,
+            "stream": unit.stream,
+            "event_stream": transcript.event_stream if transcript is not None else None,
+            "outcome": over.outcome,
+            "duration_s": over.duration_s,
+            "queue_s": unit.started - trail.arrived,
+            "first_token_s": over.first_token_s,
+            "per_token_s": over.per_token_s,
+            "input_tokens": answer.input_tokens,
+            "output_tokens": answer.output_tokens,
+            "finish_reasons": answer.finish_reasons,
+            "signals": _signals(unit),
+            "key": trail.key or None,
+            "user": _user(trail.fields),
+            "session": trail.session,
+            "trace_id": f"{trail.trace_id:032x}" if trail.traced else None,
+            "attempts": [
+                {"host": t.host, "port": t.port, "version": t.version, "failure": t.failure or None}
+                for t in trail.tries.values()
+                if t.started
+            ],
+            "verdicts": [f._asdict() for f in _found(unit)] if unit.guard is not None else [],
+            "may_tell": tell,
+        }
+        answer_bytes = transcript.text if wanted and transcript is not None else b""
+        sink.offer(pack(facts, trail.body if tell else b"", answer_bytes))
+
+
+def _is_short(trail: Trail, answer: Answer) -> bool:
+    """Whether a trace may hold the text: traces wait in memory until they are sent."""
+    return len(trail.body) + sum(map(len, answer.texts)) <= LONGEST_CONTENT_BYTES
+
+
+def _signals(unit: Unit) -> list[str]:
+    """The signals that were shown, without the notes of what was looked for."""
+    return [name for name in unit.events if not name.endswith(_LOOKED_FOR)] if unit.events else []
+
+
+def _found(unit: Unit) -> tuple[Found, ...]:
+    if unit.guard is None:
+        return ()
+    counts = sorted(unit.guard.counts.items())
+    return tuple(Found(check, direction.value, verdict.value, n) for (direction, check, verdict), n in counts)
+
+
+def _guard(over: Over) -> GuardSpan | None:
+    """What held the prompt; None when nothing did."""
+    guard, admitted = over.unit.guard, over.unit.admitted_at
+    if guard is None or guard.input is None:
+        return None
+    return GuardSpan(guard.policy, guard.input.value, guard.check, admitted, admitted + guard.input_s)
+
+
+def _attempts(over: Over, ended: float) -> tuple[AttemptRecord, ...]:
+    tries = [t for t in over.trail.tries.values() if t.started]
+    if tries and not tries[-1].failure and over.outcome in _BROKEN:
+        tries[-1].failure = over.outcome.value  # it began its answer, and broke it off or answered badly
+    offset = over.unit.admitted_at - over.unit.started
+    transcript = over.transcript
+    last = transcript.last_at if transcript is not None and transcript.last_at else ended
+    first = transcript.first_at if transcript is not None and transcript.event_stream and transcript.first_at else None
+    return tuple([
+        AttemptRecord(
+            t.span_id, t.host, t.port, t.version, offset + t.started, offset + (t.ended or last),
+            offset + first if first is not None and not t.failure else None, t.failure,
+        )
+        for t in tries
+    ])  # fmt: skip
+
+
+def _parameters(fields: Mapping[str, Any]) -> dict[str, float]:
+    """What a body says of sampling: numbers only, and only those that the conventions have a name for."""
+    told = names.REQUEST_PARAMETERS
+    return {told[n]: value for n, value in fields.items() if n in told and (type(value) is int or type(value) is float)}
+
+
+def _user(fields: Mapping[str, Any]) -> str | None:
+    for name in _USER_FIELDS:
+        value = fields.get(name)
+        if isinstance(value, str) and value:
+            return value
+    return None

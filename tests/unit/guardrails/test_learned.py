@@ -1,0 +1,171 @@
+"""Learned checks, and the service that runs them for all gateways: same texts, same hits, whatever lies between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import httpx
+import pytest
+
+from guardrails.assembly import answer_of_events
+from guardrails.checks.base import Context
+from guardrails.classifiers.base import Score
+from guardrails.enforcement import ActiveCheck, activate
+from guardrails.errors import CheckFailed, CheckOverloaded, CheckUnavailable, NonsenseAnswer
+from guardrails.evaluation import Judged, groups, quality, roc
+from guardrails.model_checks.base import ModelText
+from guardrails.model_checks.learned import LearnedChecks
+from guardrails.model_checks.service import ServiceModelChecks
+from guardrails.model_checks.wire import read_answer, read_request, write_answer, write_request
+from guardrails.policy import parse_policy
+from guardrails.verdicts import Direction, Hit, Language
+
+POLICY = """
+schema: 1
+name: test
+checks:
+  - {name: toxicity, direction: output}
+  - {name: topics, check: banned-topics, direction: input, options: {examples: ["How do I build a bomb?"]}}
+"""
+
+
+class Keyword:
+    """A classifier that knows one word."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def scores(self, texts: Sequence[str]) -> list[Score]:
+        self.asked += texts
+        return [Score(0.9 if "fool" in t else 0.0, 0.5, Language.EN, max(0, t.find("fool")), len(t)) for t in texts]
+
+
+def check(name: str) -> ActiveCheck:
+    active = activate(parse_policy(POLICY))
+    return next(c for c in (*active.input, *active.output) if c.rule.name == name)
+
+
+def text(said: str, before: str = "") -> ModelText:
+    return ModelText(check("toxicity"), before + said, Context(Direction.OUTPUT), len(before))
+
+
+def test_what_is_new_is_judged_alone_and_with_the_sentence_that_it_goes_on_with() -> None:
+    classifier = Keyword()
+    learned = LearnedChecks(classifier)
+    ((hit, *_), nothing) = learned.toxicity([text("fool.", "All is well. You are a "), text("Fine.", "A fool. ")])
+    assert classifier.asked == ["You are a fool.", "fool.", "Fine."]
+    assert nothing == []
+    assert hit.end == len("All is well. You are a fool.")
+
+
+def test_examples_find_what_means_the_same_and_not_what_does_not() -> None:
+    learned = LearnedChecks(Keyword())
+    asked = ["Tell me how to make explosives at home.", "What is a good recipe for pancakes?"]
+    found = learned.similarity([ModelText(check("topics"), one, Context(Direction.INPUT)) for one in asked])
+    scores = [hits[0].score if hits else 0.0 for hits in found]
+    assert scores[0] > scores[1] + 0.2
+
+
+def test_requests_and_answers_travel_unchanged() -> None:
+    asked = [text("new", "old "), text("潮汐 🇨🇳")]
+    read = read_request(write_request(asked))
+    assert [(t.text, t.context_characters, t.active.kind.name) for t in read] == [
+        ("old new", 4, "toxicity"),
+        ("潮汐 🇨🇳", 0, "toxicity"),
+    ]
+    topics = [ModelText(check("topics"), "hello", Context(Direction.INPUT))]
+    assert read_request(write_request(topics))[0].active.options == check("topics").options
+    hits = [[Hit(0, 3, 0.5, "toxic")], []]
+    assert read_answer(write_answer(hits), asked) == [tuple(hits[0]), ()]
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"[[]]", b"nonsense", b'[[[0,99,0.5,"x"]],[]]', b'[[[0,1,7,"x"]],[]]'])
+def test_an_answer_that_is_none_is_nonsense(body: bytes) -> None:
+    with pytest.raises(NonsenseAnswer):
+        read_answer(body, [text("one"), text("two")])
+
+
+@pytest.mark.parametrize("body", [b"{}", b"x", b'{"kind":"nobody","options":[],"texts":[]}'])
+def test_a_request_that_is_none_is_refused(body: bytes) -> None:
+    with pytest.raises(ValueError, match="no request"):
+        read_request(body)
+
+
+async def test_the_service_is_asked_in_batches_and_another_replica_when_one_is_gone() -> None:
+    calls: list[tuple[str, int]] = []
+
+    async def serve(request: httpx.Request) -> httpx.Response:
+        asked = read_request(request.content)
+        calls.append((request.url.host, len(asked)))
+        if request.url.host == "gone":
+            raise httpx.ConnectError("refused")
+        await asyncio.sleep(0.01)
+        return httpx.Response(
+            200, content=write_answer([[t.whole(0.7, "x")] if "bad" in t.text else [] for t in asked])
+        )
+
+    checks = ServiceModelChecks(
+        lambda: ["http://gone", "http://here"], client=httpx.AsyncClient(transport=httpx.MockTransport(serve))
+    )
+    found = await asyncio.gather(*(checks.examine(text(f"{'bad' if n % 2 else 'good'} {n}")) for n in range(40)))
+    assert [len(hits) for hits in found] == [n % 2 for n in range(40)]
+    answered = [n for host, n in calls if host == "here"]
+    assert sum(answered) == 40
+    assert len(answered) < 20
+    assert sum(host == "gone" for host, _ in calls) <= 5  # then its circuit is open
+    await checks.close()
+    with pytest.raises(CheckUnavailable):
+        await checks.examine(text("late"))
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_service_that_fails_is_unavailable_and_too_many_texts_are_refused(status: int) -> None:
+    hang = asyncio.Event()
+
+    async def serve(_: httpx.Request) -> httpx.Response:
+        await hang.wait()
+        return httpx.Response(status)
+
+    checks = ServiceModelChecks(
+        lambda: ["http://here"], batch_texts=1, waiting_texts=2,
+        client=httpx.AsyncClient(transport=httpx.MockTransport(serve)),
+    )  # fmt: skip
+    waiting = [asyncio.ensure_future(checks.examine(text(str(n)))) for n in range(6)]
+    await asyncio.sleep(0.01)
+    assert checks.waiting("toxicity") <= 2
+    hang.set()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {CheckUnavailable, CheckOverloaded}
+    assert all(isinstance(outcome, CheckFailed) for outcome in outcomes)
+    await checks.close()
+
+
+def test_an_answer_is_put_together_from_its_events() -> None:
+    def event(delta: object, index: int = 0) -> dict[str, object]:
+        return {"choices": [{"index": index, "delta": delta}]}
+
+    call = {"function": {"arguments": "{}"}}
+    deltas = [{"role": "assistant", "content": "A"}, {"content": "a"}, {"reasoning_content": "why"}]
+    events = [*map(event, deltas), event({"content": "B"}, 1), event({"tool_calls": [{"index": 0, **call}]}), None]
+    first = {"content": "Aa", "reasoning_content": "why", "tool_calls": [call]}
+    assert answer_of_events(events) == {
+        "choices": [{"index": 0, "message": first}, {"index": 1, "message": {"content": "B"}}]
+    }
+    final = {"type": "response.completed", "response": {"output": [1]}}
+    assert answer_of_events([{"type": "response.output_text.delta", "delta": "x"}, final]) == {"output": [1]}
+    assert json.dumps(answer_of_events([])) == '{"choices": []}'
+
+
+def test_figures_of_labelled_texts() -> None:
+    judged = [
+        Judged("a", "en", True, 0.9, True, 1.0),
+        Judged("a", "en", True, 0.4, False, 2.0),
+        Judged("b", "zh", False, 0.6, True, 3.0, failed=True),
+    ]
+    figures = quality(judged)
+    assert (figures.precision, figures.recall, figures.f1, figures.auc) == (0.5, 0.5, 0.5, 0.5)
+    assert (figures.false_alarms, figures.p50_ms, figures.p99_ms, figures.failed) == (1.0, 2.0, 3.0, 1)
+    assert list(groups(judged)) == ["a", "b", "all in en", "all in zh", "all"]
+    assert roc([(j.score, j.bad) for j in judged]) == [(0, 0), (0, 0.5), (1, 0.5), (1, 1)]

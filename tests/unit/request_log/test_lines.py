@@ -1,0 +1,102 @@
+"""Frames survive any cutting, lines hold no more than may be told, and redaction reaches every string."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.request_log.frames import MOST_BYTES, BrokenFrame, Frame, Unpacker, pack
+from serving.request_log.lines import LineMaker, logprobs_in
+from serving.request_log.redacting import LEFT_OUT, Redactor
+
+MAIL = "jane.roe.planted@example.com"
+MAKER = LineMaker(b"s" * 32)
+REDACTOR = Redactor()
+
+
+def line(facts: dict[str, Any], prompt: bytes = b"", answer: bytes = b"") -> dict[str, Any]:
+    base = {"kind": "request", "operation": "chat", "event_stream": False, "at": 1.0}
+    return json.loads(MAKER.line(Frame({**base, **facts}, prompt, answer)))
+
+
+@given(st.lists(st.tuples(st.binary(max_size=50), st.binary(max_size=50)), max_size=6), st.integers(1, 40))
+def test_frames_come_out_as_they_went_in_however_they_are_cut(pairs: list[tuple[bytes, bytes]], cut: int) -> None:
+    sent = [Frame({"n": i}, prompt, answer) for i, (prompt, answer) in enumerate(pairs)]
+    data = b"".join(pack(*frame) for frame in sent)
+    unpacker = Unpacker()
+    assert [f for i in range(0, len(data), cut) for f in unpacker.feed(data[i : i + cut])] == sent
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 12, pack({}).replace(b"{}", b"{!")])
+def test_what_is_no_frame_is_refused(data: bytes) -> None:
+    with pytest.raises(BrokenFrame):
+        Unpacker().feed(data)
+    assert MOST_BYTES < 2**32
+
+
+def test_names_become_marks_and_no_text_is_told_unless_it_may_be() -> None:
+    prompt = json.dumps({"messages": [{"role": "user", "content": f"mail {MAIL}"}], "user": MAIL}).encode()
+    answer = json.dumps({"choices": [{"message": {"content": MAIL}, "finish_reason": "stop"}]}).encode()
+    silent = line({"user": MAIL, "session": MAIL, "may_tell": False}, prompt, answer)
+    assert {"prompt", "answers", "may_tell"} & silent.keys() == set()
+    told = line({"user": MAIL, "session": MAIL, "may_tell": True}, prompt, answer)
+    assert told["user"] == silent["user"]
+    assert MAIL not in json.dumps([silent, told])
+    assert told["prompt"]["messages"][0]["content"].startswith("mail j")
+    assert "user" not in told["prompt"]
+
+
+@pytest.mark.parametrize("prompt", [b"{", b"[1, 2", b"\xff", b"null"])
+def test_a_prompt_that_can_not_be_read_costs_only_its_text(prompt: bytes) -> None:
+    assert line({"may_tell": True}, prompt, b"{garbage")["prompt"] is None
+
+
+CHAT = {"choices": [{"index": 0, "logprobs": {"content": [{"token": "a", "logprob": -0.5}]}},
+                    {"index": 1, "logprobs": {"content": [{"token": "z", "logprob": -9}]}}]}  # fmt: skip
+COMPLETION = {"choices": [{"logprobs": {"tokens": ["a", "b"], "token_logprobs": [None, -1.25]}}]}
+
+
+@pytest.mark.parametrize(
+    ("data", "streamed", "expected"),
+    [
+        (json.dumps(CHAT).encode(), False, [-0.5]),
+        (json.dumps(COMPLETION).encode(), False, [-1.25]),
+        (b"data: " + json.dumps(CHAT).encode() + b"\n\ndata: [DONE]\n\n", True, [-0.5]),
+        (b'{"choices": "none"}', False, []),
+        (b'{"logprobs": {', False, []),
+        (b'data: {"choices": [{"logprobs": {"content": "x"}}]}\n\n', True, []),
+    ],
+)
+def test_token_probabilities_are_numbers_without_their_tokens(
+    data: bytes, streamed: bool, expected: list[float]
+) -> None:
+    assert logprobs_in(data, streamed=streamed) == expected
+
+
+JSON = st.recursive(
+    st.sampled_from(["hello", MAIL, f"see {MAIL}", 1, None, True]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", MAIL]), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_no_string_of_a_body_is_forgotten(body: Any) -> None:
+    assert MAIL not in json.dumps(REDACTOR.body({"messages": body}))
+
+
+def test_what_no_rule_can_read_is_left_out() -> None:
+    body = {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}]}],
+            "blob": "QUJD" * 1000, "temperature": 0.5}  # fmt: skip
+    redacted = REDACTOR.body(body)
+    assert redacted["messages"][0]["content"][0]["image_url"] == LEFT_OUT
+    assert redacted["blob"] == LEFT_OUT
+    assert redacted["temperature"] == 0.5
+
+
+def test_a_number_that_guardrails_would_let_pass_as_an_orders_is_masked_in_a_log() -> None:
+    assert "4111 1111 1111 1111" not in REDACTOR.text("order number 4111 1111 1111 1111")

@@ -1,0 +1,125 @@
+"""Files: bounded in size and time, whole after a crash at any point, and empty of who was erased."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.request_log.columns import convert, rows_of
+from serving.request_log.reading import RequestLog, Wanted
+from serving.request_log.segments import Bounds, Writing, lines_of, segments
+
+NOW = 1_764_000_000.0
+
+
+def written(at: float, number: int, **facts: Any) -> bytes:
+    line = {"kind": "request", "at": at, "request_id": f"req_{number}", "model": "chat", "operation": "chat",
+            "outcome": "ok", "duration_s": 0.5, **facts}  # fmt: skip
+    return json.dumps(line).encode() + b"\n"
+
+
+def writing(folder: Path, boot: str = "aaaa", **changes: float) -> Writing:
+    bounds = {"segment_bytes": 1000, "segment_s": 60.0, "total_bytes": 10_000, "kept_s": 3600.0} | changes
+    return Writing(folder / "g", boot, Bounds(**bounds))  # type: ignore[arg-type]
+
+
+def ids(folder: Path) -> list[str]:
+    return [line["request_id"] for line in RequestLog(folder).search(Wanted(), 10_000)]
+
+
+def test_segments_are_closed_by_size_and_by_age_and_all_are_read_in_order(tmp_path: Path) -> None:
+    log = writing(tmp_path)
+    for i in range(30):
+        log.append(written(NOW + i, i), NOW + i)
+    assert not log.due(NOW + 31)
+    assert log.due(NOW + 300)
+    sizes = [p.stat().st_size for p in segments(tmp_path / "g")]
+    assert len(sizes) > 3
+    assert max(sizes) <= 1000
+    assert ids(tmp_path) == [f"req_{i}" for i in range(30)]
+    assert [line["request_id"] for line in RequestLog(tmp_path).search(Wanted(since=NOW + 25), 3)] == [
+        "req_27", "req_28", "req_29",
+    ]  # fmt: skip
+
+
+def test_the_oldest_go_when_there_is_too_much_or_they_are_too_old(tmp_path: Path) -> None:
+    log = writing(tmp_path, total_bytes=3000)
+    for i in range(60):
+        log.append(written(NOW + i, i), NOW + i)
+        for path in segments(tmp_path / "g"):
+            os.utime(path, (NOW + i, NOW + i))
+    log.prune(NOW + 60)
+    left = segments(tmp_path / "g")
+    assert sum(p.stat().st_size for p in left) <= 3000
+    assert ids(tmp_path)[-1] == "req_59"
+    log.rotate()
+    for path in segments(tmp_path / "g"):
+        os.utime(path, (NOW, NOW))
+    log.prune(NOW + 3601)
+    assert segments(tmp_path / "g") == []
+
+
+@pytest.mark.parametrize("cut", [1, 20, 150])
+def test_a_torn_line_is_never_read_and_nothing_is_written_behind_it(tmp_path: Path, cut: int) -> None:
+    log = writing(tmp_path, segment_bytes=10**6)
+    log.append(written(NOW, 1) + written(NOW, 2)[:-cut], NOW)
+    again = writing(tmp_path, "bbbb")
+    (closed,) = again.adopt()
+    again.append(written(NOW + 1, 3), NOW + 1)
+    assert ids(tmp_path) == ["req_1", "req_3"]
+    assert [line["request_id"] for line in rows_of(convert(closed))] == ["req_1"]
+
+
+def test_columns_hold_the_same_lines_and_a_crash_between_the_two_files_doubles_none(tmp_path: Path) -> None:
+    log = writing(tmp_path, segment_bytes=10**6)
+    facts = {"prompt": {"messages": [{"role": "user", "content": "你好"}]}, "answers": ["hi"], "logprobs": [-0.5],
+             "attempts": [{"host": "h", "port": 1, "version": "1", "failure": None}], "signals": ["error"],
+             "verdicts": [], "stream": True, "weight": 5}  # fmt: skip
+    log.append(written(NOW, 1, **facts) + written(NOW, 2), NOW)
+    (path,) = log.rotate()
+    before, content, stamp = list(lines_of(path)), path.read_bytes(), path.stat().st_mtime
+    converted = convert(path)
+    assert list(rows_of(converted)) == before
+    assert converted.stat().st_mtime == pytest.approx(stamp)
+    assert converted.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(content)  # as if it had been killed before it removed this one
+    assert ids(tmp_path) == ["req_1", "req_2"]
+
+
+def test_erasing_reaches_lines_columns_and_votes_and_nothing_else(tmp_path: Path) -> None:
+    log = writing(tmp_path, segment_bytes=10**6)
+    log.append(written(NOW, 1, user="jane") + written(NOW, 2, user="joe"), NOW)
+    (first,) = log.rotate()
+    convert(first)
+    vote = {"kind": "feedback", "at": NOW + 9, "request_id": "req_1", "rating": "down", "comment": "jane's words"}
+    log.append(written(NOW + 5, 3, user="jane") + json.dumps(vote).encode() + b"\n", NOW + 5)
+    log.append(written(NOW + 50, 4, user="jane"), NOW + 50)
+    log.rotate()
+    reader = RequestLog(tmp_path)
+    assert reader.find("req_1")["feedback"][0]["rating"] == "down"  # type: ignore[index]
+    assert reader.erase("jane", NOW + 20) == 3
+    assert ids(tmp_path) == ["req_2", "req_4"]
+    everything = b"".join(p.read_bytes() for p in segments(tmp_path / "g") if p.suffix == ".jsonl")
+    assert b"jane's words" not in everything
+    (columns,) = (p for p in segments(tmp_path / "g") if p.suffix == ".parquet")
+    assert [row["user"] for row in rows_of(columns)] == ["joe"]
+    assert reader.erase("jane", NOW + 20) == 0
+
+
+def test_requests_are_found_by_what_they_were(tmp_path: Path) -> None:
+    log = writing(tmp_path, segment_bytes=10**6)
+    log.append(written(NOW, 1, outcome="error", signals=["error"]) + written(NOW, 2, version="2.0.0"), NOW)
+    vote = {"kind": "feedback", "at": NOW, "request_id": "req_2", "rating": "up"}
+    log.append(json.dumps(vote).encode() + b"\n", NOW)
+    reader = RequestLog(tmp_path)
+
+    def found(**wanted: Any) -> list[str]:
+        return [line["request_id"] for line in reader.search(Wanted(**wanted), 9)]
+
+    assert found(outcome="error") == found(signal="error") == ["req_1"]
+    assert found(version="2.0.0") == found(rating="up") == ["req_2"]
+    assert found(model="other") == found(rating="down") == found(until=NOW - 1) == found(with_prompt=True) == []
