@@ -39,6 +39,7 @@
 {{- end }}
 - {name: TIDEGATE_WEBHOOKS, value: {{ toJson $hooks | quote }}}
 {{- end }}
+- {name: TIDEGATE_DEFAULT_POLICY, value: {{ .Values.guardrails.defaultPolicy }}}
 - {name: TIDEGATE_TRAFFIC_ROUTER, value: {{ .Values.trafficRouter.kind }}}
 {{- if eq .Values.trafficRouter.kind "gateway-api" }}
 - {name: TIDEGATE_HTTP_ROUTE, value: {{ default "{model}" .Values.trafficRouter.httpRoute.name | quote }}}

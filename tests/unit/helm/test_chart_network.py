@@ -148,8 +148,20 @@ def test_nothing_else_does(name: str) -> None:
     assert [f for f in asked if reaches(found, *f)] == []
 
 
-def test_with_policies_off_there_are_none() -> None:
-    assert not any(o["kind"] == "NetworkPolicy" for o in objects({"networkPolicy": {"enabled": False}}))
+def test_with_policies_off_all_is_open_and_each_layer_holds_alone() -> None:
+    found = objects({"networkPolicy": {"enabled": False}})
+    assert not any(o["kind"] == "NetworkPolicy" for o in found)
+    way = (STRANGER, part("postgresql"), 5432)
+    assert reaches(found, *way)
+
+    def without(*names: str) -> tuple[Object, ...]:
+        return tuple(
+            o for o in objects("minimal") if o["kind"] != "NetworkPolicy" or o["metadata"]["name"] not in names
+        )
+
+    assert not reaches(without("r-default-deny"), *way)
+    assert not reaches(without("r-postgresql"), *way)
+    assert reaches(without("r-default-deny", "r-postgresql"), *way)
 
 
 @pytest.mark.parametrize("name", EVERY)
