@@ -114,6 +114,7 @@ def test_what_is_needed_passes(name: str) -> None:
     if "redis" in components:
         needed += [(engine(), part("redis"), 6379)]
     if name == "ha":
+        needed += [(part(p), Peer("observability", {}), 4317) for p in ("gateway", "controller")]
         needed += [(part("gateway"), engine("team-a"), 8265), (engine("team-b"), part("redis"), 6379)]
     client = Peer("ingress", {"app": "nginx"}) if name == "external-everything" else STRANGER
     needed += [(client, part("gateway"), 8000)]

@@ -159,6 +159,12 @@ def test_the_controllers_environment_is_good_for_its_settings(name: str, monkeyp
     assert len({v["name"] for v in container["env"]}) == len(container["env"]), "a variable is set twice"
 
 
+def test_traces_go_where_they_should_and_nowhere_unless_asked() -> None:
+    assert gateway_config(objects("")).tracing.endpoint == ""
+    tracing = gateway_config(objects("ha")).tracing
+    assert (tracing.endpoint, tracing.ratio) == ("http://collector.observability.svc:4317", 0.05)
+
+
 @pytest.mark.parametrize("policy", ["default", "standard", "none"])
 def test_gateways_and_controllers_know_one_policy_for_versions_without_one(policy: str) -> None:
     found = objects({"guardrails": {"defaultPolicy": policy}})
