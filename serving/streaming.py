@@ -28,6 +28,8 @@ class Answer:
     """Some text, tool call, refusal or reasoning was there."""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    refused: bool = False
+    """The engine says itself that this is a refusal."""
     events: int = 0
     """Server-sent events with data, without the final mark."""
     ended: bool = False
@@ -46,8 +48,10 @@ class _Choices:
     texts: dict[int, list[str]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     other_content: bool = False
+    refused: bool = False
 
     def into(self, answer: Answer) -> None:
+        answer.refused = self.refused
         if len(self.texts) == 1 and self.reasons.keys() <= self.texts.keys():  # one choice: nearly always
             ((index, pieces),) = self.texts.items()
             text = "".join(pieces)
@@ -229,6 +233,7 @@ def _plain_chat(body: dict[str, Any], answer: Answer) -> bool:
         return False
     answer.texts, answer.finish_reasons = (text,), (reason,)
     answer.has_content = not text.isspace() or _other_content(message)
+    answer.refused = bool(message.get("refusal"))
     usage = body.get("usage")
     if type(usage) is dict:
         _usage(usage, "prompt_tokens", "completion_tokens", answer)
@@ -255,6 +260,7 @@ def _choices_chunk(chunk: dict[str, Any], part: str, answer: Answer, choices: _C
             # Most deltas hold nothing but text: only the others are looked at more closely.
             if len(message) > 1 or not text:
                 choices.other_content |= _other_content(message)
+                choices.refused |= bool(message.get("refusal"))
         else:
             text = choice.get("text")
         if isinstance(text, str):
@@ -276,6 +282,7 @@ def _responses_event(event: dict[str, Any], answer: Answer, choices: _Choices) -
             choices.texts.setdefault(int(event.get("output_index") or 0), []).append(delta)
     elif isinstance(kind, str) and kind.endswith(".delta"):
         choices.other_content = True
+        choices.refused |= kind == "response.refusal.delta"
     elif kind == "error":
         answer.error_code = _error_code(event)
     elif kind in ("response.completed", "response.incomplete", "response.failed"):
@@ -308,6 +315,8 @@ def _response_items(response: dict[str, Any], choices: _Choices) -> None:
         for part in item.get("content") or ():
             if isinstance(part, dict) and isinstance(part.get("text"), str):
                 choices.texts.setdefault(index, []).append(part["text"])
+            elif isinstance(part, dict) and part.get("type") == "refusal":
+                choices.other_content = choices.refused = True
 
 
 def _usage(usage: dict[str, Any], inputs: str, outputs: str, answer: Answer) -> None:
