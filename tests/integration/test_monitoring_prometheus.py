@@ -35,6 +35,7 @@ from serving.gateway.config import GatewayConfig
 from serving.traffic import Role
 from tests.integration.gateway_fakes import Rig, rig, session_on, table
 from tests.integration.test_cli_platform import Shell
+from tests.integration.test_request_log import with_policy
 from tests.otlp import http_collector
 from tests.ports import free_ports
 from tests.promtool import require
@@ -56,6 +57,10 @@ ROLLOUT = RolloutMeasurement(
     0.5,
     (("error", 1.5, 5.3), ("empty", -0.2, 6.7), ("repetition", 0.4, 6.7)),
 )
+
+BLOCKING = "schema: 1\nname: blocking\nchecks:\n  - {name: secrets, direction: output, action: block}\n"
+KEY = "sk-proj-9fK2mQ7xLbT4vN8cR1yW5zA3dE6hJ0pS2uG4iO7kM9nB1qX3 "
+"""What those guardrails block."""
 
 SILENT = {
     "ALERTS": "no alert fires",
@@ -154,7 +159,15 @@ async def load(r: Rig) -> None:
     limits = httpx.Limits(max_connections=20)
     async with httpx.AsyncClient(base_url=r.url, timeout=30, trust_env=False, limits=limits) as client:
         sessions = [session_on(role, 50, i * 100) for i in range(5) for role in (Role.STABLE, Role.CANARY)]
-        fakes: list[dict[str, Any]] = [{}, {}, {"text": ""}, {"status": 500}, {"do": "die-mid"}, {"status": 400}]
+        fakes: list[dict[str, Any]] = [
+            {},
+            {},
+            {"text": ""},
+            {"status": 500},
+            {"do": "die-mid"},
+            {"status": 400},
+            {"text": KEY, "piece": KEY},
+        ]
         requests = [
             ({"model": "chat", "stream": stream, "fake": fake,
               "messages": [{"role": "user", "content": "你好"}], "mark": "x"}, {"x-session-id": session})
@@ -178,7 +191,7 @@ async def collected(folder: Path) -> AsyncIterator[tuple[Rig, Asked, set[str]]]:
     exporters = Exporters()
     files = {name: (EXPORTERS / f"{name}.prom").read_bytes() for name in ("vllm", "dcgm", "node")}
     try:
-        async with rig(folder / "home", first=table(1, 50)) as r:
+        async with rig(folder / "home", first=with_policy(table(1, 50), BLOCKING)) as r:
             engine, gpu, host = (exporters.serve(lambda name=name: files[name]) for name in ("vllm", "dcgm", "node"))
             targets = Targets(
                 gateways=(f"127.0.0.1:{r.gateway.admin_port}",), controls=(exporters.serve(control_plane),),
