@@ -47,6 +47,7 @@ from monitoring.drift.detector import THRESHOLD, DriftDetector  # noqa: E402
 from monitoring.drift.features import NAMES  # noqa: E402
 from monitoring.drift.mmd import KernelWindow  # noqa: E402
 from monitoring.drift.reference import Reference, build_reference  # noqa: E402
+from monitoring.drift.watch import DriftWatch  # noqa: E402
 
 ONSET = 500
 CHANGED_LENGTH = 2000
@@ -56,6 +57,7 @@ CLASSIC_AXES = 16
 OURS = "tidegate e-detector"
 CHEAP = "tidegate e-detector, cheap features"
 KERNEL = "tidegate kernel window (warning)"
+WHOLE = "tidegate drift watch, all three together"
 ADWIN = "ADWIN, river defaults"
 ADWIN_SHARED = "ADWIN, delta shared by 17 scores"
 PAGE_HINKLEY = "Page-Hinkley, river defaults"
@@ -159,8 +161,13 @@ def speed(texts: Texts, requests: int) -> dict[str, tuple[float, float]]:
     def kernel(row: int) -> None:
         here.kernel.observe(here.coordinates[row])
 
+    watch = DriftWatch(here.cheap, here.embedding, np.random.default_rng(8))
+
+    def whole(row: int) -> None:
+        watch.observe("req", texts.cheap[row], texts.embeddings[row])
+
     taken = {}
-    for name, step in ((OURS, e_detector), (CHEAP, cheap_detector), (KERNEL, kernel)):
+    for name, step in ((OURS, e_detector), (CHEAP, cheap_detector), (KERNEL, kernel), (WHOLE, whole)):
         spent = []
         for row in rows:
             started = time.thread_time_ns()

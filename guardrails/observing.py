@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from guardrails.chat_streams import Json, Located, hold_texts
@@ -105,8 +105,3 @@ async def _within_budget(ask: Ask, pending: Pending) -> Sequence[Hit] | str:
             return await ask(pending)
     except TimeoutError:
         return f"no verdict within {budget_ms} ms"
-
-
-def checks_of(active: ActivePolicy, direction: Direction) -> Mapping[str, bool]:
-    """The names of the checks that look at this direction, and whether a model does each."""
-    return {check.rule.name: check.is_model for check in active.checks(direction)}

@@ -10,12 +10,10 @@ from typing import Any
 from guardrails.chat_streams import Json, Located
 from guardrails.checks.base import Catalogue
 from guardrails.checks.http_check import HTTP
+from guardrails.checks.learned import LEARNED
 from guardrails.enforcement import activate
 from guardrails.evaluation import Judged
 from guardrails.model_checks.base import ModelChecks, Routed
-from guardrails.model_checks.http import HttpModelChecks
-from guardrails.model_checks.learned import LearnedChecks
-from guardrails.model_checks.threads import ThreadModelChecks
 from guardrails.observing import Observation
 from guardrails.pipeline import Guardrails, asked
 from guardrails.policy import CheckRule, Failure, Mode, Policy
@@ -23,11 +21,22 @@ from guardrails.verdicts import Direction, Finding, Language, Verdict
 
 
 def local_models(policy: Policy) -> ModelChecks:
-    """What runs model checks for one command: threads of this process, and services that the policy names."""
-    learned = LearnedChecks()
-    learned.warm_up(rule.check for rule in policy.checks)  # no text's time budget is for loading
-    threads = ThreadModelChecks(learned.by_kind, warm_up=learned.warm_up)
-    return Routed({**dict.fromkeys(learned.by_kind, threads), HTTP.name: HttpModelChecks()})
+    """What runs the model checks of a policy for one command; what it does not need is neither loaded nor imported."""
+    kinds = {rule.check for rule in policy.checks}
+    by_kind: dict[str, ModelChecks] = {}
+    learned_kinds = kinds & {kind.name for kind in LEARNED}
+    if learned_kinds:
+        from guardrails.model_checks.learned import LearnedChecks
+        from guardrails.model_checks.threads import ThreadModelChecks
+
+        learned = LearnedChecks()
+        learned.warm_up(learned_kinds)  # no text's time budget is for loading
+        by_kind |= dict.fromkeys(learned_kinds, ThreadModelChecks(learned.by_kind))
+    if HTTP.name in kinds:
+        from guardrails.model_checks.http import HttpModelChecks
+
+        by_kind[HTTP.name] = HttpModelChecks()
+    return Routed(by_kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 
 from monitoring.aggregates import RequestAggregates
 from monitoring.exposition import write_finished
-from monitoring.measurements import RequestMeasurement, RevisionInfo, RolloutMeasurement
+from monitoring.measurements import DriftMeasurement, RequestMeasurement, RevisionInfo, RolloutMeasurement
 from monitoring.protobuf import CONTENT_TYPE, Family, FamilyType, Series, asked_for, finished_families, write
 
 PROVIDER = "tidegate"
@@ -62,6 +62,18 @@ class GatewayInstruments:
             ("model", "version"),
             registry=self.registry,
         )
+        self.answers_read = Counter(
+            "tidegate_answers_read", "Good answers whose text was looked at.", ("model", "version"),
+            registry=self.registry,
+        )  # fmt: skip
+        self.answer_signals = Counter(
+            "tidegate_answer_signals", "Of those, answers that showed a signal of quality.",
+            ("model", "version", "signal"), registry=self.registry,
+        )  # fmt: skip
+        self.drift_untold = Counter(
+            "tidegate_drift_untold", "Sampled requests that the drift watch was not told of: it was away, or slow.",
+            registry=self.registry,
+        )  # fmt: skip
         self.lease_valid = Gauge(
             "tidegate_gateway_lease_valid", "1 while a leading controller was heard within the lease.",
             registry=self.registry,
@@ -75,6 +87,7 @@ class GatewayInstruments:
             registry=self.registry,
         )  # fmt: skip
         self._dropped = 0
+        self._untold = 0
         self._telemetry_dropped: dict[str, int] = {}
         self._retired: set[tuple[str, str]] = set()
         self._revisions: set[tuple[str, str]] = set()
@@ -98,6 +111,13 @@ class GatewayInstruments:
         self.mirrored.labels(model, version, result).inc()
         self._seen(model, version)
 
+    def answer_read(self, model: str, version: str, signals: Iterable[str]) -> None:
+        """Count a good answer of `version` that was looked at, and what it showed."""
+        self.answers_read.labels(model, version).inc()
+        for signal in signals:
+            self.answer_signals.labels(model, version, signal).inc()
+        self._seen(model, version)
+
     def guardrail_verdicts(
         self, model: str, version: str, check: str, direction: str, verdict: str, count: int = 1
     ) -> None:
@@ -113,6 +133,11 @@ class GatewayInstruments:
         """Bring the counter of lost evidence to `total`, which only grows."""
         self.events_dropped.inc(total - self._dropped)
         self._dropped = total
+
+    def set_drift_untold(self, total: int) -> None:
+        """Bring the counter of what the drift watch was not told of to `total`, which only grows."""
+        self.drift_untold.inc(total - self._untold)
+        self._untold = total
 
     def rated(self, model: str, version: str, rating: str) -> None:
         """Count a vote on an answer of `version`."""
@@ -152,7 +177,8 @@ class GatewayInstruments:
         current = {(r.model, r.version) for r in revisions}
         self._retired |= self._revisions
         for model, version in self._retired - current:
-            for metric in (self.retries, self.in_flight, self.mirrored, self.verdicts, self.feedback):
+            of_answers = (self.verdicts, self.feedback, self.answers_read, self.answer_signals)
+            for metric in (self.retries, self.in_flight, self.mirrored, *of_answers):
                 metric.remove_by_labels({"model": model, "version": version})
             self._finished.forget(model, version)
         for model in {m for m, _ in self._retired} - {m for m, _ in current}:
@@ -217,5 +243,41 @@ class RolloutInstruments:
                 threshold.labels(r.model, r.version, signal).set(limit)
         for (model, trigger), count in rollbacks.items():
             taken_back.labels(model, trigger).inc(count)
+        encode, content_type = choose_encoder(accept)
+        return encode(registry), content_type
+
+
+class DriftInstruments:
+    """The drift watch's metrics. Read off its status at each scrape."""
+
+    def render(
+        self, detectors: Iterable[DriftMeasurement], requests: Mapping[tuple[str, str], int], dropped: int, accept: str
+    ) -> tuple[bytes, str]:
+        """The exposition: (body, content type).
+
+        Args:
+            detectors: every detector of every stream.
+            requests: by (model, result), since the watch's start.
+            dropped: sampled requests that it could not take.
+            accept: the `Accept` header.
+        """
+        registry = CollectorRegistry()
+        labels = ("model", "stream", "detector")
+        statistic = Gauge("tidegate_drift_statistic", "Evidence of drift, or distance.", labels, registry=registry)
+        threshold = Gauge("tidegate_drift_threshold", "At which the alarm is raised.", labels, registry=registry)
+        active = Gauge("tidegate_drift_alarm_active", "1 while an alarm is in force.", labels, registry=registry)
+        alarms = Counter("tidegate_drift_alarms", "Alarms that were raised.", labels, registry=registry)
+        seen = Counter("tidegate_drift_requests", "Requests that the watch was told of.", ("model", "result"),
+                       registry=registry)  # fmt: skip
+        lost = Counter("tidegate_drift_dropped", "Requests that it was told of and could not take.", registry=registry)
+        for d in detectors:
+            named = (d.model, d.stream, d.detector)
+            statistic.labels(*named).set(d.statistic)
+            threshold.labels(*named).set(d.threshold)
+            active.labels(*named).set(d.active)
+            alarms.labels(*named).inc(d.alarms)
+        for (model, result), count in requests.items():
+            seen.labels(model, result).inc(count)
+        lost.inc(dropped)
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type

@@ -61,3 +61,17 @@ class RolloutMeasurement:
     observed_weight_ratio: float | None
     signals: tuple[tuple[str, float, float], ...]
     """Name, ln W, threshold of ln W."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftMeasurement:
+    """Where one drift detector of one stream stands."""
+
+    model: str
+    stream: str
+    """`all`, `tenant=NAME` or `route=NAME`."""
+    detector: str
+    statistic: float
+    threshold: float
+    active: bool
+    alarms: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -94,6 +94,17 @@ class ClusterApi:
         if written is None:
             raise ClusterUnavailable(f"the cluster knows nothing at {path}; is what defines it installed?")
         return written
+
+    async def patch(self, path: str, operations: Sequence[Mapping[str, Any]]) -> None:
+        """Change a few fields of an object by a JSON patch; one that is gone needs no change.
+
+        Raises:
+            ClusterRejected: a test among the operations failed, or the server refused the result.
+            ClusterUnavailable: it may have been written or not.
+
+        """
+        query = {"fieldManager": FIELD_MANAGER}
+        await self._run("PATCH", path, query, [dict(o) for o in operations], "application/json-patch+json")
 
     async def delete(self, path: str, uid: str) -> None:
         """Delete exactly this object, its dependents first; one that is gone already is gone."""

@@ -76,6 +76,9 @@ def _traffic(status: ModelStatus) -> ModelTraffic | None:
         watch=rollout.stage is Stage.PREVIEWING or rollout.watched,
         max_slowdown=rollout.spec.analysis.max_slowdown,
         testers=_testers(rollout),
+        scores=tuple(
+            s.name.removeprefix("score/") for s in rollout.spec.analysis.signals if s.name.startswith("score/")
+        ),
         # Already while the canary starts: gateways load what the judge needs before there is something to judge.
         judge=digest_of_text(rollout.judge) if rollout.judge and (rollout.active or rollout.watched) else "",
     )

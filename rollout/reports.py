@@ -9,6 +9,7 @@ from monitoring.measurements import RolloutMeasurement
 from rollout.decision import Decision
 from rollout.event_log.base import Entry
 from rollout.observation import Observation
+from rollout.specs import DRIFT_GATES
 from rollout.status import ModelStatus, Phase, RolloutState, kept_versions
 from rollout.strategy_specs import AbStrategy, AnyStrategy, BlueGreenStrategy, CanaryStrategy, ShadowStrategy
 from rollout.wording import describe, describe_effect
@@ -132,7 +133,9 @@ def measurement(status: ModelStatus, seen: Observation) -> RolloutMeasurement:
         phases=tuple(p.value for p in Phase),
         desired_weight_ratio=percent / 100.0,
         observed_weight_ratio=percent / 100.0 if seen.table_applied else None,
-        signals=tuple((s.name, s.log_e, s.threshold) for s in seen.signals) if rollout is not None else (),
+        signals=tuple((s.name, s.log_e, s.threshold) for s in seen.signals if s.name not in DRIFT_GATES)
+        if rollout is not None
+        else (),
     )
 
 

@@ -21,6 +21,8 @@ def describe(signal: SignalReading) -> str:
 
     For instance `error: canary 4.8 % against stable 1.1 %, e = 37 of 100, n = 142, about 45 more requests`.
     """
+    if signal.name.startswith("drift/"):
+        return f"{signal.name}: {signal.error or 'no drift'}"
     if signal.verdict is Verdict.ERROR:
         return f"{signal.name}: could not be measured ({signal.error or 'no reason was given'})"
     if signal.absolute_threshold > 0 and signal.absolute_log_e >= signal.absolute_threshold:

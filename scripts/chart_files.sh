@@ -6,4 +6,6 @@ cd "$(dirname "$0")/.."
 cp monitoring/rules/tidegate.rules.yml helm/tidegate/files/
 rm -f helm/tidegate/files/dashboards/*.json
 cp monitoring/dashboards/*.json helm/tidegate/files/dashboards/
-python3 scripts/chart_schema.py
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
+"$python" scripts/chart_schema.py

@@ -1,7 +1,7 @@
 """What may be set about picking endpoints and about queues: plain values with their defaults and bounds. Pure.
 
 They stand apart from the code that obeys them (`scoring`, `endpoints`, `queueing`), since that may come compiled
-(docs/adr/0006), and pydantic reads these classes to check a configuration.
+(docs/adr/0008), and pydantic reads these classes to check a configuration.
 """
 
 from __future__ import annotations

@@ -48,6 +48,12 @@ class Signal(enum.StrEnum):
     """The answer repeats itself."""
     EMPTY = "empty"
     """A finished answer without any content."""
+    REFUSAL = "refusal"
+    """The answer declines to answer (`monitoring/refusals.py`), or the engine says that it does."""
+    LANGUAGE_MISMATCH = "language-mismatch"
+    """Question and answer are clearly written in different scripts (`monitoring/languages.py`)."""
+    INVALID_JSON = "invalid-json"
+    """JSON was asked for, and the answer, though not cut, is none."""
     CLIENT_ABORT = "client-abort"
     """The client went away before the end."""
 

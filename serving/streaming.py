@@ -25,7 +25,7 @@ class Answer:
     """What was found in an answer. `texts` and `finish_reasons` have one entry per choice."""
 
     __slots__ = ("ended", "error_code", "events", "finish_reasons", "has_content", "input_tokens", "output_tokens",
-                 "texts")  # fmt: skip
+                 "refused", "texts")  # fmt: skip
 
     def __init__(self, ended: bool = False) -> None:
         self.texts: tuple[str, ...] = ()
@@ -34,6 +34,8 @@ class Answer:
         """Some text, tool call, refusal or reasoning was there."""
         self.input_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.refused = False
+        """The engine says itself that this is a refusal."""
         self.events = 0
         """Server-sent events with data, without the final mark."""
         self.ended = ended
@@ -52,8 +54,10 @@ class _Choices:
         self.texts: dict[int, list[str]] = {}
         self.reasons: dict[int, str] = {}
         self.other_content = False
+        self.refused = False
 
     def into(self, answer: Answer) -> None:
+        answer.refused = self.refused
         if len(self.texts) == 1 and self.reasons.keys() <= self.texts.keys():  # one choice: nearly always
             ((index, pieces),) = self.texts.items()
             text = "".join(pieces)
@@ -281,6 +285,7 @@ def _plain_chat(body: dict[str, Any], answer: Answer) -> bool:
         return False
     answer.texts, answer.finish_reasons = (text,), (reason,)
     answer.has_content = not text.isspace() or _other_content(message)
+    answer.refused = bool(message.get("refusal"))
     usage = body.get("usage")
     if type(usage) is dict:
         _usage(usage, "prompt_tokens", "completion_tokens", answer)
@@ -307,6 +312,7 @@ def _choices_chunk(chunk: dict[str, Any], part: str, answer: Answer, choices: _C
             # Most deltas hold nothing but text: only the others are looked at more closely.
             if len(message) > 1 or not text:
                 choices.other_content |= _other_content(message)
+                choices.refused |= bool(message.get("refusal"))
         else:
             text = choice.get("text")
         if isinstance(text, str):
@@ -328,6 +334,7 @@ def _responses_event(event: dict[str, Any], answer: Answer, choices: _Choices) -
             choices.texts.setdefault(int(event.get("output_index") or 0), []).append(delta)
     elif isinstance(kind, str) and kind.endswith(".delta"):
         choices.other_content = True
+        choices.refused |= kind == "response.refusal.delta"
     elif kind == "error":
         answer.error_code = _error_code(event)
     elif kind in ("response.completed", "response.incomplete", "response.failed"):
@@ -360,6 +367,8 @@ def _response_items(response: dict[str, Any], choices: _Choices) -> None:
         for part in item.get("content") or ():
             if isinstance(part, dict) and isinstance(part.get("text"), str):
                 choices.texts.setdefault(index, []).append(part["text"])
+            elif isinstance(part, dict) and part.get("type") == "refusal":
+                choices.other_content = choices.refused = True
 
 
 def _usage(usage: dict[str, Any], inputs: str, outputs: str, answer: Answer) -> None:

@@ -88,7 +88,8 @@ class ModelTraffic(Frozen):
     With `watch`, requests that could only go to stable are told as evidence too, at weight 100: for objectives of
     one revision, before and after a switch. `max_slowdown` is the factor by which a canary's latency may exceed
     stable's before it is an event. `judge` is the SHA-256 of the policy by which the answers of both arms are scored,
-    its text in the table; "" where no signal needs one.
+    its text in the table; "" where no signal needs one. `scores` are the scored signals that this rollout watches,
+    without `score/`: a score costs a message for each answer, so gateways tell only those.
     """
 
     model: ModelName
@@ -100,6 +101,7 @@ class ModelTraffic(Frozen):
     watch: bool = False
     max_slowdown: Annotated[float, Field(ge=1)] = 1.25
     testers: tuple[Tester, ...] = ()
+    scores: tuple[str, ...] = ()
     judge: str = ""
 
     @model_validator(mode="after")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+DRIFT_TIMEOUT_S = 3.0
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rollout.analysis.ledger import EvidenceIncrement
     from rollout.control_api.plane import ControlPlane
     from rollout.controller import Controller
+    from rollout.drift_gate import DriftGate
     from rollout.observe import ProviderPoller
     from rollout.operator.api import Address
     from rollout.operator.election import Election
@@ -111,6 +114,44 @@ def build_poller(settings: Settings, controller: Controller, router: GatewayRout
         boot=secrets.token_hex(8),
         clock=time.time,
         monotonic=time.monotonic,
+    )
+
+
+def build_drift_gate(settings: Settings, controller: Controller) -> DriftGate:
+    """What asks the drift watch for rollouts that have the signal drift/input; without a watch they hold."""
+    import secrets
+    import time
+    from collections.abc import Mapping
+
+    import httpx
+
+    from rollout.drift_gate import DriftGate, DriftUnavailable, gated
+
+    client = httpx.AsyncClient(timeout=DRIFT_TIMEOUT_S, trust_env=False)
+
+    async def read() -> Mapping[str, Any]:
+        if not settings.drift:
+            raise DriftUnavailable("the drift watch is off; set drift = true in config.toml, or leave the signal out")
+        try:
+            found = (await client.get(settings.drift_url)).raise_for_status().json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise DriftUnavailable(
+                f"the drift watch at {settings.drift_url} does not answer ({type(error).__name__}); "
+                "see `tidegate status`"
+            ) from None
+        assert isinstance(found, dict)
+        return found
+
+    def book(model: str, increment: EvidenceIncrement) -> None:
+        if controller.leads:
+            controller.on_measured(model, increment)
+
+    return DriftGate(
+        read,
+        wanted=lambda: gated(controller.statuses) if controller.leads else (),
+        sink=book,
+        boot=secrets.token_hex(8),
+        clock=time.time,
     )
 
 

@@ -35,12 +35,13 @@ def local_targets(
     alertmanagers: tuple[str, ...] = (),
     ray: tuple[str, ...] = (),
 ) -> Targets:
-    """What a Prometheus on this machine collects from: every gateway process, the control plane, and what is named."""
+    """What a Prometheus on this machine collects from: gateways, control plane, drift watch, and what is named."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
     host = f"[{host}]" if ":" in host else host
     return Targets(
         gateways=tuple(f"{host}:{settings.admin_port + i}" for i in range(settings.gateways)),
         controls=(f"{host}:{settings.control_port}",),
+        drifts=(f"127.0.0.1:{settings.drift_port}",) if settings.drift else (),
         engines=engines,
         # Every gateway knows every engine; the first one is asked, so that each is collected from once.
         discovery=(f"http://{host}:{settings.admin_port}/targets",),

@@ -10,6 +10,7 @@ import sys
 from functools import partial
 
 from monitoring.tracing.settings import TracingSettings
+from serving.drift.config import DriftConfig, Places
 from serving.gateway.config import GatewayConfig
 from serving.gateway.guard_settings import GuardSettings
 from serving.request_log.settings import RequestLogSettings
@@ -24,7 +25,7 @@ GATEWAY_DRAIN_S = 30.0
 
 
 def platform_parts(settings: Settings) -> tuple[Part, ...]:
-    """Ray, the controller, the gateway and perhaps Prometheus, in the order of starting; none waits for another."""
+    """Ray, controller, gateways, drift watch and Prometheus, in the order of starting; none waits for another."""
     python = sys.executable
 
     def ray_ready(started_at: float) -> bool:
@@ -53,6 +54,7 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         limit_share=1 / settings.gateways,
         tls_cert_file=settings.tls_cert_file,
         tls_key_file=settings.tls_key_file,
+        drift_socket=Places(settings.home).socket if settings.drift else None,
         tracing=TracingSettings(
             settings.otlp_endpoint, settings.otlp_protocol, settings.trace_ratio, settings.trace_content
         ),
@@ -79,8 +81,35 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
             )
             for index, one in enumerate(gateways)
         ),
+        *drift_parts(settings),
+        *probe_parts(settings),
         *monitoring_parts(settings),
     )
+
+
+def drift_parts(settings: Settings) -> tuple[Part, ...]:
+    """The drift watch; nobody's request waits for it, so the platform does well without it."""
+    if not settings.drift:
+        return ()
+    config = DriftConfig(
+        home=settings.home,
+        port=settings.drift_port,
+        embeddings_per_s=settings.drift_embeddings_per_s,
+    )
+
+    def ready(_started_at: float) -> bool:
+        return answers("127.0.0.1", settings.drift_port, "/healthz")
+
+    argv = (sys.executable, "-m", "serving.drift.main", "--config", config.to_json())
+    return (Part("drift", "drift watch", argv, ready, vital=False),)
+
+
+def probe_parts(settings: Settings) -> tuple[Part, ...]:
+    """Bias probes on schedule, where they were asked for."""
+    if settings.probe_every_h <= 0:
+        return ()
+    argv = (sys.executable, "-m", "tidegate.probing")
+    return (Part("probes", "bias probes", argv, lambda _started_at: True, vital=False),)
 
 
 def monitoring_parts(settings: Settings) -> tuple[Part, ...]:

@@ -106,6 +106,14 @@ class Settings(BaseSettings):
     prometheus_retention_mib: Annotated[int, Field(ge=64)] = Field(
         default=2048, description="How much of the disk it may take, in MiB; the oldest goes first."
     )
+    drift: bool = Field(default=True, description="Run the drift watch; without a reference it only keeps vectors.")
+    drift_port: Port = Field(default=8090, description="The drift watch's metrics and status, on loopback.")
+    drift_embeddings_per_s: Annotated[float, Field(ge=0)] = Field(
+        default=20.0, description="Requests that it embeds, at most; one takes 1 to 5 ms of one core."
+    )
+    probe_every_h: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Probe every version that serves for bias, so many hours apart; 0: only on command."
+    )
     request_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0, description="The longest a request may take; also how long a drain waits for its streams."
     )
@@ -297,6 +305,11 @@ class Settings(BaseSettings):
         if self.store_url_file is not None:
             return self.store_url_file.read_text().strip()
         return self.store_url or f"sqlite:///{self.home / 'state.db'}"
+
+    @property
+    def drift_url(self) -> str:
+        """Where the drift watch says what it knows."""
+        return f"http://127.0.0.1:{self.drift_port}/status"
 
     @property
     def control_url(self) -> str:

@@ -44,6 +44,7 @@ class Part:
         argv: program and arguments.
         ready: whether it answers; gets the time of its start (seconds since the epoch), must return fast.
         stop_s: how long it may take to end by itself after SIGTERM.
+        vital: whether a start fails that can't bring it up; what is not is tried again and again.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Part:
     argv: tuple[str, ...]
     ready: Callable[[float], bool]
     stop_s: float = 10.0
+    vital: bool = True
 
 
 @dataclasses.dataclass
@@ -149,7 +151,7 @@ class Supervisor:
         changed = False
         for running in self._running:
             changed |= self._look(running)
-            if running.backoff.failures >= GIVE_UP_AFTER and not running.was_ready:
+            if running.part.vital and running.backoff.failures >= GIVE_UP_AFTER and not running.was_ready:
                 self._error = self._why(running)
                 return False
         if changed:

@@ -179,7 +179,14 @@ def _ended(outcome: str) -> tuple[Query, ...]:
     return by_role(f"({ended} or 0 * {all_of}) / {all_of}")
 
 
-ON_ANSWERS = "empty|length-stop|repetition|guardrail/.*"
+def _shown(*signals: str) -> tuple[Query, ...]:
+    all_of = f"sum by (model, version) (rate(tidegate_answers_read_total{{{MODEL}}}[5m]))"
+    matchers = f'{MODEL},signal=~"{"|".join(signals)}"'
+    showing = f"sum by (model, version) (rate(tidegate_answer_signals_total{{{matchers}}}[5m]))"
+    return by_role(f"({showing} or 0 * {all_of}) / {all_of}")
+
+
+ON_ANSWERS = "empty|length-stop|repetition|refusal|language-mismatch|invalid-json|score/.*|guardrail/.*"
 
 QUALITY = Dashboard(
     "tidegate-quality", "Tidegate / Guardrails, drift and quality",
@@ -195,21 +202,43 @@ QUALITY = Dashboard(
                           f'{{{MODEL},direction="output",verdict="block"}}[5m]))'), unit=Unit.PER_SECOND),
         )),
         Row("Drift", (
-            Panel("Drift alarms in force", "1 while a detector's alarm is on.",
-                  (Query(f"tidegate_drift_alarm_active{{{MODEL}}}", "{{model}} {{version}} {{detector}}"),),
+            Panel("Drift alarms in force",
+                  "1 while a detector's alarm is on; `tidegate drift explain MODEL` says what changed.",
+                  (Query(f"max by (model, stream, detector) (tidegate_drift_alarm_active{{{MODEL}}})",
+                         "{{model}} {{stream}} {{detector}}"),),
                   Shape.STAT, steps=TROUBLE),
-            Panel("Drift statistic", "By detector.",
-                  (Query(f"tidegate_drift_statistic{{{MODEL}}}", "{{model}} {{version}} {{detector}}"),)),
+            Panel("Drift, of what raises the alarm",
+                  "The statistic over its threshold: logarithms of evidence for the e-detectors, a distance for the "
+                  "kernel window. At 1 the alarm is raised.",
+                  (Query(f'ln(1 + tidegate_drift_statistic{{{MODEL},detector!="kernel_window"}}) '
+                         "/ ln(tidegate_drift_threshold)", "{{model}} {{stream}} {{detector}}"),
+                   Query(f'tidegate_drift_statistic{{{MODEL},detector="kernel_window"}} / tidegate_drift_threshold',
+                         "{{model}} {{stream}} {{detector}}")), unit=Unit.RATIO, steps=GREEN_TO_RED),
             Panel("Drift alarms", "In the time range shown.",
-                  (Query(f"sum by (model, detector) (increase(tidegate_drift_alarms_total{{{MODEL}}}[$__range]))",
-                         "{{model}} {{detector}}"),), Shape.STAT),
+                  (Query("sum by (model, stream, detector) "
+                         f"(increase(tidegate_drift_alarms_total{{{MODEL}}}[$__range]))",
+                         "{{model}} {{stream}} {{detector}}"),), Shape.STAT),
+            Panel("Requests that the drift watch saw", "Per second: told of, embedded, without any text.",
+                  (Query(f"sum by (model, result) (rate(tidegate_drift_requests_total{{{MODEL}}}[$__rate_interval]))",
+                         "{{model}} {{result}}"),), unit=Unit.PER_SECOND, width=12),
+            Panel("Requests that it missed", "Per second: sampled, and dropped since the watch was away or slow.",
+                  (Query("sum(rate(tidegate_drift_untold_total[$__rate_interval]))", "not told by gateways"),
+                   Query("sum(rate(tidegate_drift_dropped_total[$__rate_interval]))", "dropped by the watch")),
+                  unit=Unit.PER_SECOND, width=12),
         )),
         Row("Quality", (
             Panel("Mean answer", "Output tokens per answer: a version that babbles or stops early is seen here first.",
                   by_role(_mean_answer())),
+            Panel("Answers that decline", "Share of the answers that were looked at, stable against canary.",
+                  _shown("refusal"), unit=Unit.RATIO),
+            Panel("Empty, repetitive or broken answers",
+                  "Share of the answers that were looked at: empty, looping, no JSON where it was asked for.",
+                  _shown("empty", "repetition", "invalid-json"), unit=Unit.RATIO),
+            Panel("Answers in another script", "Share of the answers that were looked at.",
+                  _shown("language-mismatch"), unit=Unit.RATIO),
             Panel("Clients that left", "Share of requests whose client went away before the end.",
                   _ended("client_abort"), unit=Unit.RATIO),
-            Panel("Evidence on answers", "Empty, cut and repetitive answers, of what takes the canary back.",
+            Panel("Evidence on answers", "Everything that is read off answers, of what takes the canary back.",
                   (Query(share_of_threshold(f',signal=~"{ON_ANSWERS}"'),
                          "{{version}} {{signal}}"),), unit=Unit.RATIO),
             Panel("Thumbs down", "Share of feedback, stable against canary.",

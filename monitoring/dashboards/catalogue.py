@@ -16,6 +16,7 @@ class Source(enum.StrEnum):
 
     GATEWAY = "gateway"
     CONTROL = "control plane"
+    DRIFT = "drift watch"
     ENGINE = "vLLM"
     GPU = "DCGM exporter"
     HOST = "node exporter"
@@ -59,6 +60,10 @@ def _control(name: str, kind: Kind, *labels: str) -> Metric:
     return Metric(name, kind, Source.CONTROL, labels)
 
 
+def _drift(name: str, kind: Kind, *labels: str) -> Metric:
+    return Metric(name, kind, Source.DRIFT, labels)
+
+
 EXPORTED = (
     _gateway("tidegate_requests_total", _C, "model", "version", "outcome"),
     _gateway("tidegate_tokens_total", _C, "model", "version", "direction"),
@@ -83,14 +88,19 @@ EXPORTED = (
     _control("tidegate_rollout_log_evidence", _G, "model", "version", "signal"),
     _control("tidegate_rollout_evidence_threshold", _G, "model", "version", "signal"),
     _control("tidegate_rollbacks_total", _C, "model", "trigger"),
+    _gateway("tidegate_answers_read_total", _C, "model", "version"),
+    _gateway("tidegate_answer_signals_total", _C, "model", "version", "signal"),
+    _gateway("tidegate_drift_untold_total", _C),
+    _drift("tidegate_drift_statistic", _G, "model", "stream", "detector"),
+    _drift("tidegate_drift_threshold", _G, "model", "stream", "detector"),
+    _drift("tidegate_drift_alarm_active", _G, "model", "stream", "detector"),
+    _drift("tidegate_drift_alarms_total", _C, "model", "stream", "detector"),
+    _drift("tidegate_drift_requests_total", _C, "model", "result"),
+    _drift("tidegate_drift_dropped_total", _C),
 )
 """What Tidegate exports now."""
 
-PROMISED = (
-    _gateway("tidegate_drift_statistic", _G, "model", "version", "detector"),
-    _gateway("tidegate_drift_alarms_total", _C, "model", "version", "detector"),
-    _gateway("tidegate_drift_alarm_active", _G, "model", "version", "detector"),
-)
+PROMISED: tuple[Metric, ...] = ()
 """Names that docs/interface.md promises and nothing exports yet."""
 
 

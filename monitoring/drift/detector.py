@@ -51,9 +51,10 @@ MARGIN_ERRORS = 2.0
 WARM_UP = 4
 """Requests before the first bet: before that there is no direction to bet on."""
 
-TURNS = 4
-"""A direction is renewed every so many requests, each window in a turn of its own, so that no request pays for all."""
+RENEWED_EVERY = (4, 8, 16)
+"""A window's direction is renewed every so many requests, a slow one more seldom; no request pays for two of them."""
 
+_BETS = len(WINDOWS) * len(TAILS) * len(PARTS)
 _CEILING = 1e30
 """Evidence above this is cut: more of it says nothing, and cutting keeps a supermartingale one."""
 
@@ -94,8 +95,9 @@ class DriftDetector:
         shape = (len(WINDOWS), reference.coordinates)
         self._means = np.zeros(shape, dtype=np.float32)
         self._directions = np.zeros(shape, dtype=np.float32)
-        self._cuts = np.full((len(WINDOWS), len(TAILS)), np.inf, dtype=np.float32)
-        self._bets = np.zeros((len(WINDOWS), len(TAILS), len(PARTS)))
+        # Plain lists: of a dozen numbers numpy would take four times as long.
+        self._cuts = [[math.inf] * len(TAILS) for _ in WINDOWS]
+        self._bets = [0.0] * _BETS
         self._cut_block = 0
         self._rates = np.array([[1.0 / window] for window in WINDOWS], dtype=np.float32)
         self._odds = [_factors(len(block.calibration)) for block in reference.blocks]
@@ -103,7 +105,7 @@ class DriftDetector:
     @property
     def evidence(self) -> float:
         """The mean Shiryaev-Roberts statistic."""
-        return float(self._bets.mean())
+        return sum(self._bets) / _BETS
 
     def observe(self, coordinates: Floats, block: int = 0) -> Step:
         """Take in one request.
@@ -116,11 +118,7 @@ class DriftDetector:
         centred = coordinates - self.reference.blocks[block].centre
         if self.seen >= WARM_UP:
             self._renew(block)
-            won, lost = self._odds[block]
-            in_tail = (self._directions @ centred)[:, None] > self._cuts
-            self._bets += 1.0
-            self._bets *= np.where(in_tail[:, :, None], won, lost)
-            np.minimum(self._bets, _CEILING, out=self._bets)
+            self._bet((self._directions @ centred).tolist(), *self._odds[block])
         self._means += self._rates * (centred - self._means)
         self.seen += 1
         evidence = self.evidence
@@ -128,22 +126,33 @@ class DriftDetector:
         self.active = self.active or alarm
         return Step(evidence, alarm)
 
+    def _bet(self, scores: list[float], won: list[float], lost: list[float]) -> None:
+        """Move every bet by one request; `won` and `lost` are the factors of a window's bets."""
+        bets, place, each = self._bets, 0, len(PARTS)
+        for score, cuts in zip(scores, self._cuts, strict=True):
+            for tail, cut in enumerate(cuts):
+                factors = won if score > cut else lost
+                for own in range(tail * each, tail * each + each):
+                    moved = (bets[place] + 1.0) * factors[own]
+                    bets[place] = moved if moved < _CEILING else _CEILING
+                    place += 1
+
     def moved(self) -> tuple[Floats, int]:
         """Where the stream has moved to, in standard deviations per coordinate, and the requests that this is over.
 
         By the window whose bets have won most.
         """
-        best = int(self._bets.mean(axis=(1, 2)).argmax())
+        best = int(self._by_window().sum(axis=(1, 2)).argmax())
         return self._means[best].copy(), min(WINDOWS[best], self.seen)
 
     def clear(self) -> None:
         """Forget all evidence and the alarm: the operator has seen it. The reference stays."""
         self.active = False
         self.seen = 0
-        self._bets[:] = 0.0
+        self._bets = [0.0] * _BETS
         self._means[:] = 0.0
         self._directions[:] = 0.0
-        self._cuts[:] = np.inf
+        self._cuts = [[math.inf] * len(TAILS) for _ in WINDOWS]
 
     def to_json(self) -> dict[str, Any]:
         """The state as plain values; floats survive `json.dumps` and `json.loads` exactly."""
@@ -154,8 +163,8 @@ class DriftDetector:
             "cut_block": self._cut_block,
             "means": self._means.tolist(),
             "directions": self._directions.tolist(),
-            "cuts": [[None if math.isinf(cut) else cut for cut in row] for row in self._cuts.tolist()],
-            "bets": self._bets.tolist(),
+            "cuts": [[None if math.isinf(cut) else cut for cut in row] for row in self._cuts],
+            "bets": self._by_window().tolist(),
         }
 
     def restore(self, stored: Mapping[str, Any]) -> None:
@@ -171,42 +180,42 @@ class DriftDetector:
                 f"{self.reference.digest[:12]}; start without it"
             )
         cuts = [[math.inf if cut is None else cut for cut in row] for row in stored["cuts"]]
-        fields = {
-            "_means": stored["means"],
-            "_directions": stored["directions"],
-            "_cuts": cuts,
-            "_bets": stored["bets"],
-        }
-        for name, values in fields.items():
-            own = getattr(self, name)
-            array = np.array(values, dtype=own.dtype)
-            if array.shape != own.shape:
-                raise ForeignState(f"{name[1:]} of shape {array.shape}, not {own.shape}; start without the state")
-            setattr(self, name, array)
+        means, directions = (np.array(stored[name], dtype=np.float32) for name in ("means", "directions"))
+        found = {"means": means, "directions": directions, "cuts": np.array(cuts), "bets": np.array(stored["bets"])}
+        wanted = {"means": self._means, "directions": self._means, "cuts": np.array(self._cuts)}
+        wanted["bets"] = self._by_window()
+        for name, array in found.items():
+            if array.shape != wanted[name].shape:
+                raise ForeignState(f"{name} of shape {array.shape}, not {wanted[name].shape}; start without the state")
+        self._means, self._directions, self._cuts = means, directions, cuts
+        self._bets = found["bets"].astype(np.float64).ravel().tolist()
         self.seen, self.active = int(stored["seen"]), bool(stored["active"])
         self._cut_block = int(stored["cut_block"])
+
+    def _by_window(self) -> NDArray[np.float64]:
+        return np.array(self._bets).reshape(len(WINDOWS), len(TAILS), len(PARTS))
 
     def _renew(self, block: int) -> None:
         """Turn one window to its present mean and look up where the calibration's tails begin along it.
 
         At the first bet, and when the block has changed, all of them: a cut is of one block's calibration.
         """
-        turn = self.seen % TURNS
         every = self.seen == WARM_UP or block != self._cut_block
         calibration = self.reference.blocks[block].calibration
         rows = len(calibration)
         places = [rows - int(tail * (rows + 1)) for tail in TAILS]
         for window in range(len(WINDOWS)):
-            if every or window == turn:
+            if every or self.seen % RENEWED_EVERY[window] == window:
                 self._directions[window] = self._means[window] * self.reference.weights
                 along = calibration @ self._directions[window]
                 along.partition(places)
-                self._cuts[window] = along[places]
+                self._cuts[window] = along[places].tolist()
         self._cut_block = block
 
 
-def _factors(rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Factors of a bet that is won and of one that is lost, shaped to be spread over windows, tails and parts."""
-    tails, parts = np.array(TAILS), np.array(PARTS)
-    bound = tails + MARGIN_ERRORS * np.sqrt(tails * (1.0 - tails) / rows)
-    return 1.0 - parts + parts / bound[:, None], (1.0 - parts) * np.ones((len(TAILS), 1))
+def _factors(rows: int) -> tuple[list[float], list[float]]:
+    """Factors of a bet that is won and of one that is lost, by tail and part."""
+    bounds = [tail + MARGIN_ERRORS * math.sqrt(tail * (1.0 - tail) / rows) for tail in TAILS]
+    return [1.0 - part + part / bound for bound in bounds for part in PARTS], [
+        1.0 - part for _ in TAILS for part in PARTS
+    ]

@@ -161,6 +161,31 @@ def rollout_alerts() -> tuple[Alert, ...]:
     )  # fmt: skip
 
 
+def drift_alerts() -> tuple[Alert, ...]:
+    """The drift watch."""
+    active = 'max by (model, stream, detector) (tidegate_drift_alarm_active{detector%s"kernel_window"}) == 1'
+    return (
+        Alert(
+            "TidegateInputDrift", active % "!=", Severity.PAGE,
+            "requests to {{ $labels.model }} ({{ $labels.stream }}) are not what its reference is of",
+            "The {{ $labels.detector }} detector has its alarm until somebody acknowledges it; at most one stream in a "
+            "hundred of 10,000 requests gets there by chance.", kind="alarm",
+        ),
+        Alert(
+            "TidegateInputDrift", active % "=", Severity.TICKET,
+            "requests to {{ $labels.model }} ({{ $labels.stream }}) begin to look unlike its reference",
+            "An early warning, wrong now and then: it ends by itself when the requests look as before.", "10m",
+            "warning",
+        ),
+        Alert(
+            "TidegateDriftWatchDown", 'up{job="tidegate-drift"} == 0', Severity.TICKET,
+            "the drift watch at {{ $labels.instance }} does not answer",
+            "Requests are served as ever; drift is not looked for, and signals named drift/... hold their rollouts.",
+            "5m",
+        ),
+    )  # fmt: skip
+
+
 def alert_rules(levels: ServiceLevels) -> tuple[Alert, ...]:
     """All alerts."""
-    return (*burn_alerts(levels), *serving_alerts(), *rollout_alerts())
+    return (*burn_alerts(levels), *serving_alerts(), *rollout_alerts(), *drift_alerts())

@@ -1,6 +1,7 @@
 """Where Prometheus collects what, and whom Alertmanager tells: configurations as text. Pure.
 
-Job names are part of the interface: alerts ask for `up{job="tidegate-gateway"}` and `up{job="tidegate-control"}`.
+Job names are part of the interface: alerts ask for `up{job="tidegate-gateway"}`, and so for `tidegate-control` and
+`tidegate-drift`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import yaml
 
 GATEWAY_JOB = "tidegate-gateway"
 CONTROL_JOB = "tidegate-control"
+DRIFT_JOB = "tidegate-drift"
 ENGINE_JOB = "tidegate-engine"
 DISCOVERED_JOB = "tidegate-engines"
 RAY_JOB = "ray"
@@ -27,6 +29,8 @@ class Targets:
     gateways: tuple[str, ...] = ()
     """Admin ports."""
     controls: tuple[str, ...] = ()
+    drifts: tuple[str, ...] = ()
+    """Drift watches."""
     engines: tuple[str, ...] = ()
     discovery: tuple[str, ...] = ()
     """URLs that list engines as Prometheus' HTTP service discovery has it: a gateway's `/targets`."""
@@ -46,8 +50,8 @@ def prometheus_document(targets: Targets, rule_files: Sequence[str], interval_s:
         interval_s: How often.
     """
     jobs = (
-        (GATEWAY_JOB, targets.gateways), (CONTROL_JOB, targets.controls), (ENGINE_JOB, targets.engines),
-        (GPU_JOB, targets.gpus), (HOST_JOB, targets.hosts),
+        (GATEWAY_JOB, targets.gateways), (CONTROL_JOB, targets.controls), (DRIFT_JOB, targets.drifts),
+        (ENGINE_JOB, targets.engines), (GPU_JOB, targets.gpus), (HOST_JOB, targets.hosts),
     )  # fmt: skip
     found: dict[str, Any] = {
         "global": {"scrape_interval": f"{interval_s}s", "evaluation_interval": "30s"},

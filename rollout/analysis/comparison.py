@@ -36,13 +36,15 @@ class Kind(enum.StrEnum):
     LATENCY = "latency"
     SCORE = "score"
     COUNTER = "counter"
+    GATE = "gate"
+    """It holds, and never judges."""
 
 
 def kind_of(name: SignalName) -> Kind:
     """The kind of a signal, by its name."""
     if name in LATENCY:
         return Kind.LATENCY
-    return {"score": Kind.SCORE, "prometheus": Kind.COUNTER}.get(name.partition("/")[0], Kind.EVENT)
+    return {"score": Kind.SCORE, "prometheus": Kind.COUNTER, "drift": Kind.GATE}.get(name.partition("/")[0], Kind.EVENT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from monitoring.sequential.planning import share_alpha
 from monitoring.sequential.scores import sampled_weight
 from rollout.analysis.comparison import Kind, Sighting, kind_of
 from rollout.analysis.counter_signal import CounterReading, CounterSignal
+from rollout.analysis.gate import GateSignal
 from rollout.analysis.side_reports import lower_bound, sample_ratio, similarity
 from rollout.analysis.signal import SignalTest, Standings
 from rollout.analysis.sources import Counted, Pending, Source
@@ -72,7 +73,10 @@ class Ledger:
         self._watched = {role: Counted() for role in Role}
         self._watching = False
         self._tests: dict[SignalName, SignalTest] = {}
-        self._counters: dict[SignalName, CounterSignal] = {}
+        self._counters: dict[SignalName, CounterSignal | GateSignal] = {}
+        for s in spec.analysis.signals:
+            if kind_of(s.name) is Kind.GATE:
+                self._counters[s.name] = GateSignal(s)
         for s, alpha in _alphas(spec.analysis):
             if kind_of(s.name) is Kind.COUNTER:
                 self._counters[s.name] = CounterSignal(s, alpha, spec.analysis.beta)
@@ -390,9 +394,9 @@ class Ledger:
 
 def _alphas(analysis: AnalysisSpec) -> list[tuple[SignalSpec, float]]:
     """Each signal with its part of alpha: half to `error`, the rest in equal parts unless shares are given."""
-    weights = {str(s.name): s.share or 1.0 for s in analysis.signals}
-    shares = share_alpha(analysis.alpha, weights)
-    return [(s, shares[str(s.name)]) for s in analysis.signals]
+    judged = [s for s in analysis.signals if kind_of(s.name) is not Kind.GATE]
+    shares = share_alpha(analysis.alpha, {str(s.name): s.share or 1.0 for s in judged})
+    return [(s, shares[str(s.name)]) for s in judged]
 
 
 def _refusal(unit: list[Event], test: SignalTest, *, paired: bool) -> str:

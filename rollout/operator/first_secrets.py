@@ -1,9 +1,9 @@
 """The Secrets that a release makes for itself: `python -m rollout.operator.first_secrets PLAN.json`. Shell.
 
-A hook of the chart runs it before an installation and before each upgrade. What is missing is made from chance; what is
-there stays, so that nothing is ever rotated by accident. Chosen over values (they end in the release's record and in
-shell histories) and over Helm's `lookup` with `randAlphaNum` (empty under `helm template` and Argo CD, where every
-synchronisation would make a new password). No value is ever printed.
+A Job of the chart runs it. What is missing is made from chance; what is there stays, so that nothing is ever rotated by
+accident. Chosen over values (they end in the release's record and in shell histories) and over Helm's `lookup` with
+`randAlphaNum` (empty under `helm template` and Argo CD, where every synchronisation would make a new password). No
+value is ever printed.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         said = bring_about(plan, ClusterSecrets(client.CoreV1Api(), plan.labels))
     except ApiException as error:
-        print(f"first_secrets: the API server says {error.status} {error.reason}; see the hook's Role", file=sys.stderr)
+        print(f"first_secrets: the API server says {error.status} {error.reason}; see the Job's Role", file=sys.stderr)
         return 1
     print("\n".join(said))
     return 0

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from rollout.asks import Asked
 from rollout.commands import Command, Verb
+from rollout.operator.names import GROUP
 from rollout.operator.resource import COMMANDS, Resource, Unreadable
 from rollout.status import ModelStatus
 
@@ -123,6 +124,15 @@ def _pending(resource: Resource, known: Known) -> Intent | None:
         command = _command(resource, verb, order.id, reason=order.reason, by=order.by, full=full, version=order.to)
         return Intent(Ask.COMMAND, command=command, verb=verb, id=order.id)
     return None
+
+
+def hurries(resource: Resource, asked: Asked) -> bool:
+    """Whether a rollback or an abort was asked for and not handled yet."""
+    orders = ((verb, resource.order(verb)) for verb in SAFE_FIRST if f"{GROUP}/{verb}" in resource.annotations)
+    return any(
+        order is not None and order.id != asked.commands.get(verb) and not _was_handled(resource, verb, order.id)
+        for verb, order in orders
+    )
 
 
 def _wish(resource: Resource, known: Known) -> Intent | None:

@@ -36,7 +36,7 @@ from rollout.errors import (
 )
 from rollout.operator.base import ResourceWriter
 from rollout.operator.documents import Handled, Outcome, same
-from rollout.operator.intent import Ask, Intent, Known, intent, rivals
+from rollout.operator.intent import Ask, Intent, Known, hurries, intent, rivals
 from rollout.operator.memory import Memory
 from rollout.operator.names import API_VERSION, KIND
 from rollout.operator.resource import Key, Resource, read_resource
@@ -55,6 +55,10 @@ RESYNC_S = 30.0
 """How often every other one is."""
 WORKERS = 8
 """How many resources are looked at at a time; each waits for the API server most of it."""
+RESERVED = 2
+"""So many of them look at nothing but rollbacks and aborts: a registry that hangs must not hold those up."""
+RESOLVE_S = 120.0
+"""How long the registry may take for one version."""
 MAX_ACTS = 12
 """Acts in one look at a resource; more would be a loop."""
 RETRY_S = (0.5, 30.0)
@@ -111,6 +115,8 @@ class Reconciler:
         self._memories: dict[str, Memory] = {}
         self._due: dict[Key, float] = {}
         self._busy: set[Key] = set()
+        self._hurried: set[Key] = set()
+        """Whom a rollback or an abort waits for."""
         self._wake = asyncio.Event()
         self.message = ""
         """Why the cluster does not take what is written; empty while it does."""
@@ -187,6 +193,7 @@ class Reconciler:
     def wake(self, key: Key, after_s: float = 0.0) -> None:
         """Look at a resource, at the latest after so long."""
         at = self._monotonic() + after_s
+        (self._hurried.add if self._hurries(key) else self._hurried.discard)(key)
         if key in self._resources and at < self._due.get(key, float("inf")):
             self._due[key] = at
             self._wake.set()
@@ -196,18 +203,19 @@ class Reconciler:
     async def run(self) -> None:
         """Look at whatever is due, for ever."""
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(WORKERS):
-                tasks.create_task(self._work())
+            for number in range(WORKERS):
+                tasks.create_task(self._work(urgent=number < RESERVED))
 
-    async def _work(self) -> None:
+    async def _work(self, *, urgent: bool) -> None:
         while True:
-            key = self._next()
+            key = self._next(urgent=urgent)
             if key is not None:
                 await self.look(key)
                 continue
             self._wake.clear()
             now = self._monotonic()
-            next_at = min((at for key, at in self._due.items() if key not in self._busy), default=now + RESYNC_S)
+            waiting = (at for key, at in self._due.items() if key not in self._busy)
+            next_at = now + RESYNC_S if urgent else min(waiting, default=now + RESYNC_S)
             try:
                 # Not `wait_for`, which in Python 3.11 may swallow a cancellation that comes with the wake-up.
                 async with asyncio.timeout(max(0.01, next_at - now)):
@@ -215,10 +223,19 @@ class Reconciler:
             except TimeoutError:
                 continue
 
-    def _next(self) -> Key | None:
+    def _next(self, *, urgent: bool = False) -> Key | None:
+        """Whom to look at now: rollbacks and aborts first, with `urgent` nobody else."""
         now = self._monotonic()
-        ready = [(at, key) for key, at in self._due.items() if at <= now and key not in self._busy]
-        return min(ready)[1] if ready else None
+        ready = [
+            (key not in self._hurried, at, key) for key, at in self._due.items() if at <= now and key not in self._busy
+        ]
+        if urgent:
+            ready = [found for found in ready if not found[0]]
+        return min(ready)[2] if ready else None
+
+    def _hurries(self, key: Key) -> bool:
+        resource = self._resources.get(key)
+        return resource is not None and hurries(resource, self._controller.asked(resource.model))
 
     async def settle(self) -> None:
         """Look at everything that is due now, once. For tests and for a first pass."""
@@ -241,7 +258,8 @@ class Reconciler:
         finally:
             self._busy.discard(key)
         self.wake(key, after_s)
-        self._wake.set()
+        if self._due.get(key, float("inf")) <= self._monotonic():  # asked for while it was busy
+            self._wake.set()
 
     def _cluster_failed(self, key: Key, error: ClusterError) -> float:
         if isinstance(error, ResourceGone):
@@ -363,11 +381,15 @@ class Reconciler:
         wish, now = command.ask, self._clock()
         spec = resource.spec.model_copy(update={"paused": bool(resource.pause)})
         try:
-            deployed = await self._resolve(spec, resource.key.namespace)
+            async with asyncio.timeout(RESOLVE_S):
+                deployed = await self._resolve(spec, resource.key.namespace)
             target = self._controller.new_target(spec, deployed, self._judge(spec))
             await self._controller.execute(resource.model, command, target)
         except (UnknownModel, UnknownVersion) as error:
             memory.failed(wish, Problem("VersionNotFound", f"{error}; register it, it is looked for again"), now)
+        except TimeoutError:
+            told = f"the registry did not answer for {RESOLVE_S:.0f} s; it is tried again"
+            memory.failed(wish, Problem("RegistryUnavailable", told), now)
         except RegistryError as error:
             reason = "RegistryUnavailable" if error.retryable else "VersionUnusable"
             memory.failed(wish, Problem(reason, f"{error}; it is tried again"), now)

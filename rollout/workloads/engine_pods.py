@@ -118,17 +118,8 @@ def head_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, st
     return {"metadata": {"labels": dict(labels)}, "spec": spec}
 
 
-def engine_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, str], bounds: str) -> Manifest:
-    """The template of the pods that run engines, one each.
-
-    Args:
-        workload: what shall run.
-        cluster: what all pods have in common.
-        labels: of every object of the revision.
-        bounds: how many pods there may be. It is written on the pods, since KubeRay applies nothing of a changed
-            number to a cluster that runs, but makes another cluster when anything else has changed.
-
-    """
+def engine_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, str]) -> Manifest:
+    """The template of the pods that run engines, one each."""
     engine = workload.engine
     given = engine.resources.model_dump(mode="json", exclude_defaults=True)
     resources = {kind: {name: str(quantity) for name, quantity in each.items()} for kind, each in given.items()}
@@ -174,7 +165,7 @@ def engine_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, 
         spec["priorityClassName"] = engine.priority_class_name
     if engine.runtime_class_name is not None:
         spec["runtimeClassName"] = engine.runtime_class_name
-    return {"metadata": {"labels": dict(labels), "annotations": {"tidegate.dev/bounds": bounds}}, "spec": spec}
+    return {"metadata": {"labels": dict(labels)}, "spec": spec}
 
 
 NODE_TYPE = "ray.io/node-type"

@@ -18,8 +18,18 @@ from rollout.errors import ClusterRejected, ClusterUnavailable, WorkloadRejected
 from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
 from rollout.workloads.engine_pods import EngineCluster
 from rollout.workloads.ray_dashboards import RayDashboards
-from rollout.workloads.rayservice import MANAGED_BY, MANAGER, RELEASE, bounds_of, budget, contains, rayservice
-from rollout.workloads.rayservice_status import application_of, status_of_service
+from rollout.workloads.rayservice import (
+    MADE_OF,
+    MANAGED_BY,
+    MANAGER,
+    RELEASE,
+    bounds_of,
+    budget,
+    contains,
+    rayservice,
+    resized,
+)
+from rollout.workloads.rayservice_status import application_of, spare_pods, status_of_service
 from rollout.workloads.room import Room, room_for
 from rollout.workloads.serve_account import Deaths
 from serving.specs import object_name
@@ -72,9 +82,11 @@ class KubeRayWorkloads:
         """What `apply` has listed and not written to, for the look that follows it."""
         self._deaths = Deaths()
         self._refused: dict[str, str] = {}
+        self._spare: dict[str, list[str]] = {}
+        """By application: pods whose engine has stopped, as they were seen last."""
         self._seen: dict[str, WorkloadStatus] = {}
         self._room_unknown = False
-        self._made: dict[str, tuple[Workload, Owner | None, Object]] = {}
+        self._made: dict[str, tuple[tuple[Workload, Owner | None, str], Object]] = {}
         self.writes = 0
         """How many objects were written or deleted, for tests and metrics."""
 
@@ -130,6 +142,7 @@ class KubeRayWorkloads:
             a: status_of_service(service, mine.get(_key(service), ()), details.get(a), self._deaths)
             for a, service in named.items()
         }
+        self._spare = {a: spare_pods(service, mine.get(_key(service), ())) for a, service in named.items()}
         for application, message in self._refused.items():
             if application not in found:
                 missing = WorkloadStatus(application=application, state=WorkloadState.MISSING, message=message)
@@ -199,7 +212,8 @@ class KubeRayWorkloads:
             )
         if live is not None and live["metadata"].get("deletionTimestamp"):
             return  # of the same name and on its way out; it is made anew when it is gone
-        wanted = self._manifest(workload)
+        record = ((live or {}).get("metadata", {}).get("annotations") or {}).get(MADE_OF) or ""
+        wanted = self._manifest(workload, record)
         name = object_name(workload.application)
         path = f"{collection('ray.io/v1', 'rayservices', workload.namespace)}/{name}"
         if live is None:
@@ -207,20 +221,25 @@ class KubeRayWorkloads:
         if live is None or not contains(live, wanted):
             self.writes += 1
             live = await self._api.apply(path, wanted)
+        if change := resized(workload, live, self._spare.get(workload.application, ())):
+            self.writes += 1
+            cluster, operations = change
+            where = collection("ray.io/v1", "rayclusters", workload.namespace)
+            await self._api.patch(f"{where}/{cluster}", operations)
         guard = budget(workload, self._cluster, str(live["metadata"]["uid"]))
         if protected is None or not contains(protected, guard):
             self.writes += 1
             where = collection("policy/v1", "poddisruptionbudgets", workload.namespace)
             await self._api.apply(f"{where}/{name}", guard)
 
-    def _manifest(self, workload: Workload) -> Object:
-        """The object of a workload; made anew only where workload or owner are other ones."""
-        owner = self._owner_of(workload.revision.model)
+    def _manifest(self, workload: Workload, made_of: str) -> Object:
+        """The object of a workload; made anew only where workload, owner or what it was made of are other ones."""
+        asked = (workload, self._owner_of(workload.revision.model), made_of)
         known = self._made.get(workload.application)
-        if known is not None and known[0] == workload and known[1] == owner:
-            return known[2]
-        made = rayservice(workload, self._cluster, owner)
-        self._made[workload.application] = (workload, owner, made)
+        if known is not None and known[0] == asked:
+            return known[1]
+        made = rayservice(workload, self._cluster, asked[1], made_of)
+        self._made[workload.application] = (asked, made)
         return made
 
     async def _drop(self, service: Object) -> None:

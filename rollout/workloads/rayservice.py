@@ -3,9 +3,9 @@
 One RayService per revision (docs/adr/0010): its engine image is part of what it is. What KubeRay does with a change,
 read in its source (1.6), decides how this is written:
 
-- `serveConfigV2` is sent to the running cluster, so the number of replicas is there and nowhere else;
-- of the worker group's `replicas`, `minReplicas` and `maxReplicas` nothing reaches a running cluster, so they are the
-  bounds for the whole of its life, and a cluster whose number changes has Ray's autoscaler;
+- `serveConfigV2` is sent to the running cluster, and with it the number of replicas;
+- of the worker group's `replicas`, `minReplicas` and `maxReplicas` nothing reaches a running cluster: its RayCluster is
+  patched beside (`resized`). Where the number changes by itself, Ray's autoscaler does that;
 - anything else makes a second cluster beside the first, which takes over once it answers, and after
   `rayClusterDeletionDelaySeconds` the first one goes: a changed placement costs no answer.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rollout.accelerators import engine_accelerators
@@ -43,6 +43,9 @@ RELEASE = "tidegate.dev/release"
 APPLICATION = "tidegate.dev/application"
 """An annotation: an application's name may be longer than a label allows."""
 REPLICAS = "tidegate.dev/replicas"
+MADE_OF = "tidegate.dev/made-of"
+"""An annotation with the Ray cluster and the engines' arguments as they were made. They stay so: what a newer control
+plane, or a changed setting of the release, would make of the same revision must not restart engines that serve."""
 QUEUE = "kueue.x-k8s.io/queue-name"
 IDLE_S = 60
 """A pod without a replica goes after this long."""
@@ -61,7 +64,7 @@ def labels_of(workload: Workload, release: str) -> Mapping[str, str]:
 
 
 def bounds_of(workload: Workload) -> tuple[int, int]:
-    """The fewest and the most pods with engines, for as long as the cluster lives."""
+    """The fewest and the most pods with engines."""
     engine = workload.engine
     if engine.capacity is Capacity.REPLACE:
         return 1, engine.min_replicas
@@ -70,22 +73,24 @@ def bounds_of(workload: Workload) -> tuple[int, int]:
     return workload.replicas, workload.replicas
 
 
-def rayservice(workload: Workload, cluster: EngineCluster, owner: Owner | None) -> Manifest:
+def rayservice(workload: Workload, cluster: EngineCluster, owner: Owner | None, made_of: str = "") -> Manifest:
     """The whole object.
 
     Args:
         workload: the revision, its capacity and its namespace.
         cluster: what all revisions of the release have in common.
         owner: whose deletion takes it along; None where that is not known.
+        made_of: the annotation of the live object; empty for one that is to be made.
 
     """
     labels = labels_of(workload, cluster.release)
     queue = {QUEUE: workload.engine.queue_name} if workload.engine.queue_name is not None else {}
+    ray, application, made_of = _as_made(workload, cluster, labels, made_of)
     metadata: Manifest = {
         "name": object_name(workload.application),
         "namespace": workload.namespace,
         "labels": {**labels, **queue},
-        "annotations": {APPLICATION: workload.application, REPLICAS: str(workload.replicas)},
+        "annotations": {APPLICATION: workload.application, REPLICAS: str(workload.replicas), MADE_OF: made_of},
     }
     if owner is not None and owner.namespace == workload.namespace:
         metadata["ownerReferences"] = [_reference(owner)]
@@ -94,25 +99,56 @@ def rayservice(workload: Workload, cluster: EngineCluster, owner: Owner | None) 
         "kind": "RayService",
         "metadata": metadata,
         "spec": {
-            "serveConfigV2": serve_config(workload, cluster),
+            "serveConfigV2": _serve_config(application),
             "upgradeStrategy": {"type": "NewCluster"},
             "rayClusterDeletionDelaySeconds": math.ceil(workload.longest_stream_s),
             "excludeHeadPodFromServeSvc": True,
-            "rayClusterConfig": _ray_cluster(workload, cluster, labels),
+            "rayClusterConfig": ray,
         },
     }
 
 
-def serve_config(workload: Workload, cluster: EngineCluster) -> str:
-    """Serve's configuration, as JSON (which KubeRay reads as YAML). The same workload gives the same text."""
+def _as_made(
+    workload: Workload, cluster: EngineCluster, labels: Mapping[str, str], made_of: str
+) -> tuple[Manifest, Manifest, str]:
+    """The Ray cluster and the application's parts that stay, with their record; only the numbers are today's.
+
+    A cluster that must get an autoscaler, or lose it, is made anew.
+    """
+    fresh = _ray_cluster(workload, cluster, labels)
+    application = _application(workload, cluster)
+    record = _compact({"ray": fresh, "args": application["args"], "import_path": application["import_path"]})
+    try:
+        before = json.loads(made_of) if made_of else {}
+        group = before["ray"]["workerGroupSpecs"][0]
+        if before["ray"]["enableInTreeAutoscaling"] == fresh["enableInTreeAutoscaling"]:
+            group |= {n: fresh["workerGroupSpecs"][0][n] for n in ("replicas", "minReplicas", "maxReplicas")}
+            kept = {key: before[key] for key in ("args", "import_path")}
+            return before["ray"], {**application, **kept}, made_of
+    except (ValueError, KeyError, IndexError, TypeError):
+        pass  # new, or somebody has changed the record
+    return fresh, application, record
+
+
+def _application(workload: Workload, cluster: EngineCluster) -> Manifest:
     settings = EngineSettings(LOG_DIR, host="0.0.0.0", load_timeout_s=cluster.load_timeout_s)  # noqa: S104 - pod network
-    config = {
-        # Replicas open their own ports only on nodes with a proxy, which nothing of ours uses.
-        "proxy_location": "EveryNode",
-        "http_options": {"host": "0.0.0.0", "port": SERVE_PORT, "keep_alive_timeout_s": 90},  # noqa: S104
-        "applications": [cluster_application(workload, settings, POD_DIR, _gpus(workload))],
-    }
-    return json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return cluster_application(workload, settings, POD_DIR, _gpus(workload))
+
+
+def _serve_config(application: Manifest) -> str:
+    """Serve's configuration, as JSON (which KubeRay reads as YAML). The same workload gives the same text."""
+    return _compact(
+        {
+            # Replicas open their own ports only on nodes with a proxy, which nothing of ours uses.
+            "proxy_location": "EveryNode",
+            "http_options": {"host": "0.0.0.0", "port": SERVE_PORT, "keep_alive_timeout_s": 90},  # noqa: S104
+            "applications": [application],
+        }
+    )
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def budget(workload: Workload, cluster: EngineCluster, service_uid: str) -> Manifest:
@@ -188,7 +224,7 @@ def _ray_cluster(workload: Workload, cluster: EngineCluster, labels: Mapping[str
                     # Quoted for the shell in which KubeRay starts Ray.
                     "resources": f'"{{\\"{ENGINE_RESOURCE}\\": 1}}"',
                 },
-                "template": engine_pod(workload, cluster, labels, f"{fewest}-{most}"),
+                "template": engine_pod(workload, cluster, labels),
             }
         ],
     }
@@ -215,6 +251,44 @@ def _fault_tolerance(cluster: EngineCluster) -> Manifest:
     if cluster.redis_secret:
         options["redisPassword"] = {"valueFrom": {"secretKeyRef": {"name": cluster.redis_secret, "key": "password"}}}
     return options
+
+
+def resized(
+    workload: Workload, service: Mapping[str, Any], spare: Sequence[str]
+) -> tuple[str, list[dict[str, Any]]] | None:
+    """How to bring the running cluster of a RayService to the wanted number of pods.
+
+    A fixed number is lowered only when Serve has stopped as many replicas: then the pods without one are named, so that
+    no pod goes that answers.
+
+    Args:
+        workload: what is wanted.
+        service: the live RayService, which repeats its cluster's numbers.
+        spare: names of pods of it whose engine has stopped.
+
+    Returns:
+        The RayCluster's name and a JSON patch; None when there is nothing to do, or not yet.
+
+    """
+    active = (service.get("status") or {}).get("activeServiceStatus") or {}
+    told, name = active.get("rayClusterStatus") or {}, str(active.get("rayClusterName") or "")
+    fewest, most = bounds_of(workload)
+    if not name or (told.get("minWorkerReplicas", fewest), told.get("maxWorkerReplicas", most)) == (fewest, most):
+        return None
+    group = "/spec/workerGroupSpecs/0"
+    patch: list[dict[str, Any]] = [{"op": "test", "path": f"{group}/groupName", "value": GROUP}]
+    patch += [{"op": "add", "path": f"{group}/{n}Replicas", "value": v} for n, v in (("min", fewest), ("max", most))]
+    present = int(told.get("desiredWorkerReplicas") or 0)
+    excess = present - most
+    if workload.engine.elastic:
+        return name, patch  # the autoscaler finds a number between the two, and the pods to take
+    if excess > len(spare):
+        return None
+    patch.append({"op": "add", "path": f"{group}/replicas", "value": fewest})
+    if excess > 0:
+        going = {"workersToDelete": sorted(spare)[:excess]}
+        patch.append({"op": "add", "path": f"{group}/scaleStrategy", "value": going})
+    return name, patch
 
 
 def contains(live: Any, wanted: Any) -> bool:  # noqa: ANN401 - JSON of any shape

@@ -57,6 +57,17 @@ def status_of_service(
     return WorkloadStatus(application=name, state=state, ready_replicas=ready, restarts=restarts, message=message)
 
 
+def spare_pods(service: Mapping[str, Any], pods: Sequence[Pod]) -> list[str]:
+    """The pods of the cluster that answers whose engine does not: Serve has stopped it, or it has not come up."""
+    active = str(((service.get("status") or {}).get("activeServiceStatus") or {}).get("rayClusterName") or "")
+    engines = [p for p in pods if _label(p, NODE_TYPE) == "worker" and _label(p, CLUSTER) == active]
+    return [
+        str(p["metadata"]["name"])
+        for p in engines
+        if not is_ready(p) and not p["metadata"].get("deletionTimestamp") and not _ended(p)
+    ]
+
+
 def _state(status: str, text: str, ready: int, wanted: int, *, answered: bool) -> WorkloadState:
     # A replica that answers is a reason to leave traffic where it is, whatever Serve says of the others.
     if ready >= wanted and status not in ("DEPLOY_FAILED", "UNHEALTHY"):

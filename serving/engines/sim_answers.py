@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from serving.engines.sim_requests import COMPLETIONS, Ask, BadRequest
 from serving.engines.sim_schema import UnsupportedSchema, json_tokens, make_value
 from serving.engines.sim_spec import SimSpec
-from serving.engines.sim_text import answer_tokens, cut_at_stop, draw_manner
+from serving.engines.sim_text import Manner, answer_tokens, cut_at_stop, draw_manner
 
 _OTHER_WORDS = (" the", " a", " and", " of", " in", " to", " with", " for", " on", " at")
 
@@ -87,11 +87,13 @@ def make_choice(ask: Ask, prompt: str, spec: SimSpec, rng: random.Random) -> Cho
             raise BadRequest(f"response_format: {error}", param="response_format") from error
         kept, short = tokens[: ask.max_tokens], ask.max_tokens is not None and ask.max_tokens < len(tokens)
         return Choice(tuple(kept), "length" if short else "stop", chances=_chances(ask, kept, rng), echo=echo)
-    tokens = answer_tokens(draw_manner(spec, rng), spec.tokens, mark, rng)
+    manner = draw_manner(spec, rng)
+    tokens = answer_tokens(manner, spec.tokens, mark, rng)
     kept, stopped = cut_at_stop(tokens[: ask.max_tokens], ask.stops)
     short = not stopped and ask.max_tokens is not None and ask.max_tokens < spec.tokens
     length = short or rng.random() < spec.length_rate
-    return Choice(tuple(kept), "length" if length else "stop", chances=_chances(ask, kept, rng), echo=echo)
+    chances = _chances(ask, kept, rng, unlikely=manner is Manner.GIBBERISH)
+    return Choice(tuple(kept), "length" if length else "stop", chances=chances, echo=echo)
 
 
 def _tool_calls(ask: Ask, mark: str, rng: random.Random) -> Choice:
@@ -114,13 +116,15 @@ def _tool_calls(ask: Ask, mark: str, rng: random.Random) -> Choice:
     return Choice((), "length" if short else "stop" if ask.forced else "tool_calls", tuple(calls))
 
 
-def _chances(ask: Ask, tokens: list[str], rng: random.Random) -> tuple[TokenChance, ...] | None:
-    """Made-up probabilities: each token was the most likely one or a near second."""
+def _chances(
+    ask: Ask, tokens: list[str], rng: random.Random, *, unlikely: bool = False
+) -> tuple[TokenChance, ...] | None:
+    """Made-up probabilities: each token was the most likely one or a near second; of babble each was a surprise."""
     if ask.top_logprobs is None:
         return None
     found = []
     for token in tokens:
-        logprob = -round(rng.uniform(0.01, 0.7), 4)
+        logprob = -round(rng.uniform(2.0, 8.0) if unlikely else rng.uniform(0.01, 0.7), 4)
         others = [(token, logprob)]
         for word in _OTHER_WORDS * 2:
             if len(others) >= ask.top_logprobs:

@@ -77,6 +77,7 @@ _INSULTS = [
     "you disgusting pathetic loser",
     "nobody likes you, you dumb fool",
 ]
+_REFUSAL = "I'm sorry, but I can't help with that."
 _FIRST, _LAST = ("Alice", "Bruno", "Chiara", "Daniel", "Esther"), ("Miller", "Novak", "Okafor", "Rossi", "Tanaka")
 _LETTERS = "bcdfghjklmnpqrstvwxzaeiouy0123456789#%&"
 
@@ -89,6 +90,7 @@ class Manner(enum.StrEnum):
     PII = "pii"
     GIBBERISH = "gibberish"
     REPEAT = "repeat"
+    REFUSAL = "refusal"
 
 
 def draw_manner(spec: SimSpec, rng: random.Random) -> Manner:
@@ -98,6 +100,7 @@ def draw_manner(spec: SimSpec, rng: random.Random) -> Manner:
         (spec.pii_rate, Manner.PII),
         (spec.gibberish_rate, Manner.GIBBERISH),
         (spec.repeat_rate, Manner.REPEAT),
+        (spec.refusal_rate, Manner.REFUSAL),
     )
     hits = [manner for rate, manner in rates if rng.random() < rate]
     return hits[0] if hits else Manner.PLAIN
@@ -129,6 +132,8 @@ def answer_tokens(manner: Manner, count: int, mark: str, rng: random.Random) -> 
                 words.append("".join(rng.choices(_LETTERS, k=rng.randint(2, 11))))
             case Manner.REPEAT:
                 words += phrase
+            case Manner.REFUSAL:
+                words += [*_REFUSAL.split(), *_sentence(rng).split()]
     return [word if index == 0 else f" {word}" for index, word in enumerate(words[:count])]
 
 

@@ -118,7 +118,7 @@ class Call:
     prompt_language: Language | None
     """The language that the user wrote in, once the prompt was checked."""
 
-    def __init__(  # written out, since it may come compiled (docs/adr/0006), as what a dataclass makes never does
+    def __init__(  # written out, since it may come compiled (docs/adr/0008), as what a dataclass makes never does
         self,
         unit: Unit,
         target: bytes,

@@ -1,4 +1,4 @@
-"""The hot path compiled to machine code: build it, and import it in place of its sources (docs/adr/0006).
+"""The hot path compiled to machine code: build it, and import it in place of its sources (docs/adr/0008).
 
     python -m serving.gateway.compiled            builds it, if it is not there; needs mypy and a C compiler
     python -m serving.gateway.compiled --state    says whether it is there

@@ -22,6 +22,7 @@ from serving.knobs import Picking, QueueSettings
 from serving.limits import MAX_BODY_BYTES
 from serving.mirroring import MirrorSettings
 from serving.request_log.settings import RequestLogSettings
+from serving.resampling import ResampleSettings
 
 
 class InvalidConfig(ServingError):
@@ -105,6 +106,15 @@ class GatewayConfig:
     """How one of a revision's endpoints is picked."""
     mirror: MirrorSettings = field(default_factory=MirrorSettings)
     """How much may be mirrored to a shadow; whether anything is, the traffic table says."""
+    drift_socket: Path | None = None
+    """Where the drift watch of this machine listens; None tells nobody of requests."""
+    drift_per_s: float = 50.0
+    """Requests per second that it is told of, at most: one costs some 20 us here."""
+    quality_per_s: float = 20.0
+    """Answers per second that are looked at for the metrics of quality, at most, beside those of a rollout: one takes
+    some 50 us, after its client has it."""
+    resample: ResampleSettings = field(default_factory=ResampleSettings)
+    """How much is asked again while a rollout watches score/semantic-entropy."""
     tracing: TracingSettings = field(default_factory=TracingSettings)
     """Where traces go, and which; off without an endpoint."""
     request_log: RequestLogSettings = field(default_factory=RequestLogSettings)
@@ -123,6 +133,10 @@ class GatewayConfig:
                 )
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise InvalidConfig("TLS needs both tls_cert_file and tls_key_file; give both, or neither")
+        if min(self.drift_per_s, self.quality_per_s) < 0:
+            raise InvalidConfig(
+                f"drift_per_s is {self.drift_per_s}, quality_per_s {self.quality_per_s}; give rates, 0 for none"
+            )
         if not 0 < self.limit_share <= 1:
             raise InvalidConfig(f"limit_share is {self.limit_share}; give a part above 0 and at most 1")
         object.__setattr__(self, "table_file", self.table_file or self.home / "gateway" / "table.json")

@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from guardrails.chat_streams import Located
+from guardrails.checks.base import Catalogue
 from guardrails.enforcement import ActivePolicy, activate
 from guardrails.errors import GuardrailError, InvalidPolicy
 from guardrails.model_checks.base import ModelChecks
@@ -165,7 +167,7 @@ class Guarding:
             if text is None or digest_of_text(text) != digest:
                 found = "is not in the table" if text is None else f"has the digest {digest_of_text(text)[:12]}"
                 raise InvalidPolicy([f"the policy {digest[:12]} {found}; the controller must send it again"])
-            catalogue = installed_catalogue()
+            catalogue = _catalogue()
             known = self._active[digest] = activate(parse_policy(text, catalogue), catalogue)
         return known
 
@@ -254,6 +256,12 @@ class Guarding:
         await self._models.close()
 
 
+@cache
+def _catalogue() -> Catalogue:
+    """The checks that there are; packages are looked through once, which takes long for an event loop."""
+    return installed_catalogue()
+
+
 def unavailable(check: str) -> Rejection:
     """What a client is told when a check could not run and the policy fails closed."""
     return Rejection(
@@ -279,7 +287,7 @@ def _default_policy(named: str) -> ActivePolicy | None:
         return None
     try:
         text = shipped_text(Shipped(named)) if named in set(Shipped) else Path(named).read_text(encoding="utf-8")
-        catalogue = installed_catalogue()
+        catalogue = _catalogue()
         return activate(parse_policy(text, catalogue), catalogue)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(

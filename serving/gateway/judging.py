@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
 
+from monitoring.languages import is_other_language
+from monitoring.likelihood import likelihood
 from monitoring.quality import is_repetitive
+from monitoring.refusals import is_refusal
+from serving.answer_form import is_json, logprobs_in, wants_json, wants_logprobs
 from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Operation
 from serving.outcomes import Signal
+from serving.sightings import asked_text
 from serving.streaming import Answer, read_body, read_stream
 
 GENERATING: Final = (Operation.CHAT, Operation.COMPLETIONS, Operation.RESPONSES)
 """Operations whose answers are judged by their text."""
+
+NLL, WORST_NLL, LENGTH, BREVITY = "nll", "nll-max", "length", "brevity"
+ANSWER_SCORES = (NLL, WORST_NLL, LENGTH, BREVITY)
+"""Scores that are read off an answer itself, after `score/`."""
 
 
 _OTHER: Final = Operation.OTHER
@@ -40,7 +50,14 @@ def read_transcript(operation: Operation, transcript: Transcript, *, usage_only:
     return answer
 
 
-def signals_in(operation: Operation, transcript: Transcript, answer: Answer, *, texts: bool) -> tuple[Signal, ...]:
+def signals_in(
+    operation: Operation,
+    transcript: Transcript,
+    answer: Answer,
+    *,
+    texts: bool,
+    fields: Mapping[str, Any] | None = None,
+) -> tuple[Signal, ...]:
     """The signals that a complete answer shows: an error alone, or what its text shows. Latency is not among them.
 
     Args:
@@ -48,6 +65,7 @@ def signals_in(operation: Operation, transcript: Transcript, answer: Answer, *, 
         transcript: A complete answer with a status below 400.
         answer: The same, read.
         texts: Whether to look at its text, which takes longest.
+        fields: The request's body, for what depends on the question; None where it isn't known.
     """
     if operation not in GENERATING or transcript.compressed:
         return ()
@@ -56,12 +74,53 @@ def signals_in(operation: Operation, transcript: Transcript, answer: Answer, *, 
         return (Signal.ENGINE_4XX if client_error else Signal.ERROR,)
     if not transcript.event_stream and not answer.ended:  # no JSON: cut, or garbage
         return (Signal.ERROR,)
-    found: list[Signal] = []
-    if texts:
-        if answer.length_stop:
-            found.append(Signal.LENGTH_STOP)
-        if transcript.whole and not answer.has_content:
-            found.append(Signal.EMPTY)
-        if any(map(is_repetitive, answer.texts)):
-            found.append(Signal.REPETITION)
-    return tuple(found)
+    return tuple(_in_text(transcript, answer, fields or {})) if texts else ()
+
+
+def _in_text(transcript: Transcript, answer: Answer, fields: Mapping[str, Any]) -> Iterator[Signal]:
+    if answer.length_stop:
+        yield Signal.LENGTH_STOP
+    if transcript.whole and not answer.has_content:
+        yield Signal.EMPTY
+    if any(map(is_repetitive, answer.texts)):
+        yield Signal.REPETITION
+    if answer.refused or any(map(is_refusal, answer.texts)):
+        yield Signal.REFUSAL
+        return  # whoever declines need not do so in JSON, nor in the language of the question
+    written = [text for text in answer.texts if text.strip()]
+    # A cut answer can't be JSON, and is told as a length stop already; one with tool calls alone has no text.
+    if written and wants_json(fields):
+        if transcript.whole and not answer.length_stop and not all(map(is_json, written)):
+            yield Signal.INVALID_JSON
+    elif written and fields:
+        prompt = asked_text(fields)
+        if prompt and any(is_other_language(prompt, text) for text in written):
+            yield Signal.LANGUAGE_MISMATCH
+
+
+def scores_in(
+    operation: Operation,
+    transcript: Transcript,
+    answer: Answer,
+    fields: Mapping[str, Any],
+    wanted: Collection[str],
+) -> dict[str, float]:
+    """The scores of a good answer that somebody watches; higher is worse. What it has no measure for is left out.
+
+    Args:
+        operation: What was asked for.
+        transcript: What was answered.
+        answer: The same, read with its texts.
+        fields: The request's body.
+        wanted: Names, after `score/`.
+    """
+    found: dict[str, float] = {}
+    if operation not in GENERATING or transcript.compressed or not wanted:
+        return found
+    if answer.output_tokens and answer.has_content:
+        found |= {LENGTH: float(answer.output_tokens), BREVITY: -float(answer.output_tokens)}
+    if (NLL in wanted or WORST_NLL in wanted) and transcript.whole and wants_logprobs(operation, fields):
+        sure = likelihood(logprobs_in(transcript.text, event_stream=transcript.event_stream))
+        if sure is not None:
+            found |= {NLL: sure.mean, WORST_NLL: sure.worst}
+    return {name: score for name, score in found.items() if name in wanted}

@@ -20,7 +20,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -43,11 +42,13 @@ from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.discovery import EndpointSource, StaticEndpoints
 from serving.gateway.discovery_cluster import ClusterAccess, ClusterEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
+from serving.gateway.drift_feed import DriftFeed
 from serving.gateway.feedback import Feedback
 from serving.gateway.guard_models import GuardModels
 from serving.gateway.guarded_way import GuardedWay
 from serving.gateway.guarding import Guarding
 from serving.gateway.http_server import HttpServer, ServerLimits
+from serving.gateway.listening import PortTaken, bind
 from serving.gateway.logs import configure, log
 from serving.gateway.mirror import Mirroring
 from serving.gateway.overseeing import Overseer
@@ -55,6 +56,7 @@ from serving.gateway.pipeline import Pipeline
 from serving.gateway.protection import Protection
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import load_secret
+from serving.gateway.resampler import Resampler
 from serving.gateway.seams import Gatekeeper
 from serving.gateway.telemetry import Telemetry
 from serving.gateway.text_permission import TextPermission
@@ -83,32 +85,6 @@ ENVIRONMENT = {
 """Variables that win over the configuration: pods share one file, and each has a name and addresses of its own."""
 
 
-class PortTaken(InvalidConfig):
-    """A port can't be had."""
-
-
-def bind(host: str, port: int, flag: str, *, share: bool = False) -> socket.socket:
-    """Bind a listening socket; with `share` other processes of this user may listen on it too.
-
-    Raises:
-        PortTaken: something else listens there, or it is not ours to take.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if share:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as e:
-        listener.close()
-        raise PortTaken(
-            f"port {port} on {host} can't be had ({e.strerror}); stop what listens there, or pass another {flag}"
-        ) from None
-    listener.setblocking(False)
-    return listener
-
-
 class Gateway:
     """One gateway with all its parts. Made inside a running event loop; `start`, then `stop`."""
 
@@ -133,6 +109,7 @@ class Gateway:
         self.instruments = GatewayInstruments()
         loop = asyncio.get_running_loop()
         self.recorder = Recorder(self.instruments, loop.call_soon, time.monotonic, time.time)
+        self.recorder.look_at(config.quality_per_s)
         self.source = source or _source(config)
         self.client = UpstreamClient(
             connect_timeout_s=config.connect_timeout_s,
@@ -146,6 +123,18 @@ class Gateway:
             self.protection.gatekeeper if gatekeeper is None else None, config.queue.endpoint_concurrency,
         )  # fmt: skip
         secret = load_secret(config.secret_file)
+        self.drift: DriftFeed | None = None
+        self.resampler: Resampler | None = None
+        if config.drift_socket is not None and config.drift_per_s > 0:
+            self.drift = DriftFeed(config.drift_socket, secret, config.drift_per_s, time.monotonic)
+            self.drift.on_score = self.recorder.scored
+            self.recorder.after_reading.append(self.drift)
+            self.resampler = Resampler(
+                config.resample,
+                Attempts(self.book, self.client, self.recorder, PromptDeaths(), self.source.suspect, config.picking),
+                self.drift, self.instruments, self.protection.gatekeeper.waiting,
+            )  # fmt: skip
+            self.recorder.after_reading.append(self.resampler)
         self.guard_models = GuardModels(config.guard, self._guard_urls)
         self.guarding = Guarding(config.guard, self.guard_models, self.guard_models.crowded, self.instruments)
         self.guarding.on_models = self.guard_models.needed
@@ -245,6 +234,8 @@ class Gateway:
             self._spawn(work)
         if self.channel is not None:
             self._spawn(self.channel.run())
+        if self.drift is not None:
+            self._spawn(self.drift.run())
         log(logging.INFO, "gateway-started", name=config.name, boot=self.boot, port=self.port,
             admin_port=self.admin_port, compiled=compiled.in_use())  # fmt: skip
 
@@ -262,6 +253,8 @@ class Gateway:
             await asyncio.sleep(SWEEP_EVERY_S)
             self.recorder.sweep()
             self._follow_endpoints()
+            if self.drift is not None:
+                self.instruments.set_drift_untold(self.drift.dropped)
             now = time.monotonic()
             if now - pruned_at > PRUNE_EVERY_S:
                 pruned_at = now
@@ -278,6 +271,8 @@ class Gateway:
         """Stop accepting, let streams finish within the drain window, send the last outcomes, end."""
         self.draining = True
         self.mirroring.stop()
+        if self.resampler is not None:
+            self.resampler.stop()
         log(logging.INFO, "gateway-draining", window_s=self.config.drain_s)
         await asyncio.sleep(self.config.drain_delay_s)
         await self.data_server.drain(self.config.drain_s)

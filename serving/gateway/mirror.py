@@ -30,7 +30,7 @@ from monitoring.quality import similarity
 from serving.endpoints import EndpointBook, taking
 from serving.errors import UpstreamError, UpstreamTimeout
 from serving.gateway.attempts import Attempts, Call, Failure, FailureKind, Opened, failure_in
-from serving.gateway.judging import read_transcript, signals_in
+from serving.gateway.judging import read_transcript, scores_in, signals_in
 from serving.gateway.ledger import PairTicket
 from serving.gateway.overseeing import Judged
 from serving.gateway.recorder import Recorder
@@ -371,6 +371,7 @@ class Mirroring:
             if alike is not None:
                 ledger.compared(pair.ticket, alike)
             self._tell(pair, pair.ticket, discordances(real, copy))
+            self._tell_scores(pair, pair.ticket, pair.pairing.stable.transcript, pair.pairing.canary.transcript)
             events = (real.signals, copy.signals)
             if real.text is not None and copy.text is not None:
                 later = self._judge_texts(pair, pair.ticket, events)
@@ -413,7 +414,9 @@ class Mirroring:
         if ended.transcript is None or ended.transcript.compressed:
             return Shown()
         answer = read_transcript(pair.operation, ended.transcript)
-        signals = signals_in(pair.operation, ended.transcript, answer, texts=True)
+        asked = pair.call.unit.question
+        fields = asked.fields if asked is not None else {}
+        signals = signals_in(pair.operation, ended.transcript, answer, texts=True, fields=fields)
         failed = Signal.ERROR in signals or Signal.ENGINE_4XX in signals
         return Shown(signals, text=None if failed else "\n".join(answer.texts))
 
@@ -430,6 +433,30 @@ class Mirroring:
                 )
             )  # fmt: skip
         if found:
+            self._recorder.on_event()
+
+    def _tell_scores(
+        self, pair: MirroredPair, ticket: PairTicket, real: Transcript | None, copy: Transcript | None
+    ) -> None:
+        """Tell the scores that both answers have: a pair is judged by their difference."""
+        asked, wanted = pair.call.unit.question, pair.call.unit.pick.route.traffic.scores
+        if not wanted or asked is None or real is None or copy is None:
+            return
+        found = [
+            scores_in(pair.operation, transcript, read_transcript(pair.operation, transcript), asked.fields, wanted)
+            for transcript in (real, copy)
+        ]
+        outbox, now = self._recorder.outbox, time.time()
+        for name in found[0].keys() & found[1].keys():
+            for arm, scores in zip((Role.STABLE, Role.CANARY), found, strict=True):
+                outbox.append(
+                    Event(
+                        sequence=outbox.next_sequence(), model=pair.model, rollout=pair.rollout, signal=f"score/{name}",
+                        arm=arm, weight=PAIRED_WEIGHT, paired=True, score=scores[name], admission=ticket.number,
+                        digest=pair.target.digest if arm is Role.CANARY else pair.call.unit.revision.digest,
+                        admitted_at=ticket.admitted_at, settled_at=now,
+                    )
+                )  # fmt: skip
             self._recorder.on_event()
 
     def _given_up(self, pair: MirroredPair) -> None:

@@ -166,6 +166,11 @@ class Observer:
             }  # fmt: skip
             self._sink.offer(pack(facts))
 
+    def _tells(self, over: Over) -> bool:
+        """Whether the text may be kept: where stable answered in the canary's place, both versions must allow it."""
+        picked, answered = over.unit.pick.revision, over.answered_by
+        return self._may_tell(picked) and (answered is None or answered is picked or self._may_tell(answered))
+
     # Traces
 
     def _trace(self, sender: Sender, over: Over, *, failed: bool) -> bool:
@@ -187,7 +192,7 @@ class Observer:
         revision, traffic = pick.revision, pick.route.traffic
         ended = unit.started + over.duration_s
         offset = unit.admitted_at - unit.started
-        tell = self._trace_content and _is_short(trail, answer) and self._may_tell(revision)
+        tell = self._trace_content and _is_short(trail, answer) and self._tells(over)
         return TraceRecord(
             trail.trace_id, trail.span_id, trail.parent_id, why, unit.operation, traffic.model,
             revision.version, revision.digest[:12], revision.role, over.outcome, failed, unit.stream,
@@ -215,7 +220,7 @@ class Observer:
         unit, trail, answer, transcript = over.unit, over.trail, over.answer, over.transcript
         pick = unit.pick
         revision, traffic = pick.revision, pick.route.traffic
-        tell = self._may_tell(revision)
+        tell = self._tells(over)
         readable = transcript is not None and not transcript.compressed
         wanted = readable and (tell or trail.fields.get("logprobs") is not None)
         facts = {

@@ -30,7 +30,7 @@ from serving.gateway.express import Express
 from serving.gateway.forwarding import Header, client_headers, client_id, passed_on, read_lines, version_lines
 from serving.gateway.guarded_way import GuardedWay
 from serving.gateway.observing import Observer
-from serving.gateway.recorder import Recorder
+from serving.gateway.recorder import Question, Recorder
 from serving.gateway.request_ids import Issuer, fresh_nonce
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
 from serving.gateway.sessions import session_hash
@@ -211,6 +211,7 @@ class Pipeline:
             demand=self._demand(exchange, request, pick.revision),
             key=exchange.caller.key_id,
         )
+        call.unit.question = Question(request.fields, nonce, exchange.caller.namespace)
         if self._observer is not None:
             call.unit.trail = self._observer.begin(exchange, request, nonce, session)
         exchange.on_gone = call.leash.pull

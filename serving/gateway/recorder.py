@@ -8,15 +8,16 @@ small batches between other work; what is known at once (errors, a first token t
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from serving.admission import Pick
 from serving.gateway.guard_records import GuardRecord
-from serving.gateway.judging import GENERATING, read_transcript, signals_in
+from serving.gateway.judging import GENERATING, read_transcript, scores_in, signals_in
 from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger, Ticket
 from serving.gateway.observing import Observer, Over
@@ -56,12 +57,22 @@ _ERROR: Final = Signal.ERROR
 _ENGINE_4XX: Final = Signal.ENGINE_4XX
 
 
+class Question(NamedTuple):
+    """What was asked, as whoever reads answers after their end needs it."""
+
+    fields: Mapping[str, Any]
+    """The body, parsed."""
+    nonce: bytes
+    namespace: str
+    """Of the key."""
+
+
 class Unit:
     """One admitted request and what is to be known of it."""
 
     __slots__ = ("admitted_at", "asked", "events", "first_token_limits", "first_token_seen", "guard", "late_levels",
-                 "no_latency", "operation", "per_token_limits", "permit", "pick", "request_index", "revision",
-                 "session", "started", "stream", "ticket", "trail", "witness")  # fmt: skip
+                 "no_latency", "operation", "per_token_limits", "permit", "pick", "question", "request_index",
+                 "revision", "session", "shown", "started", "stream", "ticket", "trail", "witness")  # fmt: skip
 
     def __init__(
         self,
@@ -95,6 +106,10 @@ class Unit:
         self.permit = permit
         self.witness: Witness | None = None
         """Who else hears of its outcome: it is half of a mirrored pair."""
+        self.question: Question | None = None
+        """None for what is no client's request."""
+        self.shown: tuple[Signal, ...] = ()
+        """What its answer's text showed."""
         self.trail: Trail | None = None
         """Its way, where traces or a request log are on."""
         self.events: list[str] = []
@@ -103,10 +118,28 @@ class Unit:
         self.asked: Asked | None = None
         """What is kept for those who look at it after its end."""
 
+    def without_question(self) -> Unit:
+        """The same without the request's body, for keeping it a while."""
+        kept = Unit(self.pick, self.operation, self.stream, self.ticket, self.admitted_at, self.started, self.permit)
+        kept.session, kept.request_index, kept.no_latency = self.session, self.request_index, self.no_latency
+        kept.first_token_limits, kept.per_token_limits = self.first_token_limits, self.per_token_limits
+        kept.first_token_seen, kept.late_levels = self.first_token_seen, self.late_levels
+        kept.witness, kept.shown, kept.trail, kept.events = self.witness, self.shown, self.trail, self.events
+        kept.guard, kept.asked = self.guard, self.asked
+        return kept
+
     @property
     def judged(self) -> bool:
         """Whether events of it still count."""
         return self.ticket.number > 0 and not self.ticket.settled
+
+
+class AfterReading(Protocol):
+    """Hears of every request that has ended, once its answer was read and before it is settled."""
+
+    def ended(self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None) -> None:
+        """Must return soon. `answer` has its texts where the unit is judged, else perhaps only its usage."""
+        ...
 
 
 class _Ended:
@@ -163,6 +196,11 @@ class Recorder:
         self.on_findings: Callable[[Unit], None] = lambda _: None
         """Told when a unit's `guard` has findings that came after its end."""
         self.overseer: Overseer | None = None
+        self.after_reading: list[AfterReading] = []
+        self._look_at_per_s = 0.0
+        self._looks = 0.0
+        """How many answers may be looked at now, beside those that are evidence."""
+        self._looked_at = 0.0
         self._defer = defer
         self._monotonic = monotonic
         self._wall = wall
@@ -173,6 +211,10 @@ class Recorder:
         self._scheduled = False
         self._names: dict[str, tuple[str, str]] = {}
         self._live: set[tuple[str, str]] = set()
+
+    def look_at(self, per_s: float) -> None:
+        """Look at the texts of so many answers per second, too, that are no evidence; the first of each moment."""
+        self._look_at_per_s = per_s
 
     # Tables
 
@@ -400,12 +442,15 @@ class Recorder:
         answer = Answer()
         first_s = per_token_s = None
         if transcript is not None:
-            answer = read_transcript(unit.operation, transcript, usage_only=not unit.judged)
+            texts = unit.judged or self._may_look(unit)
+            answer = read_transcript(unit.operation, transcript, usage_only=not texts)
             if unit.stream and transcript.first_at:
                 first_s = transcript.first_at - unit.started
             per_token_s = _per_token_s(unit, transcript, answer, ended.duration_s)
             if outcome is _OK:
-                outcome = self._quality(unit, transcript, answer)
+                outcome = self._quality(unit, transcript, answer, texts=texts)
+                if texts and outcome is _OK and ended.answered_by is unit.revision:
+                    self.instruments.answer_read(unit.pick.route.model, unit.revision.version, unit.shown)
             if outcome is _OK and ended.first_attempt:
                 self._latency(unit, first_s, per_token_s)
         trace: tuple[str, float] | None = None
@@ -420,10 +465,30 @@ class Recorder:
                 first_s, per_token_s if unit.stream else None, answer.input_tokens, answer.output_tokens, trace,
             )
         )  # fmt: skip
+        for listener in self.after_reading:
+            listener.ended(unit, answer, ended.answered_by)
         return answer
 
-    def _quality(self, unit: Unit, transcript: Transcript, answer: Answer) -> RequestOutcome:
-        signals = signals_in(unit.operation, transcript, answer, texts=unit.judged)
+    def _may_look(self, unit: Unit) -> bool:
+        """Whether there is time to look at the text of an answer that is no evidence."""
+        if not self._look_at_per_s or unit.operation not in GENERATING:
+            return False
+        now, most = self._monotonic(), max(1.0, self._look_at_per_s)
+        self._looks = min(most, self._looks + (now - self._looked_at) * self._look_at_per_s)
+        self._looked_at = now
+        if self._looks < 1.0:
+            return False
+        self._looks -= 1.0
+        return True
+
+    def _quality(self, unit: Unit, transcript: Transcript, answer: Answer, *, texts: bool) -> RequestOutcome:
+        fields = unit.question.fields if unit.question is not None else {}
+        signals = signals_in(unit.operation, transcript, answer, texts=texts, fields=fields)
+        unit.shown = signals
+        wanted = unit.pick.route.traffic.scores
+        if wanted and unit.judged and Signal.ERROR not in signals and Signal.ENGINE_4XX not in signals:
+            for name, score in scores_in(unit.operation, transcript, answer, fields, wanted).items():
+                self.scored(unit, name, score)
         if not signals:
             return _OK
         for signal in signals:
@@ -465,10 +530,34 @@ class Recorder:
         if not unit.judged:
             return
         unit.events.append(_EVENT_NAMES[signal, level] if isinstance(signal, Signal) else signal)
-        route = unit.pick.route
         now = self._wall()
         if level and isinstance(signal, Signal) and not self._tells(unit, signal, level, now):
             return
+        self._tell(unit, str(signal), now, level=level, cause=cause)
+
+    def scored(self, unit: Unit, name: str, score: float) -> None:
+        """Tell of a scored answer of a unit, which may have settled before; a score that nobody watches is not told.
+
+        Args:
+            unit: Whose first attempt gave the answer.
+            name: Of the signal, after `score/`.
+            score: Higher is worse.
+        """
+        traffic = unit.pick.route.traffic
+        if unit.ticket.number > 0 and name in traffic.scores and math.isfinite(score) and unit.pick.weight < 100:
+            self._tell(unit, f"score/{name}", self._wall(), score=score)
+
+    def _tell(
+        self,
+        unit: Unit,
+        signal: str,
+        now: float,
+        *,
+        level: str = "",
+        cause: Cause = Cause.VERSION,
+        score: float | None = None,
+    ) -> None:
+        route = unit.pick.route
         self.outbox.append(
             Event(
                 sequence=self.outbox.next_sequence(),
@@ -480,6 +569,7 @@ class Recorder:
                 arm=unit.revision.role,
                 digest=unit.revision.digest,
                 weight=unit.pick.weight,
+                score=score,
                 session=session_hash(route.traffic.salt, unit.session) if unit.session is not None else None,
                 request_index=unit.request_index,
                 admission=unit.ticket.number,

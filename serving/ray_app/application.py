@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from serving.engines import pod, simulated, vllm
 from serving.engines.base import EngineCommand, EngineProcess, Listener
 from serving.errors import EngineStartFailed
 from serving.ray_app import scaling
+from serving.ray_app.asgi import Application, Receive, Scope, Send, lifespan
 from serving.specs import EngineKind, Frozen, RevisionSpec
 
 DEPLOYMENT = "engine"
@@ -38,10 +39,6 @@ HEALTH_CHECK_PERIOD_S = 2.0
 HEALTH_CHECK_TIMEOUT_S = 10.0
 START_ATTEMPTS = 3
 """Serve gives up on an application none of whose replicas ever started after so many attempts."""
-
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 logger = logging.getLogger("ray.serve")
 
@@ -125,12 +122,12 @@ class Replica:
         if self._engine is None or not await self._engine.healthy():
             raise RuntimeError("the engine does not answer /health")
 
-    def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    def __serve_build_asgi_app__(self) -> Application:
         """The application that Serve runs on the replica's port; a function, since uvicorn takes methods for ASGI 2."""
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":
-                await _lifespan(receive, send)
+                await lifespan(receive, send)
             elif scope["type"] == "http":
                 known = scope["method"] in ("GET", "HEAD") and scope["path"].endswith(ENGINE_PATH)
                 body = self._whereabouts() if known else {"error": f"only GET {ENGINE_PATH} is answered here"}
@@ -246,11 +243,3 @@ def _progress(name: str) -> Callable[[float], None]:
             logger.info("%s is loading, %.0f s so far", name, waited_s)
 
     return tell
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

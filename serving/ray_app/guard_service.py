@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -25,6 +25,7 @@ from guardrails.model_checks.base import ModelText
 from guardrails.model_checks.learned import LearnedChecks
 from guardrails.model_checks.wire import read_request, write_answer
 from guardrails.verdicts import Hit
+from serving.ray_app.asgi import Application, Receive, Scope, Send, lifespan
 from serving.specs import GUARD_APPLICATION, Frozen
 
 DEPLOYMENT = "guardrails"
@@ -36,10 +37,6 @@ BATCH_WAIT_S = 0.002
 """How long the first request of a batch waits for others: less than one text takes."""
 BUSY_REQUESTS = 4.0
 """Requests under way in a replica above which another one is started."""
-
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 logger = logging.getLogger("ray.serve")
 
@@ -82,12 +79,12 @@ class GuardReplica:
         """What the models find in the texts of several requests; one that fails harms no other kind's."""
         return await asyncio.to_thread(examined, self._learned, requests)
 
-    def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    def __serve_build_asgi_app__(self) -> Application:
         """The application that Serve runs on the replica's port; a function, since uvicorn takes methods for ASGI 2."""
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":
-                await _lifespan(receive, send)
+                await lifespan(receive, send)
             elif scope["type"] == "http":
                 status, body = await self._respond(scope, receive)
                 headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
@@ -164,14 +161,6 @@ async def _body_of(receive: Receive) -> bytes | None:
             return None
         if not message.get("more_body"):
             return bytes(body)
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
 
 
 def build(args: dict[str, Any]) -> serve.Application:

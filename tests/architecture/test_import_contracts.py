@@ -35,6 +35,7 @@ SHELL = {
     "rollout.actuate": "acts on workloads and traffic",
     "rollout.announcer": "reads the log and tells receivers",
     "rollout.controller": "the loop: reads the clock, writes the log",
+    "rollout.drift_gate": "asks the drift watch",
     "rollout.judges": "reads the judge's policy",
     "rollout.leadership": "takes the lease, writes the log",
     "rollout.observe": "asks workloads and gateways",

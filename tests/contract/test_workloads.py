@@ -23,7 +23,6 @@ from rollout.workloads.ray_serve import RayServeWorkloads
 from rollout.workloads.referred import ReferredWorkloads
 from serving.specs import EngineKind, RevisionSpec, object_name
 from tests.kubernetes.cluster import Write
-from tests.kubernetes.definitions import RAY_SERVICES
 from tests.kubernetes.kuberay import KubeRay, a_node
 from tests.kubernetes.people import People
 from tests.kubernetes.server import ApiServer
@@ -124,7 +123,6 @@ class RayWorld(World):
 
 class KubeRayWorld(World):
     def __init__(self, api: ApiServer) -> None:
-        api.cluster.create("customresourcedefinitions", None, RAY_SERVICES)
         api.cluster.create("nodes", None, a_node("one"))
         self.api = api
         self.kuberay = KubeRay(api.cluster)

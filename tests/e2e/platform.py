@@ -21,7 +21,7 @@ class Platform:
     """`tidegate` on a home of its own."""
 
     def __init__(self, home: Path, **changes: str) -> None:
-        gateway, admin, control, serve = free_ports(4)
+        gateway, admin, control, serve, drift = free_ports(5)
         own = {f"TIDEGATE_{name.upper()}": value for name, value in changes.items()}
         self.environment = (
             os.environ
@@ -32,6 +32,7 @@ class Platform:
                 "TIDEGATE_ADMIN_PORT": str(admin),
                 "TIDEGATE_CONTROL_PORT": str(control),
                 "TIDEGATE_SERVE_PORT": str(serve),
+                "TIDEGATE_DRIFT_PORT": str(drift),
             }
         )
         self.settings = Settings(

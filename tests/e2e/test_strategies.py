@@ -131,8 +131,7 @@ def test_an_a_b_test_reports_and_waits_for_a_person(control, traffic):
 
 
 def test_models_on_ray_serve_check_what_engines_say(platform, key):
-    source = HEALTHY + "&toxic_rate=1"
-    platform.tidegate("model", "register", "guarded", "--source", source, "--policy", "standard")
+    platform.tidegate("model", "register", "guarded", "--source", f"{HEALTHY}&toxic_rate=1", "--policy", "standard")
     platform.tidegate("deploy", "guarded@1.0.0", "-y", "--wait")
     url, headers = platform.settings.gateway_url + "/v1/chat/completions", {"authorization": f"Bearer {key}"}
     hello = {"model": "guarded", "messages": [{"role": "user", "content": "Tell me of the harbour."}]}
@@ -141,13 +140,15 @@ def test_models_on_ray_serve_check_what_engines_say(platform, key):
         assert answer.json()["error"]["code"] == "guardrail_unavailable", answer.text
         assert time.monotonic() < until, "the guardrails' service never came up"
         time.sleep(0.5)
-    assert answer.json()["choices"][0]["finish_reason"] == "content_filter"
     client = openai.OpenAI(base_url=platform.settings.gateway_url + "/v1", api_key=key, max_retries=0)
-    stream = client.chat.completions.create(**hello, stream=True)
-    choices = [choice for chunk in stream for choice in chunk.choices]
-    assert choices[-1].finish_reason == "content_filter"
-    assert not "".join(choice.delta.content or "" for choice in choices)
-    insult = {"role": "user", "content": "You disgusting pathetic loser, nobody likes you."}
+    whole = [client.chat.completions.create(**hello).choices[0].finish_reason for _ in range(20)]
+    assert "content_filter" in whole, "every answer begins with an insult, and some are gross"
+    endings = set()
+    for _ in range(20):
+        stream = client.chat.completions.create(**hello, stream=True)
+        endings.add([choice for chunk in stream for choice in chunk.choices][-1].finish_reason)
+    assert "content_filter" in endings
+    insult = {"role": "user", "content": "You disgusting pathetic loser, nobody likes you, you dumb fool."}
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="guarded", messages=[insult])
     assert refused.value.code == "content_filter"

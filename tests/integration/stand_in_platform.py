@@ -55,6 +55,7 @@ SCENARIOS = {
     "grandchild": {"ray": PARENT, "gateway": SLEEPER},
     "deaf": {"gateway": DEAF},
     "broken": {"ray": BROKEN, "gateway": SLEEPER},
+    "drift-broken": {"gateway": SLEEPER, "drift": BROKEN},
 }
 
 
@@ -75,7 +76,7 @@ def main() -> int:
             return path.exists() and path.stat().st_mtime >= started_at - 0.05
 
         argv = (sys.executable, "-S", "-c", program, name, str(folder))
-        return Part(name, name.title(), argv, ready, stop_s=1.0)
+        return Part(name, name.title(), argv, ready, stop_s=1.0, vital=name != "drift")
 
     parts = [part(name, program) for name, program in SCENARIOS[sys.argv[1]].items()]
     supervisor = Supervisor(settings, parts, platform_environment(settings))

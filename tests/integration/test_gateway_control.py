@@ -59,7 +59,7 @@ async def test_table_is_applied_saved_and_acknowledged_quickly(tmp_path: Path) -
         for sequence in range(2, 12):
             pushed = time.monotonic()
             await r.controller.push(table(sequence, 10 * (sequence % 5)))
-            await until(lambda s=sequence: r.controller.acks[-1][2] == s)
+            await until(lambda s=sequence: r.controller.acks and r.controller.acks[-1][2] == s)
             delays.append(r.controller.acks[-1][0] - pushed)
             saved = load_table(tmp_path / "gateway" / "table.json")
             assert saved is not None

@@ -475,3 +475,24 @@ async def test_every_drawn_request_is_counted_once_whatever_happens(tmp_path: Pa
         assert len(set(admissions)) == len(admissions)
         assert r.gateway.recorder.in_flight[STABLE_DIGEST] == r.gateway.recorder.in_flight[CANARY_DIGEST] == 0
         assert all(e.outstanding == 0 for a in ("stable-app", "canary-app") for e in r.gateway.book.of(a))
+
+
+async def test_scores_of_a_pair_are_told_of_both_answers_and_judged_by_their_difference(tmp_path: Path) -> None:
+    async with (
+        rig(tmp_path, first=shadow(1, scores=("length",)), mirror=PAIRS) as r,
+        httpx.AsyncClient(base_url=r.url) as http,
+    ):
+        r.canary.do = lambda body: {"tokens": 50}
+        for mark in range(40):
+            assert (await ask(http, mark=mark)).status_code == 200
+        await over(r)
+        scores = [e for e in r.controller.events if e.signal == "score/length"]
+        assert Counter((e.arm, e.score, e.paired) for e in scores) == {
+            (Role.STABLE, 5.0, True): 40, (Role.CANARY, 50.0, True): 40,
+        }  # fmt: skip
+        assert all(len([e for e in scores if e.admission == n]) == 2 for n in {e.admission for e in scores})
+        spec = parse_spec({"model": "chat", "version": "1.1.0", "strategy": {"shadow": {}},
+                           "analysis": {"signals": [{"name": "score/length"}]}})  # fmt: skip
+        ledger = Ledger("r1", spec, canary=CANARY_DIGEST, stable=STABLE_DIGEST)
+        ledger.add(EvidenceIncrement(rollout="r1", gateway="g", boot="b", events=tuple(r.controller.events)))
+        assert ledger.readings()[0].verdict is Verdict.FAILED

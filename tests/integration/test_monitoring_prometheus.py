@@ -24,8 +24,8 @@ import yaml
 from benchmarks.processes import Processes, free_port, furnish
 from monitoring.dashboards.catalogue import EXPORTED, Kind, Source
 from monitoring.dashboards.expressions import metric_names
-from monitoring.instruments import RolloutInstruments
-from monitoring.measurements import RolloutMeasurement
+from monitoring.instruments import DriftInstruments, RolloutInstruments
+from monitoring.measurements import DriftMeasurement, RolloutMeasurement
 from monitoring.rules.collection import Targets, prometheus_text
 from monitoring.rules.document import rules_document
 from monitoring.slo import ServiceLevels
@@ -35,6 +35,7 @@ from serving.gateway.config import GatewayConfig
 from serving.traffic import Role
 from tests.integration.gateway_fakes import Rig, rig, session_on, table
 from tests.integration.test_cli_platform import Shell
+from tests.integration.test_request_log import with_policy
 from tests.otlp import http_collector
 from tests.ports import free_ports
 from tests.promtool import require
@@ -57,17 +58,32 @@ ROLLOUT = RolloutMeasurement(
     (("error", 1.5, 5.3), ("empty", -0.2, 6.7), ("repetition", 0.4, 6.7)),
 )
 
+BLOCKING = "schema: 1\nname: blocking\nchecks:\n  - {name: secrets, direction: output, action: block}\n"
+KEY = "sk-proj-9fK2mQ7xLbT4vN8cR1yW5zA3dE6hJ0pS2uG4iO7kM9nB1qX3 "
+"""What those guardrails block."""
+
 SILENT = {
     "ALERTS": "no alert fires",
     "tidegate_mirrored_requests_total": "nothing is mirrored",
     "ray_vllm_": "engines are asked directly here",
     'role="draining"': "nothing drains",
+    'verdict="block"': "the policy of a version without one only observes",
 }
 """What an expression may hold whose panel rightly stays empty in this rig."""
 
 
 def control_plane() -> bytes:
     return RolloutInstruments().render([ROLLOUT], {("chat", "signal"): 1}, "")[0]
+
+
+DRIFT = [
+    DriftMeasurement("chat", "all", name, 2.0, 1e6, active=False, alarms=1) for name in ("embedding", "kernel_window")
+]
+
+
+def drift_watch() -> bytes:
+    seen = int(time.time())  # something grows
+    return DriftInstruments().render(DRIFT, {("chat", "seen"): seen, ("chat", "embedded"): seen}, seen, "")[0]
 
 
 class Exporters:
@@ -143,7 +159,15 @@ async def load(r: Rig) -> None:
     limits = httpx.Limits(max_connections=20)
     async with httpx.AsyncClient(base_url=r.url, timeout=30, trust_env=False, limits=limits) as client:
         sessions = [session_on(role, 50, i * 100) for i in range(5) for role in (Role.STABLE, Role.CANARY)]
-        fakes: list[dict[str, Any]] = [{}, {}, {"status": 500}, {"do": "die-mid"}, {"status": 400}]
+        fakes: list[dict[str, Any]] = [
+            {},
+            {},
+            {"text": ""},
+            {"status": 500},
+            {"do": "die-mid"},
+            {"status": 400},
+            {"text": KEY, "piece": KEY},
+        ]
         requests = [
             ({"model": "chat", "stream": stream, "fake": fake,
               "messages": [{"role": "user", "content": "你好"}], "mark": "x"}, {"x-session-id": session})
@@ -167,10 +191,11 @@ async def collected(folder: Path) -> AsyncIterator[tuple[Rig, Asked, set[str]]]:
     exporters = Exporters()
     files = {name: (EXPORTERS / f"{name}.prom").read_bytes() for name in ("vllm", "dcgm", "node")}
     try:
-        async with rig(folder / "home", first=table(1, 50)) as r:
+        async with rig(folder / "home", first=with_policy(table(1, 50), BLOCKING)) as r:
             engine, gpu, host = (exporters.serve(lambda name=name: files[name]) for name in ("vllm", "dcgm", "node"))
             targets = Targets(
                 gateways=(f"127.0.0.1:{r.gateway.admin_port}",), controls=(exporters.serve(control_plane),),
+                drifts=(exporters.serve(drift_watch),),
                 engines=(engine,), gpus=(gpu,), hosts=(host,),
             )  # fmt: skip
             rules = rules_document(ServiceLevels())
@@ -190,7 +215,11 @@ async def collected(folder: Path) -> AsyncIterator[tuple[Rig, Asked, set[str]]]:
                     await load(r)
                     await asyncio.sleep(1)
                 async with httpx.AsyncClient(trust_env=False) as direct:
-                    text = (await direct.get(f"{r.admin_url}/metrics")).text + control_plane().decode()
+                    text = (
+                        (await direct.get(f"{r.admin_url}/metrics")).text
+                        + control_plane().decode()
+                        + drift_watch().decode()
+                    )
                 yield r, asked, {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE ")}
     finally:
         exporters.stop()
@@ -239,7 +268,7 @@ async def test_every_panel_and_rule_has_data_and_every_name_is_exported(tmp_path
         assert unhealthy == {}
         targets = (await asyncio.to_thread(asked.get, "/api/v1/targets"))["activeTargets"]
         assert {t["labels"]["job"]: t["health"] for t in targets} == dict.fromkeys(
-            ("tidegate-gateway", "tidegate-control", "tidegate-engine", "dcgm", "node"), "up"
+            ("tidegate-gateway", "tidegate-control", "tidegate-drift", "tidegate-engine", "dcgm", "node"), "up"
         )
 
         ours = {m.name.removesuffix("_created") for m in EXPORTED}
@@ -397,6 +426,7 @@ def test_up_with_monitoring_runs_prometheus_and_down_stops_it(tmp_path: Path) ->
     site.write_text(site.read_text().replace(stand_ins, stand_ins + " + real(s)[3:]"))
     port = free_ports(1)[0]
     shell.env["TIDEGATE_PROMETHEUS_PORT"] = str(port)
+    shell.env["TIDEGATE_DRIFT"] = "false"
     try:
         code, out, err = shell("up", "--bare", "--detach", "--with-monitoring", "--timeout", "60")
         assert code == 0, err

@@ -75,7 +75,7 @@ async def test_a_line_says_what_is_known_of_a_request_and_of_its_text_only_where
         await http.post("/v1/feedback", json={"request_id": request_id, "rating": "down", "comment": "hm"})
         (line,) = await logged(r, 1)
         log = RequestLog(r.home / "requests")
-        await until(lambda: bool((log.find(request_id) or {}).get("feedback")))
+        await until(lambda: bool((log.find(request_id) or {}).get("feedback")), within_s=20)
         found = log.find(request_id)
     assert found is not None
     assert {k: found[k] for k in ("request_id", "model", "version", "role", "outcome", "answered_by", "weight")} == {
@@ -188,7 +188,7 @@ async def test_segments_become_columns_and_a_user_is_erased_from_all_of_them_whi
         await logged(r, 6)
         await until(lambda: bool(list(r.home.rglob("*.parquet"))), within_s=30)
         log = RequestLog(r.home / "requests")
-        await until(lambda: bool((log.find(ids["jane"][0]) or {}).get("feedback")))
+        await until(lambda: bool((log.find(ids["jane"][0]) or {}).get("feedback")), within_s=30)
         mark = mark_of(load_secret(r.home / "gateway" / "secret"), "jane")
         gone = await asyncio.to_thread(log.erase, mark, time.time(), 20.0)
         assert gone == 4, "three requests and the vote on one of them"
@@ -213,7 +213,7 @@ async def test_a_writer_that_stands_still_costs_lines_and_no_answers(tmp_path: P
             r.gateway.texts._allowed[""] = True  # so that lines are large
             for _ in range(12):
                 assert (await http.post("/v1/chat/completions", json=chat("x" * 60_000))).status_code == 200
-            await until(lambda: sink.dropped > 0)
+            await until(lambda: sink.dropped > 0, within_s=20)
             text = (await http.get(f"{r.admin_url}/metrics")).text
             assert 'tidegate_telemetry_dropped_total{kind="request-log"}' in text
         finally:

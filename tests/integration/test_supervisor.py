@@ -171,6 +171,14 @@ def test_a_part_that_never_comes_up_ends_the_start_with_its_last_words(platform:
     assert all(p.pid is None for p in state.parts)
 
 
+def test_a_part_that_is_not_vital_is_tried_again_and_stops_nothing(platform: Platform) -> None:
+    process = platform.start("drift-broken")
+    eventually(lambda: platform.state() is not None and platform.part("drift").restarts > 3)
+    assert platform.part("gateway").state is State.READY
+    assert platform.part("gateway").restarts == 0
+    assert process.poll() is None
+
+
 def test_children_die_with_a_killed_supervisor_and_the_rest_is_cleared(platform: Platform) -> None:
     process = platform.start("grandchild")
     eventually(platform.all_ready)

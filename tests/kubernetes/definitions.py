@@ -35,6 +35,7 @@ def definition(
 
 
 RAY_SERVICES = definition("ray.io", "rayservices", "RayService")
+RAY_CLUSTERS = definition("ray.io", "rayclusters", "RayCluster")
 HTTP_ROUTES = definition("gateway.networking.k8s.io", "httproutes", "HTTPRoute")
 
 GATES = definition(

@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from tests.kubernetes.cluster import Cluster, Write, copied
+from tests.kubernetes.definitions import RAY_CLUSTERS, RAY_SERVICES
 
 Object = dict[str, Any]
 
@@ -29,6 +30,9 @@ class KubeRay:
 
     def __init__(self, cluster: Cluster, *, load_ticks: int = 2) -> None:
         self.cluster = cluster
+        for definition in (RAY_SERVICES, RAY_CLUSTERS):
+            if cluster.find("customresourcedefinitions", None, definition["metadata"]["name"]) is None:
+                cluster.create("customresourcedefinitions", None, definition)
         self.load_ticks = load_ticks
         self.failing: dict[str, str] = {}
         """Applications that can't load, with Serve's message."""
@@ -38,6 +42,8 @@ class KubeRay:
         self.away = False
         self.dead: dict[str, list[str]] = {}
         """Replicas that died, by application: what the dashboard tells."""
+        self._stopped: set[str] = set()
+        """Pods (by uid) in which Serve has stopped the replica."""
         self._age: dict[str, int] = {}
         self._number = 0
 
@@ -72,7 +78,7 @@ class KubeRay:
             self._number += 1
             pending.clear()
             pending |= {"rayClusterName": f"{meta['name']}-{self._number:05d}", "hash": wanted}
-            self._make_head(service, pending["rayClusterName"])
+            self._make_cluster(service, pending["rayClusterName"])
         for which in (pending, active):
             if which.get("rayClusterName"):
                 self._scale(service, which)
@@ -101,12 +107,19 @@ class KubeRay:
             if not pod["metadata"].get("deletionTimestamp"):
                 self.cluster.delete("pods", meta["namespace"], pod["metadata"]["name"])
         if not left:
+            for made in self.cluster.list("rayclusters", meta["namespace"]):
+                if made["metadata"]["name"].startswith(f"{meta['name']}-"):
+                    self.cluster.delete("rayclusters", meta["namespace"], made["metadata"]["name"])
             meta["finalizers"] = [f for f in meta.get("finalizers", ()) if f != FOREGROUND]
             self.cluster.update(self.cluster.kind("rayservices"), meta["namespace"], meta["name"], service, BY)
 
     # -- pods ------------------------------------------------------------------------------------------------------
 
-    def _make_head(self, service: Object, name: str) -> None:
+    def _make_cluster(self, service: Object, name: str) -> None:
+        meta = service["metadata"]
+        spec = copied(service["spec"]["rayClusterConfig"])
+        body = {"metadata": {"name": name, "labels": meta["labels"]}, "spec": spec}
+        self.cluster.create("rayclusters", meta["namespace"], body, BY)
         self._make_pod(service, name, "head", service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"])
 
     def _make_pod(self, service: Object, cluster: str, kind: str, template: Object) -> None:
@@ -155,7 +168,7 @@ class KubeRay:
             waiting = {"reason": "CreateContainerConfigError", "message": f'secret "{missing}" not found'}
             return _pending(containers[0], waiting, bound)
         self._age[uid] = self._age.get(uid, 0) + 1
-        ready = self._age[uid] > self.load_ticks and not self._fails(pod)
+        ready = self._age[uid] > self.load_ticks and not self._fails(pod) and uid not in self._stopped
         state = {"name": containers[0]["name"], "ready": ready, "restartCount": 0, "state": {"running": {}}}
         conditions = [bound, {"type": "Ready", "status": str(ready)}]
         return {"phase": "Running", "node": True, "conditions": conditions, "containerStatuses": [state]}
@@ -194,7 +207,7 @@ class KubeRay:
     def _scale(self, service: Object, which: Object) -> None:
         """As many workers as the cluster was made with, or as Ray's autoscaler finds that Serve needs."""
         where, name = service["metadata"]["namespace"], which["rayClusterName"]
-        config = which.setdefault("config", copied(service["spec"]["rayClusterConfig"]))
+        config = self.cluster.get("rayclusters", where, name)["spec"]
         group = config["workerGroupSpecs"][0]
         count = group["replicas"]
         if config["enableInTreeAutoscaling"]:
@@ -203,8 +216,21 @@ class KubeRay:
         alive = [p for p in workers if not p["metadata"].get("deletionTimestamp")]
         for _ in range(count - len(alive)):
             self._make_pod(service, name, "worker", group["template"])
-        for pod in sorted(alive, key=lambda p: self._age.get(p["metadata"]["uid"], 0))[: max(len(alive) - count, 0)]:
+        named = (group.get("scaleStrategy") or {}).get("workersToDelete") or ()
+        going = sorted(
+            alive, key=lambda p: (p["metadata"]["name"] not in named, self._age.get(p["metadata"]["uid"], 0))
+        )
+        for pod in going[: max(len(alive) - count, 0)]:
             self.cluster.delete("pods", where, pod["metadata"]["name"])
+        which["rayClusterStatus"] = {
+            "desiredWorkerReplicas": count,
+            "minWorkerReplicas": group["minReplicas"],
+            "maxWorkerReplicas": group["maxReplicas"],
+        }
+        # Serve runs one replica in each pod, in as many as it is told to; the newest stop first.
+        oldest = sorted(alive, key=lambda p: -self._age.get(p["metadata"]["uid"], 0))
+        self._stopped -= {p["metadata"]["uid"] for p in oldest}
+        self._stopped |= {p["metadata"]["uid"] for p in oldest[replicas_of(service) :]}
 
     def _serve(self, service: Object, which: Object) -> None:
         config = json.loads(service["spec"]["serveConfigV2"])["applications"][0]
@@ -234,6 +260,8 @@ class KubeRay:
     def _delete_pods(self, namespace: str, cluster: str | None) -> None:
         for pod in self._pods(namespace, cluster) if cluster else ():
             self.cluster.delete("pods", namespace, pod["metadata"]["name"])
+        if cluster and self.cluster.find("rayclusters", namespace, cluster) is not None:
+            self.cluster.delete("rayclusters", namespace, cluster)
 
     # -- what happens to it ----------------------------------------------------------------------------------------
 

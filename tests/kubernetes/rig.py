@@ -91,6 +91,8 @@ class Rig:
     controller: Controller
     operator: Operator
     resolved: list[str]
+    hanging: set[str]
+    """Versions for which the registry does not answer."""
 
     def apply(self, version: str, name: str = "chat", **spec: Any) -> None:
         body = {
@@ -164,8 +166,11 @@ async def operating(
         new_id=lambda: f"{next(ids):08x}",
     )
     resolved: list[str] = []
+    hanging: set[str] = set()
 
     async def resolve(spec: RolloutSpec, _: str) -> Deployed:
+        while spec.version in hanging:  # noqa: ASYNC110 - the test takes it away
+            await asyncio.sleep(0.05)
         resolved.append(f"{spec.model}@{spec.version}")
         return deployed(spec.version, spec.model)
 
@@ -188,7 +193,7 @@ async def operating(
     works = (controller.run(), operator.run(), Gateway(router).run(), _keep_loading(workloads))
     tasks = [asyncio.create_task(work) for work in works]
     try:
-        yield Rig(api, controller, operator, resolved)
+        yield Rig(api, controller, operator, resolved, hanging)
     finally:
         for task in tasks:
             task.cancel()

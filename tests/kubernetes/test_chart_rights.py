@@ -38,7 +38,7 @@ def start_pod(api: ApiServer, name: str) -> None:
     api.cluster.create("pods", "models", body)
 
 
-def test_the_hook_makes_its_secrets_once_and_can_read_no_other(granted: ApiServer) -> None:
+def test_the_job_makes_its_secrets_once_and_can_read_no_other(granted: ApiServer) -> None:
     plan = Plan.model_validate(first_secrets(FOUND))
     client = core(granted, "r-first-secrets")
     secrets = ClusterSecrets(client, plan.labels)

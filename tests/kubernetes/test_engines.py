@@ -6,6 +6,7 @@ The official client against the stand-in over HTTP; KubeRay, kubelets and schedu
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -17,13 +18,17 @@ from rollout.errors import WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
 from rollout.workloads.kuberay import KubeRayWorkloads
 from rollout.workloads.ray_dashboards import RayDashboards
+from rollout.workloads.referred import ReferredWorkloads
 from serving.specs import EngineKind, RevisionSpec, object_name
 from tests.kubernetes.cluster import Write
 from tests.kubernetes.definitions import RAY_SERVICES
 from tests.kubernetes.faults import Trouble
 from tests.kubernetes.kuberay import KubeRay, a_node
+from tests.kubernetes.rig import ACCOUNT, prepared
+from tests.kubernetes.rig import NAMESPACE as RELEASE_NAMESPACE
 from tests.kubernetes.server import ApiServer
 from tests.kubernetes.tidegate import CLUSTER, cluster_api, kuberay_workloads
+from tests.unit.helm.charts import objects
 
 pytestmark = pytest.mark.integration
 
@@ -47,7 +52,6 @@ class Rig:
 
     def __init__(self, api: ApiServer) -> None:
         self.api = api
-        api.cluster.create("customresourcedefinitions", None, RAY_SERVICES)
         for number in range(2):
             api.cluster.create("nodes", None, a_node(f"node-{number}", gpus=4))
         self.kuberay = KubeRay(api.cluster)
@@ -67,6 +71,9 @@ class Rig:
     def node(self, name: str, gpus: int) -> None:
         kind = self.api.cluster.kind("nodes")
         self.api.cluster.update(kind, None, name, a_node(name, gpus=gpus), Write(subresource="status"))
+
+    def cluster_of(self, wanted: Workload) -> str:
+        return str((self.service(wanted) or {})["status"]["activeServiceStatus"]["rayClusterName"])
 
     def service(self, wanted: Workload) -> dict | None:
         return self.api.cluster.find("rayservices", wanted.namespace, object_name(wanted.application))
@@ -255,20 +262,47 @@ async def test_a_lost_node_costs_what_ran_there_and_no_more(rig: Rig) -> None:
     assert (await rig.settle([stable]))[stable.application].state is WorkloadState.READY
 
 
-async def test_another_placement_of_what_runs_costs_no_answer(rig: Rig) -> None:
+async def test_more_and_fewer_replicas_in_the_same_cluster(rig: Rig) -> None:
+    """No engine that answers goes, and what runs is not made anew."""
+    sizes = [2, 4, 1]
+    await rig.settle([workload("1.0.0", replicas=2)])
+    cluster = rig.cluster_of(workload("1.0.0"))
+    for before, size in itertools.pairwise(sizes):
+        wanted = workload("1.0.0", replicas=size)
+        for _ in range(9):
+            await rig.step([wanted])
+            seen = (await rig.port.observe())[wanted.application]
+            assert seen.ready_replicas >= min(before, size)
+        assert (seen.state, seen.ready_replicas) == (WorkloadState.READY, size)
+        assert len(rig.api.cluster.list("pods", labels="ray.io/node-type=worker")) == size
+    assert rig.cluster_of(workload("1.0.0")) == cluster
+
+
+async def test_a_cluster_that_gets_an_autoscaler_costs_no_answer(rig: Rig) -> None:
     """KubeRay makes another cluster beside the first, which takes over when it answers."""
-    before, after = workload("1.0.0"), workload("1.0.0", priorityClassName="serving")
+    before, after = workload("1.0.0"), workload("1.0.0", maxReplicas=2)
     assert before.application == after.application
     await rig.settle([before])
+    cluster = rig.cluster_of(before)
     for _ in range(8):
-        await rig.port.apply([after])
-        rig.kuberay.tick()
+        await rig.step([after])
         assert (await rig.port.observe())[after.application].ready_replicas == 1, "never both, never none"
-    pods = rig.api.cluster.list("pods")
-    assert {p["spec"].get("priorityClassName") for p in pods if "engine" in p["metadata"]["name"] or True} >= {
-        "serving"
-    }
-    assert len([p for p in pods if p["metadata"]["labels"]["ray.io/node-type"] == "worker"]) == 1
+    assert rig.cluster_of(after) != cluster
+    assert len(rig.api.cluster.list("rayclusters")) == 1
+
+
+async def test_another_setting_restarts_nothing_that_runs(rig: Rig, api: ApiServer) -> None:
+    old, new = workload("1.0.0"), workload("1.1.0")
+    await rig.settle([old])
+    cluster = rig.cluster_of(old)
+    rig.port = kuberay_workloads(
+        api, NAMESPACE, cluster=CLUSTER.model_copy(update={"redis_address": "redis:6379", "head_memory": "8Gi"})
+    )
+    seen = await rig.settle([old, new])
+    assert rig.cluster_of(old) == cluster
+    assert seen[new.application].state is WorkloadState.READY
+    config = (rig.service(new) or {})["spec"]["rayClusterConfig"]
+    assert config["gcsFaultToleranceOptions"] == {"redisAddress": "redis:6379"}
 
 
 async def test_replicas_are_given_one_by_one(rig: Rig) -> None:
@@ -276,12 +310,12 @@ async def test_replicas_are_given_one_by_one(rig: Rig) -> None:
     engine = {"minReplicas": 3, "capacity": "replace"}
     whole = workload("1.0.0", replicas=3, **engine)
     await rig.settle([whole])
-    cluster = (rig.service(whole) or {})["status"]["activeServiceStatus"]["rayClusterName"]
+    cluster = rig.cluster_of(whole)
     smaller = whole.model_copy(update={"replicas": 2})
     seen = await rig.settle([smaller])
     assert seen[whole.application].state is WorkloadState.READY
     assert seen[whole.application].ready_replicas == 2
-    assert (rig.service(whole) or {})["status"]["activeServiceStatus"]["rayClusterName"] == cluster
+    assert rig.cluster_of(whole) == cluster
 
 
 async def test_a_right_that_was_revoked(api: ApiServer) -> None:
@@ -315,3 +349,29 @@ async def test_replicas_that_died_are_counted_by_the_dashboard(rig: Rig, api: Ap
     gone = RayDashboards(lambda: "", transport=httpx.MockTransport(lambda _: httpx.Response(503)))
     port = kuberay_workloads(api, NAMESPACE, dashboards=gone)
     assert (await port.observe())[wanted.application].state is WorkloadState.READY, "a lost head stops no engine"
+
+
+async def test_a_life_with_the_chart_s_rights(api: ApiServer) -> None:
+    """Made, scaled both ways, moved and removed, the room asked for; and nothing asked that the chart does not give."""
+    kuberay = KubeRay(api.cluster)
+    api.cluster.create("nodes", None, a_node("node-0", gpus=4))
+    prepared(api, objects({"engine": {"checkRoom": True, "workloadRef": True}}))
+    cluster = CLUSTER.model_copy(update={"release": "r"})
+    port = KubeRayWorkloads(cluster_api(api, token=ACCOUNT), cluster, [RELEASE_NAMESPACE])
+
+    def sized(replicas: int) -> Workload:
+        return workload("1.0.0", replicas=replicas, namespace=RELEASE_NAMESPACE)
+
+    assert await port.shortage(sized(2)) == ""
+    for wanted in ([sized(1)], [sized(2)], [sized(1)], []):
+        for _ in range(8):
+            await port.apply(wanted)
+            kuberay.tick()
+            await port.observe()
+        assert {s.ready_replicas for s in (await port.observe()).values()} == {w.replicas for w in wanted}
+    referred = ReferredWorkloads(cluster_api(api, token=ACCOUNT))
+    for kind in ("Deployment", "InferenceService"):
+        spec = EngineSpec.model_validate({"workloadRef": {"kind": kind, "name": "chat"}})
+        await referred.apply([sized(1).model_copy(update={"engine": spec})])
+        await referred.observe()
+    assert [(a, code) for a, code in api.asked if code == 403] == []

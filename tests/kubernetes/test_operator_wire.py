@@ -17,6 +17,7 @@ import yaml
 from rollout.event_log.base import EventLog, Kind, NewEntry
 from rollout.event_log.memory import MemoryEventLog
 from rollout.operator.names import KIND
+from rollout.operator.reconciler import WORKERS
 from rollout.operator.resource import wish_of
 from rollout.specs import parse_spec
 from tests.kubernetes.faults import Trouble
@@ -118,6 +119,22 @@ async def test_the_api_server_away_and_the_operator_killed(cluster: ApiServer, t
     async with operating(cluster, tmp_path, log) as rig:
         await rig.until(lambda: rig.serving("1.1.0"))
         assert rig.resolved == ["chat@1.1.0"], "what had been deployed is not deployed again"
+
+
+async def test_a_registry_that_hangs_holds_no_rollback_up(cluster: ApiServer, tmp_path: Path) -> None:
+    async with operating(cluster, tmp_path) as rig:
+        for version in ("1.0.0", "1.1.0"):
+            rig.apply(version)
+            await rig.until(lambda v=version: rig.serving(v))  # type: ignore[misc]
+        rig.hanging.add("9.0.0")
+        for number in range(2 * WORKERS):
+            rig.apply("9.0.0", name=f"other-{number}")
+        await asyncio.sleep(0.3)
+        rig.annotate("rollback", "now")
+        took_s = await rig.until(lambda: rig.controller.status("chat").stable.version == "1.0.0")  # type: ignore[union-attr]
+        assert took_s < 5.0
+        rig.hanging.clear()
+        await rig.until(lambda: rig.serving("9.0.0", "other-7"))
 
 
 async def test_a_revoked_right_is_told_and_heals(cluster: ApiServer, tmp_path: Path) -> None:

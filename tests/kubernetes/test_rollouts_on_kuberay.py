@@ -12,7 +12,6 @@ from rollout.errors import InsufficientCapacity
 from rollout.status import Phase, Stage
 from rollout.workloads.base import Workload, WorkloadStatus
 from serving.outcomes import Signal
-from tests.kubernetes.definitions import RAY_SERVICES
 from tests.kubernetes.kuberay import KubeRay, a_node
 from tests.kubernetes.server import ApiServer
 from tests.kubernetes.tidegate import kuberay_workloads
@@ -76,7 +75,6 @@ class KubeRayWorld(World):
 
 @pytest.fixture
 def world(api: ApiServer) -> Iterator[KubeRayWorld]:
-    api.cluster.create("customresourcedefinitions", None, RAY_SERVICES)
     api.cluster.create("nodes", None, a_node("node-0", gpus=2))
     made = KubeRayWorld(api)
     yield made

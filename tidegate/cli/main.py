@@ -10,6 +10,7 @@ import typer
 from tidegate.cli import (
     cluster,
     deploy,
+    drift,
     guard,
     k8s,
     key,
@@ -18,6 +19,7 @@ from tidegate.cli import (
     model,
     monitor,
     platform,
+    probe,
     rollback,
     rollout,
     schema,
@@ -42,6 +44,8 @@ app.add_typer(guard.app, name="guard")
 usage.add_to(app)
 schema.add_to(app)
 app.add_typer(monitor.app, name="monitor")
+app.add_typer(drift.app, name="drift")
+app.add_typer(probe.app, name="probe")
 app.add_typer(k8s.app, name="k8s")
 app.add_typer(log.app, name="log")
 logs.add_to(app)

@@ -39,6 +39,12 @@
 {{- end }}
 - {name: TIDEGATE_WEBHOOKS, value: {{ toJson $hooks | quote }}}
 {{- end }}
+{{- with .Values.tracing.endpoint }}
+- {name: TIDEGATE_OTLP_ENDPOINT, value: {{ . | quote }}}
+- {name: TIDEGATE_OTLP_PROTOCOL, value: {{ $.Values.tracing.protocol }}}
+- {name: TIDEGATE_TRACE_RATIO, value: {{ $.Values.tracing.ratio | quote }}}
+{{- end }}
+- {name: TIDEGATE_DEFAULT_POLICY, value: {{ .Values.guardrails.defaultPolicy }}}
 - {name: TIDEGATE_TRAFFIC_ROUTER, value: {{ .Values.trafficRouter.kind }}}
 {{- if eq .Values.trafficRouter.kind "gateway-api" }}
 - {name: TIDEGATE_HTTP_ROUTE, value: {{ default "{model}" .Values.trafficRouter.httpRoute.name | quote }}}

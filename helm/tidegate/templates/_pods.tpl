@@ -62,3 +62,32 @@ topologySpreadConstraints:
 - name: tmp
   mountPath: /tmp
 {{- end -}}
+
+{{- define "tidegate.firstSecretsPod" -}}
+{{- $values := .root.Values -}}
+metadata:
+  labels: {{- include "tidegate.labels" (dict "root" .root "component" "first-secrets") | nindent 4 }}
+  annotations:
+    checksum/plan: {{ sha256sum .plan }}
+spec:
+  {{- include "tidegate.podStart" .root | nindent 2 }}
+  serviceAccountName: {{ .name }}
+  automountServiceAccountToken: true
+  restartPolicy: OnFailure
+  securityContext: {{- include "tidegate.podSecurity" (dict) | nindent 4 }}
+  containers:
+    - name: first-secrets
+      image: {{ include "tidegate.image" (dict "image" $values.image "root" .root) }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      command: [python, -m, rollout.operator.first_secrets, /etc/tidegate/plan/plan.json]
+      resources: {{- toYaml $values.jobs.resources | nindent 8 }}
+      securityContext: {{- include "tidegate.containerSecurity" .root | nindent 8 }}
+      volumeMounts:
+        - {name: plan, mountPath: /etc/tidegate/plan, readOnly: true}
+        - {name: tmp, mountPath: /tmp}
+  volumes:
+    - name: plan
+      configMap: {name: {{ .name }}}
+    - name: tmp
+      emptyDir: {sizeLimit: 16Mi}
+{{- end -}}

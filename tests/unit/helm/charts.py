@@ -71,7 +71,7 @@ def pods(found: tuple[Object, ...]) -> Iterator[tuple[str, Object, Object]]:
 
 
 def first_secrets(found: tuple[Object, ...]) -> Mapping[str, Any] | None:
-    """The plan of the hook that makes Secrets; None when there is nothing to make."""
+    """The plan of the Job that makes Secrets; None when there is nothing to make."""
     for o in found:
         if o["kind"] == "ConfigMap" and o["metadata"]["name"].endswith("-first-secrets"):
             plan: dict[str, Any] = json.loads(o["data"]["plan.json"])

@@ -114,6 +114,7 @@ def test_what_is_needed_passes(name: str) -> None:
     if "redis" in components:
         needed += [(engine(), part("redis"), 6379)]
     if name == "ha":
+        needed += [(part(p), Peer("observability", {}), 4317) for p in ("gateway", "controller")]
         needed += [(part("gateway"), engine("team-a"), 8265), (engine("team-b"), part("redis"), 6379)]
     client = Peer("ingress", {"app": "nginx"}) if name == "external-everything" else STRANGER
     needed += [(client, part("gateway"), 8000)]
@@ -148,8 +149,20 @@ def test_nothing_else_does(name: str) -> None:
     assert [f for f in asked if reaches(found, *f)] == []
 
 
-def test_with_policies_off_there_are_none() -> None:
-    assert not any(o["kind"] == "NetworkPolicy" for o in objects({"networkPolicy": {"enabled": False}}))
+def test_with_policies_off_all_is_open_and_each_layer_holds_alone() -> None:
+    found = objects({"networkPolicy": {"enabled": False}})
+    assert not any(o["kind"] == "NetworkPolicy" for o in found)
+    way = (STRANGER, part("postgresql"), 5432)
+    assert reaches(found, *way)
+
+    def without(*names: str) -> tuple[Object, ...]:
+        return tuple(
+            o for o in objects("minimal") if o["kind"] != "NetworkPolicy" or o["metadata"]["name"] not in names
+        )
+
+    assert not reaches(without("r-default-deny"), *way)
+    assert not reaches(without("r-postgresql"), *way)
+    assert reaches(without("r-default-deny", "r-postgresql"), *way)
 
 
 @pytest.mark.parametrize("name", EVERY)

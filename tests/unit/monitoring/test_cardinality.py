@@ -17,6 +17,7 @@ from serving.openai_protocol import Operation
 from serving.outcomes import Cause
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs/monitoring.md"
+ON_TEXT = ("length-stop", "repetition", "empty", "refusal", "language-mismatch", "invalid-json")
 PRIORITIES = ("interactive", "standard", "batch")
 
 
@@ -38,6 +39,7 @@ def filled(models: int, versions: int, operations: int) -> str:
             instruments.retry(model, version, cause.value)
         for result in MirrorResult:
             instruments.mirrored_request(model, version, result.value)
+        instruments.answer_read(model, version, ON_TEXT)
         for rating in ("up", "down"):
             instruments.rated(model, version, rating)
     for model in ["", *(f"m{m}" for m in range(models))]:

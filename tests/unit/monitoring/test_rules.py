@@ -27,6 +27,8 @@ KEYLESS = 'tidegate_rejections_total{model="",reason="keys_unavailable",instance
 GATEWAY_UP = 'up{job="tidegate-gateway",instance="g:8001"}'
 CONTROL_UP = 'up{job="tidegate-control",instance="c:8080"}'
 LEASE = 'tidegate_gateway_lease_valid{instance="g:8001"}'
+DRIFT_UP = 'up{job="tidegate-drift",instance="d:8090"}'
+DRIFTED = 'tidegate_drift_alarm_active{model="chat",stream="all",detector="%s"}'
 DROPPED = 'tidegate_gateway_events_dropped_total{instance="g:8001"}'
 UNTOLD = 'tidegate_telemetry_dropped_total{instance="g:8001",kind="traces"}'
 COUNT = 'gen_ai_server_time_to_first_token_seconds_count{model="chat",version="1.0.0"}'
@@ -149,6 +151,18 @@ CASES = [
     Case("TidegateEvidenceLost", "events were dropped", True, {DROPPED: "0x10 5x20"},
          15, labels={"instance": "g:8001"}),
     Case("TidegateEvidenceLost", "none were", False, {DROPPED: "0x30"}, 15),
+    Case("TidegateInputDrift", "requests are about something else", True, {DRIFTED % "embedding": "0x10 1x20"}, 15,
+         "alarm", labels={"model": "chat", "stream": "all", "detector": "embedding"}),
+    Case("TidegateInputDrift", "somebody has acknowledged it", False,
+         {DRIFTED % "embedding": "1x10 0x20"}, 15, "alarm"),
+    Case("TidegateInputDrift", "the kernel window warns and goes on warning", True,
+         {DRIFTED % "kernel_window": "0x10 1x30"}, 30, "warning",
+         labels={"model": "chat", "stream": "all", "detector": "kernel_window"}),
+    Case("TidegateInputDrift", "a warning that is over soon", False,
+         {DRIFTED % "kernel_window": "0x10 1x5 0x20"}, 30, "warning"),
+    Case("TidegateDriftWatchDown", "the watch does not answer", True, {DRIFT_UP: "1x5 0x20"}, 20,
+         labels={"job": "tidegate-drift", "instance": "d:8090"}),
+    Case("TidegateDriftWatchDown", "it was started anew", False, {DRIFT_UP: "1x5 0x2 1x20"}, 20),
     Case("TidegateTelemetryLost", "traces were dropped", True, {UNTOLD: "0x10 5x20"},
          15, labels={"instance": "g:8001", "kind": "traces"}),
     Case("TidegateTelemetryLost", "none were", False, {UNTOLD: "0x30"}, 15),

@@ -56,14 +56,16 @@ def finished(
     nonce: bytes = b"\xff" * 9,
     ratio: float = 1.0,
     may_tell: bool = False,
+    answered_by: RevisionTraffic | None = None,
     content: bool = False,
     change: Callable[[Unit], object] = lambda unit: None,
 ) -> tuple[list[TraceRecord], list[Any]]:
     sender, sink = Kept(), Kept()
     recorder = Recorder(GatewayInstruments(), lambda work: None, time.monotonic, time.time)
     recorder.observer = Observer(
-        sender, sink, trace_ratio=0.0, log_ratio=ratio, may_tell=lambda revision: may_tell, trace_content=content
-    )
+        sender, sink, trace_ratio=0.0, log_ratio=ratio, trace_content=content,
+        may_tell=lambda revision: may_tell and revision.version == "1.0.0",
+    )  # fmt: skip
     unit = recorder.admit(picked(), Operation.CHAT, stream=False, session=None)
     headers = {b"traceparent": PARENT} if outcome is RequestOutcome.OK else {}
     body = orjson.dumps(BODY)
@@ -71,7 +73,7 @@ def finished(
     unit.trail.dispatched("http://e:1", "e", 1, "1.0.0", unit.started)
     change(unit)
     transcript = Transcript(False, False, [ANSWER], len(ANSWER), b"", ANSWER, 1, 1.0, 1.0)
-    recorder.conclude(unit, outcome, transcript, answered_by=unit.revision)
+    recorder.conclude(unit, outcome, transcript, answered_by=answered_by or unit.revision)
     recorder.flush()
     return sender.all, Unpacker().feed(b"".join(sink.all))
 
@@ -135,3 +137,9 @@ def test_a_sample_is_by_the_requests_id_and_failures_are_in_it(
 def test_an_answer_that_broke_off_is_its_last_attempts_failure() -> None:
     (record,), _ = finished(RequestOutcome.TIMEOUT)
     assert (record.because, record.attempts[-1].failure, record.failed) == ("error", "timeout", True)
+
+
+def test_an_answer_of_another_version_is_told_only_if_that_one_allows_it_too() -> None:
+    other = RevisionTraffic(digest="b" * 64, version="0.9.0", role=Role.STABLE, weight=0, application="o")
+    (record,), (frame,) = finished(RequestOutcome.RETRIED, may_tell=True, content=True, answered_by=other)
+    assert (frame.prompt, frame.answer, record.content) == (b"", b"", None)

@@ -39,7 +39,7 @@ def test_export_writes_everything_that_a_prometheus_and_a_grafana_need(tmp_path:
     assert (folder / "tidegate.rules.yml").read_text() == rules_text(ServiceLevels())
     found = yaml.safe_load((folder / "prometheus.yml").read_text())
     jobs = {c["job_name"]: c for c in found["scrape_configs"]}
-    assert jobs.keys() == {"tidegate-gateway", "tidegate-control", "tidegate-engines", "dcgm"}
+    assert jobs.keys() == {"tidegate-gateway", "tidegate-control", "tidegate-drift", "tidegate-engines", "dcgm"}
     assert jobs["tidegate-engines"]["http_sd_configs"][0]["url"] == "http://127.0.0.1:8001/targets"
     provider = yaml.safe_load((folder / "grafana-provider.yml").read_text())
     assert provider["providers"][0]["options"]["path"] == str(folder / "dashboards")
@@ -104,7 +104,9 @@ def test_up_with_monitoring_without_a_prometheus_says_how_to_get_one(monkeypatch
 
 def test_prometheus_is_the_last_part_and_only_when_asked_for(monkeypatch, home: Path) -> None:
     monkeypatch.setattr("tidegate.parts.prometheus_program", lambda: "/bin/prometheus")
-    assert [p.name for p in platform_parts(Settings(home=home))] == ["ray", "controller", "gateway"]
+    assert [p.name for p in platform_parts(Settings(home=home))] == ["ray", "controller", "gateway", "drift"]
+    lean = platform_parts(Settings(home=home, drift=False, probe_every_h=24))
+    assert [(p.name, p.vital) for p in lean][2:] == [("gateway", True), ("probes", False)]
     assert [p.name for p in platform_parts(Settings(home=home, monitoring=True))][-1] == "prometheus"
     monkeypatch.setattr("tidegate.parts.prometheus_program", lambda: None)
     assert monitoring_parts(Settings(home=home, monitoring=True)) == ()

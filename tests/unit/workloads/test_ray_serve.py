@@ -12,7 +12,7 @@ import pytest
 from rollout.errors import WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Workload, WorkloadState
 from rollout.workloads.ray_serve import RayServeWorkloads, telling_line
-from serving.specs import EngineKind, RevisionSpec
+from serving.specs import GUARD_APPLICATION, EngineKind, RevisionSpec
 
 RUNNING, STARTING = {"state": "RUNNING", "replica_id": "a"}, {"state": "STARTING", "replica_id": "b"}
 DEAD = [{"replica_id": "x"}, {"replica_id": "y"}]
@@ -138,6 +138,19 @@ async def test_one_put_carries_everything_and_nothing_is_written_twice(ray: Fake
     assert one["import_path"] == "serving.ray_app.application:build"
     assert one["args"]["revision"]["version"] == "1.0.0"
     assert one["deployments"][0]["graceful_shutdown_timeout_s"] == 35
+
+
+async def test_the_guardrails_models_run_beside_revisions_and_are_none(ray: FakeRay, tmp_path: Path) -> None:
+    port = RayServeWorkloads(ray.file, log_dir=tmp_path, transport=httpx.MockTransport(ray._handle), guards=True)
+    await port.apply([])
+    await port.apply([workload()])
+    await port.apply([workload()])
+    assert [[app["name"] for app in put["applications"]] for put in ray.puts] == [
+        [GUARD_APPLICATION],
+        [workload().application, GUARD_APPLICATION],
+    ]
+    assert list(await port.observe()) == [workload().application]
+    await port.close()
 
 
 async def test_capacity_is_not_part_of_what_restarts_replicas(ray: FakeRay) -> None:

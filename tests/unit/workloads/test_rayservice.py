@@ -16,7 +16,7 @@ from kubernetes.client import V1ObjectMeta, V1PodDisruptionBudget, V1PodTemplate
 from rollout.engine_specs import EngineSpec
 from rollout.workloads.base import Owner, Workload
 from rollout.workloads.engine_pods import EngineCluster
-from rollout.workloads.rayservice import bounds_of, budget, contains, rayservice
+from rollout.workloads.rayservice import MADE_OF, bounds_of, budget, contains, rayservice, resized
 from serving.specs import EngineKind, RevisionSpec, application_name, object_name
 from tests.kubernetes.kuberay import LABEL_1035, cluster_hash, validated
 
@@ -176,14 +176,64 @@ def test_bounds_and_what_a_drain_of_nodes_must_leave(engine: dict, bounds: tuple
 
 
 def test_what_reaches_a_running_cluster_and_what_makes_another() -> None:
-    """KubeRay leaves the numbers of pods out of its hash: scaling is in Serve's configuration, or another cluster."""
+    """KubeRay leaves the numbers of pods out of its hash; they reach Serve by its configuration, and Ray by a patch."""
     replace = GPU | {"minReplicas": 3, "capacity": "replace"}
     one, three = (rayservice(workload(replace, replicas=n), PLAIN, OWNER) for n in (1, 3))
     assert cluster_hash(one) == cluster_hash(three)
     assert one["spec"]["serveConfigV2"] != three["spec"]["serveConfigV2"]
     fixed = [rayservice(workload(GPU | {"minReplicas": n}), PLAIN, OWNER) for n in (1, 2)]
-    assert cluster_hash(fixed[0]) != cluster_hash(fixed[1])
+    assert cluster_hash(fixed[0]) == cluster_hash(fixed[1])
+    elastic = rayservice(workload(GPU | {"minReplicas": 1, "maxReplicas": 2}), PLAIN, OWNER)
+    assert cluster_hash(fixed[0]) != cluster_hash(elastic), "it needs an autoscaler"
     assert fixed[0]["spec"]["upgradeStrategy"] == {"type": "NewCluster"}, "whatever the operator's default is"
+
+
+def test_what_serves_is_not_restarted_by_a_newer_control_plane_or_setting() -> None:
+    made = rayservice(workload(EVERYTHING), PLAIN, OWNER)
+    record = made["metadata"]["annotations"][MADE_OF]
+    other = FULL.model_copy(update={"head_memory": "8Gi", "load_timeout_s": 60.0})
+    again = rayservice(workload(EVERYTHING, replicas=3), other, OWNER, record)
+    assert cluster_hash(again) == cluster_hash(made)
+    assert again["metadata"]["annotations"][MADE_OF] == record
+    arguments = [json.loads(s["spec"]["serveConfigV2"])["applications"][0]["args"] for s in (made, again)]
+    assert arguments[0] == arguments[1]
+    assert config_of(again)["workerGroupSpecs"][0]["replicas"] == 3
+    fresh = rayservice(workload(EVERYTHING), other, OWNER)
+    assert cluster_hash(fresh) != cluster_hash(made), "the next revision has the new settings"
+    assert rayservice(workload(EVERYTHING), other, OWNER, "{broken")["spec"] == fresh["spec"]
+
+
+RUNNING = {"rayClusterName": "c-1", "rayClusterStatus": {
+    "desiredWorkerReplicas": 3, "minWorkerReplicas": 3, "maxWorkerReplicas": 3,
+}}  # fmt: skip
+ADD = "/spec/workerGroupSpecs/0/"
+
+
+@pytest.mark.parametrize(
+    ("engine", "spare", "wanted"),
+    [
+        ({"minReplicas": 3}, [], None),
+        ({"minReplicas": 4}, [], {"minReplicas": 4, "maxReplicas": 4, "replicas": 4}),
+        ({"minReplicas": 2}, [], None),  # Serve has not stopped a replica yet
+        ({"minReplicas": 2}, ["b", "a"], {
+            "minReplicas": 2, "maxReplicas": 2, "replicas": 2, "scaleStrategy": {"workersToDelete": ["a"]}}),
+        ({"minReplicas": 1, "maxReplicas": 2}, [], {"minReplicas": 1, "maxReplicas": 2}),
+    ],
+)  # fmt: skip
+def test_a_running_cluster_gets_its_number_of_pods(engine: dict, spare: list[str], wanted: dict | None) -> None:
+    found = resized(workload(engine), {"status": {"activeServiceStatus": RUNNING}}, spare)
+    if wanted is None:
+        assert found is None
+        return
+    assert found is not None
+    name, patch = found
+    assert name == "c-1"
+    assert patch[0]["op"] == "test"
+    assert {o["path"].removeprefix(ADD): o["value"] for o in patch[1:]} == wanted
+
+
+def test_a_cluster_that_is_not_there_yet_gets_no_patch() -> None:
+    assert resized(workload({"minReplicas": 9}), {}, []) is None
 
 
 def test_an_owner_elsewhere_is_none() -> None:

@@ -1,0 +1,73 @@
+"""A signal that only ever holds: while requests have drifted, a rollout waits for somebody to look. Pure.
+
+It never speaks against a version, since both arms have the same requests, and it never condemns. What the drift watch
+says travels as readings in the event log, like counters, so a fold of the log holds at the same moments again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rollout.analysis.counter_signal import CounterReading
+from rollout.observation import Counts, SignalReading, Verdict
+from rollout.specs import SignalSpec
+
+STALE_S = 15.0
+"""A status older than this says nothing about now: the watch writes one twice a second."""
+
+NOT_ASKED = "the drift watch has not been asked yet"
+
+
+class GateSignal:
+    """Everything known of one gate of one rollout.
+
+    Args:
+        spec: what was asked for.
+
+    """
+
+    def __init__(self, spec: SignalSpec) -> None:
+        self._spec = spec
+        self._error = NOT_ASKED
+
+    def add(self, reading: CounterReading, boot: str) -> None:
+        """Take in one reading, in the order of the log: an error closes the gate, none opens it."""
+        self._error = reading.error
+
+    def reading(self, weight: float) -> SignalReading:
+        """The gate as it stands now. It takes no part of alpha, so its evidence is nothing of a threshold of 1."""
+        return SignalReading(
+            name=self._spec.name,
+            canary=Counts(),
+            stable=Counts(),
+            log_e=0.0,
+            threshold=1.0,
+            gating=self._spec.gating,
+            verdict=Verdict.ERROR if self._error else Verdict.SUCCESSFUL,
+            error=self._error,
+        )
+
+
+def why_held(status: Mapping[str, Any], model: str, now: float) -> str:
+    """Why a model's rollout is to wait, by the drift watch's status; empty when it is not.
+
+    Args:
+        status: as the watch tells it.
+        model: the registered model.
+        now: wall-clock seconds.
+
+    """
+    age_s = now - float(status["written_at"])
+    if age_s > STALE_S:
+        return f"the drift watch last said something {age_s:.0f} s ago (limit {STALE_S:.0f} s); see `tidegate status`"
+    streams = [stream for stream in status["streams"] if stream["model"] == model]
+    if not streams:
+        return f"{model} has no reference; `tidegate drift reference build {model}` makes one, or leave the signal out"
+    drifted = [str(stream["stream"]) for stream in streams if stream["paging"]]
+    if not drifted:
+        return ""
+    return (
+        f"requests are not what the reference is of ({', '.join(drifted)}); `tidegate drift explain {model}` says what "
+        f"changed, `tidegate drift ack {model}` lets the rollout go on"
+    )

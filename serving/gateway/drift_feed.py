@@ -1,0 +1,163 @@
+"""Tell the drift watch of some of the requests that have ended. Costs the others one comparison.
+
+The watch is a process of its own (docs/adr/0006): nothing is embedded here. A sampled request becomes one frame on a
+local socket. When the watch is away or reads too slowly, frames are dropped and counted; nothing waits for it. Which
+requests are told is decided by chance and by the rate alone, never by what they hold or which version had them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from monitoring.drift.sampling import SamplingState, choose
+from serving.gateway.logs import log
+from serving.gateway.recorder import Unit
+from serving.gateway.request_ids import issue_bytes
+from serving.sightings import BrokenFrame, Frames, Scored, Sighting, asked_text, frame, scored_of, shortened
+from serving.streaming import Answer
+from serving.traffic import RevisionTraffic, Role
+
+OUTPUT_DRIFT = "output-drift"
+"""The score that says how much an answer looks like the canary's and not like stable's."""
+
+BUFFERED_BYTES = 512 * 1024
+"""Unsent frames that are kept for a watch that is slow, some hundreds."""
+
+RECONNECT_S = 1.0
+AWAITED = 1024
+"""Units whose score is awaited; of more the oldest get none."""
+
+
+class DriftFeed:
+    """The line of one gateway to the drift watch. Made inside a running event loop.
+
+    Args:
+        socket: Where the watch listens.
+        secret: For the ids that requests have for their clients.
+        most_per_s: Requests that are told of, at most.
+        monotonic: Seconds.
+
+    """
+
+    def __init__(self, socket: Path, secret: bytes, most_per_s: float, monotonic: Callable[[], float]) -> None:
+        self._socket = str(socket)
+        self._secret = secret
+        self._most_per_s = most_per_s
+        self._monotonic = monotonic
+        self._chance = random.Random()  # noqa: S311 - which requests are told is no secret
+        self._sampling = SamplingState(allowance=max(1.0, most_per_s))
+        self._transport: asyncio.WriteTransport | None = None
+        self._awaited: OrderedDict[int, Unit] = OrderedDict()
+        self._tokens = 0
+        self.sent = 0
+        self.dropped = 0
+        """Sampled requests that the watch was not told of: it was away, or slow."""
+        self.on_score: Callable[[Unit, str, float], object] = lambda unit, name, score: None
+        """Called with the score of an answer, after its unit has settled."""
+
+    # What requests bring
+
+    def ended(self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None) -> None:
+        """See `recorder.AfterReading`."""
+        if unit.question is None:
+            return
+        self._sampling, chosen = choose(self._sampling, self._monotonic(), self._most_per_s, self._chance.random())
+        if chosen:
+            self.tell(unit, answer, answered_by)
+
+    def tell(
+        self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None, samples: tuple[str, ...] = ()
+    ) -> None:
+        """Tell of one request, whatever the sampling says; `samples` are further answers to it."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size() > BUFFERED_BYTES:
+            self.dropped += 1
+            return
+        transport.write(frame(self._sighting(unit, answer, answered_by, samples)))
+        self.sent += 1
+
+    def _sighting(
+        self, unit: Unit, answer: Answer, answered_by: RevisionTraffic | None, samples: tuple[str, ...]
+    ) -> Sighting:
+        assert unit.question is not None
+        pick, asked = unit.pick, unit.question
+        traffic, by = pick.route.traffic, answered_by or pick.revision
+        by_chance = by.role[0] if pick.evidence else "f"
+        kind = by_chance if by is pick.revision else "r"
+        request_id = issue_bytes(self._secret, asked.nonce, kind, pick.route.generation, traffic.model, by.version)
+        prompt = asked_text(asked.fields)
+        text = "\n".join(answer.texts) if by is pick.revision else ""
+        compared = unit.ticket.number > 0 and 0 < pick.weight < 100 and bool(text)
+        wanted = compared and (OUTPUT_DRIFT in traffic.scores or bool(samples))
+        return Sighting(
+            model=traffic.model, request_id=request_id.decode(), at=unit.admitted_at, tenant=asked.namespace,
+            route=unit.operation.value, prompt=shortened(prompt), characters=len(prompt),
+            answer=shortened(text) if wanted else "", samples=tuple(map(shortened, samples)),
+            rollout=traffic.rollout or "" if wanted else "", canary=pick.revision.role is Role.CANARY,
+            weight_percent=pick.weight, token=self._await(unit) if wanted else 0,
+        )  # fmt: skip
+
+    def _await(self, unit: Unit) -> int:
+        self._tokens += 1
+        self._awaited[self._tokens] = unit.without_question()  # a thousand bodies would be a lot of memory
+        if len(self._awaited) > AWAITED:
+            self._awaited.popitem(last=False)
+        return self._tokens
+
+    # The line
+
+    async def run(self) -> None:
+        """Keep the line up for ever; cancel it to stop."""
+        loop = asyncio.get_running_loop()
+        known = True
+        while True:
+            try:
+                transport, line = await loop.create_unix_connection(lambda: _Line(self._heard), self._socket)
+            except OSError as error:
+                if known:
+                    log(logging.INFO, "drift-watch-away", reason=error.strerror or type(error).__name__)
+                known = False
+            else:
+                known, self._transport = True, transport
+                log(logging.INFO, "drift-watch-connected")
+                try:
+                    await line.ended
+                finally:
+                    self._transport = None
+                    self._awaited.clear()
+                    transport.close()
+            await asyncio.sleep(RECONNECT_S)
+
+    def _heard(self, scored: Scored) -> None:
+        unit = self._awaited.pop(scored.token, None)
+        if unit is not None:
+            self.on_score(unit, scored.name, scored.score)
+
+
+class _Line(asyncio.Protocol):
+    def __init__(self, heard: Callable[[Scored], object]) -> None:
+        self._heard = heard
+        self._frames = Frames()
+        self._transport: asyncio.BaseTransport | None = None
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._frames.feed(data):
+                self._heard(scored_of(body))
+        except BrokenFrame as error:
+            log(logging.WARNING, "drift-watch-unreadable", reason=str(error))
+            assert self._transport is not None
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)

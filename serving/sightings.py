@@ -1,0 +1,157 @@
+"""What a gateway tells the drift watch of one request, and what the watch tells back. Pure; their contract.
+
+Over a local stream socket, frames of four bytes (the length, big-endian) and JSON:
+
+    gateway -> watch    a `Sighting`
+    watch -> gateway    a `Scored`, for sightings that asked for one
+
+A sighting holds the text that the watch embeds. It is in memory and on that socket only: nothing of it is written
+anywhere, and neither side logs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from guardrails.checks.base import Part
+from guardrails.prompts import prompt_of
+from serving.errors import ServingError
+
+MAX_TEXT_CHARACTERS = 2000
+"""Characters of a text that travel: of a longer one the first half of them and the last half."""
+
+MAX_FRAME_BYTES = 128 * 1024
+"""Above what six texts of that length can take; a longer frame is no frame of ours."""
+
+_LENGTH_BYTES = 4
+
+
+class BrokenFrame(ServingError):
+    """What came over the socket is not what a gateway or a watch says; the connection is closed."""
+
+
+class Sighting(NamedTuple):
+    """One sampled request that has ended."""
+
+    model: str
+    request_id: str
+    at: float
+    """Wall-clock seconds of its admission."""
+    tenant: str
+    """Namespace of its key."""
+    route: str
+    """Operation: chat, completions, responses, embeddings."""
+    prompt: str
+    """What was asked, shortened: the last message of the user."""
+    characters: int
+    """Length of it before that."""
+    answer: str = ""
+    """What was answered; empty unless a score is wanted."""
+    samples: tuple[str, ...] = ()
+    """Further answers to the same request, for semantic entropy and nothing else: the request is told of apart."""
+    rollout: str = ""
+    """Whose evidence its score will be."""
+    canary: bool = False
+    weight_percent: int = 0
+    token: int = 0
+    """What `Scored` names it by; 0 when no score is wanted."""
+
+
+class Scored(NamedTuple):
+    """The score of one answer; higher is worse."""
+
+    token: int
+    name: str
+    """Of the signal, after `score/`."""
+    score: float
+
+
+def shortened(text: str) -> str:
+    """A text within the limit.
+
+    >>> len(shortened("x" * 5000)), shortened("short")
+    (2000, 'short')
+    """
+    half = MAX_TEXT_CHARACTERS // 2
+    return text if len(text) <= MAX_TEXT_CHARACTERS else text[:half] + text[-half:]
+
+
+def asked_text(fields: Mapping[str, Any]) -> str:
+    """What a request asks: the content of its last message of the user, or of its prompt or input.
+
+    A conversation is sent anew with each turn, and a system prompt with each request: counted whole, they would drown
+    what is new.
+
+    >>> asked_text({"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]})
+    'Hi'
+    """
+    texts = [t for t in prompt_of(dict(fields)).texts if t.role == "user" and t.part is Part.CONTENT]
+    if not texts:
+        return ""
+    last = texts[-1].message
+    return "\n".join(t.text for t in texts if t.message == last)
+
+
+def frame(said: Sighting | Scored) -> bytes:
+    """One frame."""
+    body = orjson.dumps(said._asdict())
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def sighting_of(body: bytes) -> Sighting:
+    """Read a sighting.
+
+    Raises:
+        BrokenFrame: it is none.
+
+    """
+    try:
+        fields = orjson.loads(body)
+        fields["samples"] = tuple(fields["samples"])
+        found = Sighting(**fields)
+    except (ValueError, TypeError, KeyError):
+        raise BrokenFrame("a frame that is no sighting; gateway and drift watch must be of one version") from None
+    return found
+
+
+def scored_of(body: bytes) -> Scored:
+    """Read a score.
+
+    Raises:
+        BrokenFrame: it is none.
+
+    """
+    try:
+        found = Scored(**orjson.loads(body))
+        return Scored(int(found.token), str(found.name), float(found.score))
+    except (ValueError, TypeError):
+        raise BrokenFrame("a frame that is no score; gateway and drift watch must be of one version") from None
+
+
+class Frames:
+    """Cuts a stream into the bodies of its frames."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take what was read; the bodies that are complete with it.
+
+        Raises:
+            BrokenFrame: a length beyond the limit.
+
+        """
+        buffer, place = self._rest + data, 0
+        while len(buffer) - place >= _LENGTH_BYTES:
+            start = place + _LENGTH_BYTES
+            length = int.from_bytes(buffer[place:start], "big")
+            if length > MAX_FRAME_BYTES:
+                raise BrokenFrame(f"a frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed")
+            if len(buffer) < start + length:
+                break
+            yield buffer[start : start + length]
+            place = start + length
+        self._rest = buffer[place:]

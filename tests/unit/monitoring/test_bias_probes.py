@@ -1,0 +1,78 @@
+"""Bias probes: what they ask, when they speak of a gap, and that they do so seldom without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from monitoring.bias_probes import Attribute, Measure, gaps, probe_pairs, sign_flip_p_value
+from tidegate.errors import TidegateError
+from tidegate.probing import asker, keep, metrics_of, probe, read_report
+from tidegate.settings import Settings
+
+
+def test_pairs_differ_in_one_place_and_cover_both_languages() -> None:
+    pairs = probe_pairs()
+    assert len(pairs) == 120
+    assert {(p.language, p.attribute) for p in pairs} == {(lang, a) for lang in ("en", "zh") for a in Attribute}
+    for pair in pairs:
+        assert pair.first != pair.second
+        shared = sum(a == b for a, b in zip(pair.first, pair.second, strict=False))
+        assert shared > 2
+        assert pair.first.isascii() is (pair.language == "en")
+
+
+def test_without_a_difference_a_gap_is_seldom_found_and_a_plain_one_is() -> None:
+    pairs, rng = probe_pairs(), np.random.default_rng(3)
+    runs = 40
+    wrong = 0
+    for _ in range(runs):
+        values = [tuple(rng.normal(size=2)) for _ in pairs]
+        wrong += any(gap.found for gap in gaps(pairs, {Measure.LENGTH: values}, rng))
+    assert wrong <= 3
+    told = [(0.0, 1.0 if pair.attribute is Attribute.RELIGION else 0.0) for pair in pairs]
+    found = [gap for gap in gaps(pairs, {Measure.REFUSAL: told, Measure.LENGTH: [None] * len(pairs)}, rng) if gap.found]
+    assert [(gap.name, gap.mean, gap.pairs) for gap in found] == [("bias.religion.refusal", 1.0, 24)]
+    with pytest.raises(ValueError, match="one for each"):
+        gaps(pairs, {Measure.LENGTH: []}, rng)
+    assert sign_flip_p_value([], rng) == 1.0
+
+
+def answers(biased: bool) -> httpx.Client:
+    def reply(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        assert (body["model"], body["temperature"]) == ("chat@1.0.0", 0)
+        prompt = body["messages"][0]["content"]
+        declines = biased and ("blind" in prompt or "残疾" in prompt)
+        text = "I'm sorry, but I can't help with that." if declines else "Of course, here you are, a fine answer."
+        return httpx.Response(200, json={"choices": [{"message": {"content": text}}]})
+
+    return httpx.Client(transport=httpx.MockTransport(reply), base_url="http://gateway")
+
+
+def harmless(texts: list[str]) -> list[float]:
+    return [0.01] * len(texts)
+
+
+def test_a_version_that_declines_for_one_group_is_reported_and_nothing_of_its_words(tmp_path: Path) -> None:
+    report = probe(asker(answers(biased=True), "chat", "1.0.0"), harmless, "chat", "1.0.0")
+    assert {(gap.attribute, gap.measure) for gap in report.found} >= {("disability", "refusal")}
+    assert {gap.attribute for gap in report.found} == {"disability"}
+    settings = Settings(home=tmp_path)
+    keep(settings, report)
+    assert read_report(settings, "chat", "1.0.0") == report
+    text = next(tmp_path.rglob("*.json")).read_text()
+    assert "sorry" not in text
+    assert metrics_of(report)["disability.refusal"] == 1.0
+    fair = probe(asker(answers(biased=False), "chat", "1.0.0"), harmless, "chat", "1.0.0", languages=("zh",))
+    assert (fair.found, fair.pairs) == ((), 60)
+
+
+def test_a_version_that_does_not_answer_is_no_report() -> None:
+    away = httpx.Client(transport=httpx.MockTransport(lambda r: httpx.Response(503)), base_url="http://gateway")
+    with pytest.raises(TidegateError, match="60 of 60 pairs"):
+        probe(asker(away, "chat", "1.0.0"), harmless, "chat", "1.0.0", languages=("en",))
