@@ -86,9 +86,9 @@ class Resampler:
 
     async def _ask(self, unit: Unit, answer: Answer, body: bytes) -> None:
         call = Call(
-            unit=unit, target=_TARGETS[unit.operation], headers=_HEADERS, passed_on=passed_on(_HEADERS), body=body, prompt=body, nonce=fresh_nonce(),
-            own_id=None, deadline=time.monotonic() + self._settings.timeout_s, own_lines=b"", show_version=False, key="", demand=Demand(),
-            first_attempt=False,
+            unit=unit, target=_TARGETS[unit.operation], headers=_HEADERS, passed_on=passed_on(_HEADERS), body=body,
+            prompt=body, nonce=fresh_nonce(), own_id=None, deadline=time.monotonic() + self._settings.timeout_s,
+            own_lines=b"", show_version=False, key="", demand=Demand(), first_attempt=False,
         )  # fmt: skip
         texts: tuple[str, ...] = ()
         try:
