@@ -383,6 +383,10 @@ class Guardrails:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    async def observed(self) -> None:
+        """Wait until all that still observes in the background has reported."""
+        await asyncio.gather(*self._background, return_exceptions=True)
+
     async def close(self) -> None:
         """Stop what still observes in the background."""
         for task in list(self._background):

@@ -52,19 +52,35 @@ class Trial:
 
 
 async def try_text(policy: Policy, catalogue: Catalogue, models: ModelChecks, text: str) -> list[Trial]:
-    """What the policy says of a text as a prompt and as an answer."""
-    guardrails = Guardrails(activate(policy, catalogue), models)
+    """What the policy says of a text as a prompt and as an answer, checks that only observe among it."""
+    late: list[Located] = []
+    guardrails = Guardrails(activate(policy, catalogue), models, report_late=late.extend)
     began = time.perf_counter()
     prompt = await guardrails.check_input({"messages": [{"role": "user", "content": text}]})
-    between = time.perf_counter()
+    prompt_ms = 1000 * (time.perf_counter() - began)
+    await guardrails.observed()
+    of_prompt, late[:] = (*prompt.findings, *late), []
+    began = time.perf_counter()
     answer = await guardrails.check_answer({"choices": [{"index": 0, "message": {"content": text}}]})
-    ended = time.perf_counter()
+    answer_ms = 1000 * (time.perf_counter() - began)
+    await guardrails.observed()
     sent = answer.answer["choices"][0]["message"]["content"]
+    forwarded = prompt.body["messages"][0]["content"]
     return [
-        Trial(Direction.INPUT, prompt.verdict, prompt.body["messages"][0]["content"], prompt.findings,
-              1000 * (between - began)),
-        Trial(Direction.OUTPUT, answer.verdict, sent, answer.findings, 1000 * (ended - between)),
-    ]  # fmt: skip
+        Trial(Direction.INPUT, _with_late(prompt.verdict, of_prompt), forwarded, of_prompt, prompt_ms),
+        Trial(
+            Direction.OUTPUT,
+            _with_late(answer.verdict, (*answer.findings, *late)),
+            sent,
+            (*answer.findings, *late),
+            answer_ms,
+        ),
+    ]
+
+
+def _with_late(verdict: Verdict, findings: Sequence[Located]) -> Verdict:
+    """A verdict that let the text pass, with what was found afterwards."""
+    return Verdict.FLAG if verdict is Verdict.ALLOW and findings else verdict
 
 
 class Evaluator:
