@@ -30,6 +30,7 @@ from types import ModuleType
 
 MODULES = (
     "monitoring.aggregates",
+    "monitoring.instruments",
     "monitoring.languages",
     "monitoring.measurements",
     "monitoring.quality",
@@ -45,12 +46,14 @@ MODULES = (
     "serving.gateway.express",
     "serving.gateway.forwarding",
     "serving.gateway.gatekeeper",
+    "serving.gateway.guarded_way",
     "serving.gateway.http_parsing",
     "serving.gateway.http_server",
     "serving.gateway.judging",
     "serving.gateway.keyring",
     "serving.gateway.latency",
     "serving.gateway.ledger",
+    "serving.gateway.overseeing",
     "serving.gateway.pipeline",
     "serving.gateway.recorder",
     "serving.gateway.request_ids",

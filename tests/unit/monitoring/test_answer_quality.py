@@ -81,8 +81,8 @@ def counted_one_by_one(text: str) -> Cheap | None:
 
 
 PIECES = st.sampled_from(
-    ["word ", "Ünï", "法国的首都", "とても", "한국어", "Столица", "مرحبا", "ไทย", "é", "42", "`code` ", "```py\nx = 1\n",
-     "```", "`", "http://a.b/c ", "ftp://a ", "\n", "\ud800", "𠮷𠮷"]
+    ["word ", "Ünï", "法国的首都", "とても", "한국어", "Столица", "مرحبا", "ไทย", "é", "42", "`code` ",
+     "```py\nx = 1\n", "```", "`", "http://a.b/c ", "ftp://a ", "\n", "\ud800", "𠮷𠮷"]
 )  # fmt: skip
 TEXTS = st.lists(PIECES | st.text(max_size=5), max_size=20).map("".join)
 
