@@ -86,6 +86,8 @@ class GatewayInstruments:
             "tidegate_telemetry_dropped", "Finished requests that a trace or the request log lost.", ("kind",),
             registry=self.registry,
         )  # fmt: skip
+        self._read: dict[tuple[str, str], int] = {}
+        """Of each version, what `answers_read` was not told yet: it is when it is shown, since that takes longest."""
         self._dropped = 0
         self._untold = 0
         self._telemetry_dropped: dict[str, int] = {}
@@ -113,7 +115,8 @@ class GatewayInstruments:
 
     def answer_read(self, model: str, version: str, signals: Iterable[str]) -> None:
         """Count a good answer of `version` that was looked at, and what it showed."""
-        self.answers_read.labels(model, version).inc()
+        key = (model, version)
+        self._read[key] = self._read.get(key, 0) + 1
         for signal in signals:
             self.answer_signals.labels(model, version, signal).inc()
         self._seen(model, version)
@@ -181,6 +184,7 @@ class GatewayInstruments:
             for metric in (self.retries, self.in_flight, self.mirrored, *of_answers):
                 metric.remove_by_labels({"model": model, "version": version})
             self._finished.forget(model, version)
+            self._read.pop((model, version), None)
         for model in {m for m, _ in self._retired} - {m for m, _ in current}:
             self.rejections.remove_by_labels({"model": model})
         self._retired.clear()
@@ -188,6 +192,9 @@ class GatewayInstruments:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition in the format that an `Accept` header asks for: (body, content type)."""
+        for (model, version), count in self._read.items():
+            self.answers_read.labels(model, version).inc(count)
+        self._read.clear()
         if asked_for(accept):
             families = [*_families(self.registry), *finished_families(self._finished.items(), PROVIDER)]
             return write(families), CONTENT_TYPE

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Final
 
-from monitoring.drift.features import Cheap, cheap_features
+from monitoring.drift.features import MAX_CHARACTERS, Cheap, kind_of
 
-LEAST_LETTERS = 8
+LEAST_LETTERS: Final = 8
 """Fewer say nothing: "ok", a name, a formula."""
 
-CLEAR_SHARE = 0.7
+CLEAR_SHARE: Final = 0.7
 """Of the letters that must be of one script before a text counts as written in it."""
 
-_PLACES = {name: place for place, name in enumerate(Cheap)}
-_SCRIPTS = (Cheap.LATIN, Cheap.HAN, Cheap.KANA, Cheap.HANGUL, Cheap.CYRILLIC, Cheap.ARABIC, Cheap.OTHER_LETTERS)
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
+_SCRIPTS: Final = (Cheap.LATIN, Cheap.HAN, Cheap.KANA, Cheap.HANGUL, Cheap.CYRILLIC, Cheap.ARABIC, Cheap.OTHER_LETTERS)
+_LATIN: Final = Cheap.LATIN
+_CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
+_NO_LETTERS: Final = bytes(code for code in range(128) if not chr(code).isalpha())
 
 
 def script_of(text: str) -> Cheap | None:
@@ -31,17 +33,28 @@ def script_of(text: str) -> Cheap | None:
     >>> script_of("用 Python 写一个 quick sort 函数"), script_of("42")
     (None, None)
     """
-    prose = _CODE.sub(" ", text)
-    shares = cheap_features(prose)
-    looked_at = min(len(prose), 2000)
-    letters = Counter({name: round(float(shares[_PLACES[name]]) * looked_at) for name in _SCRIPTS})
+    prose = _CODE.sub(" ", text) if "`" in text or "://" in text else text
+    half = MAX_CHARACTERS // 2
+    seen = prose if len(prose) <= MAX_CHARACTERS else prose[:half] + prose[-half:]
+    latin = len(seen.encode("ascii", "ignore").translate(None, _NO_LETTERS))
+    if seen.isascii():  # nearly every answer in English: counted without a loop
+        return _LATIN if latin >= LEAST_LETTERS else None
+    letters: dict[Cheap, int] = dict.fromkeys(_SCRIPTS, 0)
+    letters[_LATIN] = latin
+    for character, times in Counter(seen).items():
+        if character > "\x7f":
+            kind = kind_of(character)
+            if kind in letters:
+                letters[kind] += times
     for dense in (Cheap.HAN, Cheap.KANA, Cheap.HANGUL):
         letters[dense] *= 2  # one says about as much as two letters of an alphabet
     if letters[Cheap.KANA]:  # Japanese has both
         letters[Cheap.KANA] += letters.pop(Cheap.HAN)
-    total = letters.total()
-    script, count = letters.most_common(1)[0]
-    return script if total >= LEAST_LETTERS and count >= CLEAR_SHARE * total else None
+    total = sum(letters.values())
+    for script, count in letters.items():
+        if total >= LEAST_LETTERS and count >= CLEAR_SHARE * total:
+            return script
+    return None
 
 
 def is_other_language(prompt: str, answer: str) -> bool:
@@ -50,5 +63,7 @@ def is_other_language(prompt: str, answer: str) -> bool:
     >>> is_other_language("法国的首都是哪个城市？", "The capital of France is Paris.")
     True
     """
+    if answer.isascii() and prompt.isascii():  # Latin or nothing, both of them
+        return False
     answered = script_of(answer)
     return answered is not None and script_of(prompt) not in (None, answered)

@@ -8,11 +8,12 @@ does harm there.
 from __future__ import annotations
 
 import re
+from typing import Final
 
-LOOKED_AT = 240
+LOOKED_AT: Final = 240
 """Characters from the beginning: who declines says so first."""
 
-_ENGLISH = re.compile(
+_ENGLISH: Final = re.compile(
     r"""^\W*(?:
       (?:(?:i['’]?m|i\ am)\s+)?(?:really\s+|very\s+|so\s+)?(?:sorry|afraid)\b[^.!?\n]{0,60}?
         \b(?:can(?:['’]?t|not|\ not)|won['’]?t|unable|not\ able|not\ allowed)\b
@@ -27,7 +28,7 @@ _ENGLISH = re.compile(
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_CHINESE = re.compile(
+_CHINESE: Final = re.compile(
     "^[\\W_]*(?:"
     "(?:很|非常|十分|真的)?(?:抱歉|对不起|遗憾)[^。！？\n]{0,24}?(?:无法|不能|没办法|不可以|无权|不便)"
     "|我(?:无法|不能|没办法|不可以|不便|拒绝)[^。！？\n]{0,12}?(?:提供|回答|帮助|协助|满足|讨论|生成|完成|继续|支持|处理)"
@@ -46,4 +47,6 @@ def is_refusal(text: str) -> bool:
     (False, False)
     """
     beginning = text[:LOOKED_AT]
-    return _ENGLISH.match(beginning) is not None or _CHINESE.match(beginning) is not None
+    if _ENGLISH.match(beginning) is not None:
+        return True
+    return not beginning.isascii() and _CHINESE.match(beginning) is not None

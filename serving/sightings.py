@@ -27,6 +27,8 @@ MAX_FRAME_BYTES = 128 * 1024
 """Above what six texts of that length can take; a longer frame is no frame of ours."""
 
 _LENGTH_BYTES = 4
+_PLAIN = frozenset(("role", "content", "name"))
+"""Of a message whose text is its content and nothing else."""
 
 
 class BrokenFrame(ServingError):
@@ -88,11 +90,28 @@ def asked_text(fields: Mapping[str, Any]) -> str:
     >>> asked_text({"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]})
     'Hi'
     """
+    alone = _only_text(fields)
+    if alone is not None:
+        return alone
     texts = [t for t in prompt_of(dict(fields)).texts if t.role == "user" and t.part is Part.CONTENT]
     if not texts:
         return ""
     last = texts[-1].message
     return "\n".join(t.text for t in texts if t.message == last)
+
+
+def _only_text(fields: Mapping[str, Any]) -> str | None:
+    """The same where it is one plain string that nothing else in the request can follow; nearly always, and at once."""
+    if "input" in fields or "suffix" in fields or "instructions" in fields:
+        return None
+    messages, prompt = fields.get("messages"), fields.get("prompt")
+    if messages is None:
+        return prompt if isinstance(prompt, str) else None
+    last = messages[-1] if isinstance(messages, list) and messages and prompt is None else None
+    if not isinstance(last, dict) or last.get("role") != "user" or not last.keys() <= _PLAIN:
+        return None
+    content = last.get("content")
+    return content if isinstance(content, str) else None
 
 
 def frame(said: Sighting | Scored) -> bytes:

@@ -10,6 +10,7 @@ import math
 import unicodedata
 from collections import Counter
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,16 @@ def _kind(character: str) -> tuple[int, bool]:
 
 _KINDS = {chr(code): _kind(chr(code)) for code in (*range(0x0250), *range(0x3000, 0x3100), *range(0x4E00, 0xA000))}
 """The characters of most texts, looked up once."""
+
+
+@lru_cache(maxsize=4096)
+def kind_of(character: str) -> Cheap:
+    """The kind of one character: a script, or what it is instead of a letter.
+
+    >>> kind_of("ж").value, kind_of("7").value
+    ('cyrillic', 'digits')
+    """
+    return Cheap(NAMES[(_KINDS.get(character) or _kind(character))[0]])
 
 
 def cheap_features(text: str) -> NDArray[np.float32]:

@@ -30,10 +30,14 @@ from types import ModuleType
 
 MODULES = (
     "monitoring.aggregates",
+    "monitoring.instruments",
+    "monitoring.languages",
     "monitoring.measurements",
     "monitoring.quality",
+    "monitoring.refusals",
     "serving.admission",
     "serving.affinity",
+    "serving.answer_form",
     "serving.endpoints",
     "serving.gateway.answer_heads",
     "serving.gateway.app",
@@ -42,12 +46,14 @@ MODULES = (
     "serving.gateway.express",
     "serving.gateway.forwarding",
     "serving.gateway.gatekeeper",
+    "serving.gateway.guarded_way",
     "serving.gateway.http_parsing",
     "serving.gateway.http_server",
     "serving.gateway.judging",
     "serving.gateway.keyring",
     "serving.gateway.latency",
     "serving.gateway.ledger",
+    "serving.gateway.overseeing",
     "serving.gateway.pipeline",
     "serving.gateway.recorder",
     "serving.gateway.request_ids",
@@ -63,13 +69,20 @@ MODULES = (
     "serving.queueing",
     "serving.rate_limits",
     "serving.scoring",
+    "serving.sightings",
     "serving.streaming",
 )
 """What a request passes. All of it is compiled together, into one library, and used as a whole or not at all."""
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
-READ = ("monitoring/*.py", "serving/*.py", "serving/gateway/*.py")
+READ = (
+    "guardrails/prompts.py",
+    "monitoring/*.py",
+    "monitoring/drift/features.py",
+    "serving/*.py",
+    "serving/gateway/*.py",
+)
 """The sources that the digest is taken over: the modules above, and whatever else of ours they see."""
 
 KEPT_BUILDS = 3

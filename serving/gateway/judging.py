@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from monitoring.languages import is_other_language
@@ -77,25 +77,28 @@ def signals_in(
     return tuple(_in_text(transcript, answer, fields or {})) if texts else ()
 
 
-def _in_text(transcript: Transcript, answer: Answer, fields: Mapping[str, Any]) -> Iterator[Signal]:
+def _in_text(transcript: Transcript, answer: Answer, fields: Mapping[str, Any]) -> list[Signal]:
+    found: list[Signal] = []
+    texts = answer.texts
     if answer.length_stop:
-        yield Signal.LENGTH_STOP
+        found.append(Signal.LENGTH_STOP)
     if transcript.whole and not answer.has_content:
-        yield Signal.EMPTY
-    if any(map(is_repetitive, answer.texts)):
-        yield Signal.REPETITION
-    if answer.refused or any(map(is_refusal, answer.texts)):
-        yield Signal.REFUSAL
-        return  # whoever declines need not do so in JSON, nor in the language of the question
-    written = [text for text in answer.texts if text.strip()]
+        found.append(Signal.EMPTY)
+    if any(is_repetitive(text) for text in texts):
+        found.append(Signal.REPETITION)
+    if answer.refused or any(is_refusal(text) for text in texts):
+        found.append(Signal.REFUSAL)
+        return found  # whoever declines need not do so in JSON, nor in the language of the question
+    written = [text for text in texts if text.strip()]
     # A cut answer can't be JSON, and is told as a length stop already; one with tool calls alone has no text.
     if written and wants_json(fields):
-        if transcript.whole and not answer.length_stop and not all(map(is_json, written)):
-            yield Signal.INVALID_JSON
+        if transcript.whole and not answer.length_stop and not all(is_json(text) for text in written):
+            found.append(Signal.INVALID_JSON)
     elif written and fields:
         prompt = asked_text(fields)
         if prompt and any(is_other_language(prompt, text) for text in written):
-            yield Signal.LANGUAGE_MISMATCH
+            found.append(Signal.LANGUAGE_MISMATCH)
+    return found
 
 
 def scores_in(

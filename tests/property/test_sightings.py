@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guardrails.checks.base import Part
+from guardrails.prompts import prompt_of
 from serving.sightings import (
     MAX_FRAME_BYTES,
     MAX_TEXT_CHARACTERS,
@@ -62,6 +64,26 @@ def test_the_longest_sighting_fits_a_frame(text: str) -> None:
     assert len(frame(whole)) <= MAX_FRAME_BYTES
     controls = "\x01" * MAX_TEXT_CHARACTERS
     assert len(frame(whole._replace(prompt=controls, answer=controls, samples=(controls,) * 4))) <= MAX_FRAME_BYTES
+
+
+contents = st.none() | st.text(max_size=3) | st.just([{"type": "text", "text": "part"}]) | st.just(7)
+messages = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["user", "assistant", "tool", None]), "content": contents, "text": contents,
+        "name": st.just("n"), "type": st.sampled_from(["message", "function_call_output"]),
+    },
+)  # fmt: skip
+several = st.none() | st.text(max_size=3) | st.lists(messages | st.text(max_size=3) | st.integers(0, 3), max_size=3)
+requests = st.fixed_dictionaries({}, optional=dict.fromkeys(["messages", "prompt"], several)) | st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(["messages", "prompt", "input", "instructions", "suffix"], several)
+)
+
+
+@given(requests)
+def test_the_short_way_to_what_is_asked_finds_the_same(fields: dict[str, object]) -> None:
+    texts = [t for t in prompt_of(fields).texts if t.role == "user" and t.part is Part.CONTENT]
+    assert asked_text(fields) == "\n".join(t.text for t in texts if t.message == texts[-1].message)
 
 
 @pytest.mark.parametrize(

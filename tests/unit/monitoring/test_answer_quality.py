@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitoring.drift.features import MAX_CHARACTERS, Cheap, cheap_features
 from monitoring.languages import is_other_language, script_of
 from monitoring.likelihood import WORST_NATS, likelihood
 from monitoring.refusals import is_refusal
 from monitoring.semantic_entropy import clusters, semantic_entropy
 
+SCRIPTS = [Cheap.LATIN, Cheap.HAN, Cheap.KANA, Cheap.HANGUL, Cheap.CYRILLIC, Cheap.ARABIC, Cheap.OTHER_LETTERS]
 REFUSALS = [
     "I'm sorry, but I can't assist with that request.",
     "I’m really sorry, but I cannot help you with this.",
@@ -61,6 +64,36 @@ def test_any_text_is_looked_at_in_bounded_time(text: str) -> None:
     is_refusal(text)
     script_of(text)
     is_refusal("I'm sorry " * 1000 + text)
+
+
+def counted_one_by_one(text: str) -> Cheap | None:
+    """The script of a text by definition: shares of its letters, ideographs twice."""
+    prose = re.sub(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", " ", text, flags=re.DOTALL)
+    shares = dict(zip(Cheap, cheap_features(prose), strict=True))
+    letters = {name: round(float(shares[name]) * min(len(prose), MAX_CHARACTERS)) for name in SCRIPTS}
+    for dense in (Cheap.HAN, Cheap.KANA, Cheap.HANGUL):
+        letters[dense] *= 2
+    if letters[Cheap.KANA]:
+        letters[Cheap.KANA] += letters.pop(Cheap.HAN)
+    script = max(letters, key=lambda name: letters[name])
+    total = sum(letters.values())
+    return script if total >= 8 and letters[script] >= 0.7 * total else None
+
+
+PIECES = st.sampled_from(
+    ["word ", "Ünï", "法国的首都", "とても", "한국어", "Столица", "مرحبا", "ไทย", "é", "42", "`code` ",
+     "```py\nx = 1\n", "```", "`", "http://a.b/c ", "ftp://a ", "\n", "\ud800", "𠮷𠮷"]
+)  # fmt: skip
+TEXTS = st.lists(PIECES | st.text(max_size=5), max_size=20).map("".join)
+
+
+@given(TEXTS, st.lists(PIECES, max_size=10).map("".join), st.sampled_from([1, 200]))
+def test_a_script_counted_fast_is_the_one_counted_slowly(beginning: str, answer: str, times: int) -> None:
+    text = beginning + answer * times
+    assert script_of(text) is counted_one_by_one(text)
+    written = counted_one_by_one(answer)
+    other = written is not None and counted_one_by_one(text) not in (None, written)
+    assert is_other_language(text, answer) is other
 
 
 @pytest.mark.parametrize(
