@@ -164,7 +164,7 @@ def test_addresses_that_a_value_names_are_reached_whatever_their_port() -> None:
     plain = objects(
         {
             "mlflow": {"enabled": False, "trackingUri": "https://mlflow.example.com"},
-            **{"networkPolicy": {"engineEgress": [], "controllerEgress": []}},
+            "networkPolicy": {"engineEgress": [], "controllerEgress": []},
         }
     )
     assert one_way(plain, engine(), ELSEWHERE, 443, "egress")
