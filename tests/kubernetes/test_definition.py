@@ -210,6 +210,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         changed("strategy", changed("blueGreen.smoke.0.prompt", ..., BLUE_GREEN)),
         "smoke case sum: give a prompt",
     ),
+    ("labels of nodes", changed("engine.nodeSelector", {"pool": 1}), "spec.engine.nodeSelector"),
     ("nothing expected", changed("strategy", changed("blueGreen.smoke.0.expect", {}, BLUE_GREEN)), "smoke[0].expect"),
     ("twice", changed("analysis.signals.1.name", "error"), "spec.analysis.signals"),
     ("a float", changed("analysis.alpha", 0.01), "spec.analysis.alpha"),
