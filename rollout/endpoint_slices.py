@@ -16,7 +16,7 @@ def slices_path(namespace: str) -> str:
 def ready_addresses(slices: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """An address of each pod that gets requests; `ready` left out means that it does.
 
-    A Service of two families of addresses has slices of each, with the same pods: those of IPv4 count, if there are any.
+    A Service of two families of addresses has slices of each, with the same pods: IPv4 counts where there is any.
 
     >>> six = {"addressType": "IPv6", "endpoints": [{"addresses": ["fd00::1"]}]}
     >>> four = {"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]}
