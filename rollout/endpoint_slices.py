@@ -14,8 +14,18 @@ def slices_path(namespace: str) -> str:
 
 
 def ready_addresses(slices: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """The addresses that get requests, over all slices; `ready` left out means that they do."""
-    return frozenset(address for endpoint in _ready(slices) for address in endpoint.get("addresses") or ())
+    """An address of each pod that gets requests; `ready` left out means that it does.
+
+    A Service of two families of addresses has slices of each, with the same pods: IPv4 counts where there is any.
+
+    >>> six = {"addressType": "IPv6", "endpoints": [{"addresses": ["fd00::1"]}]}
+    >>> four = {"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]}
+    >>> sorted(ready_addresses([six, four])), sorted(ready_addresses([six]))
+    (['10.0.0.1'], ['fd00::1'])
+    """
+    listed = list(slices)
+    first = [part for part in listed if part.get("addressType") == "IPv4" and part.get("endpoints")]
+    return frozenset(a for endpoint in _ready(first or listed) for a in (endpoint.get("addresses") or ())[:1])
 
 
 def ready_pods(slices: Iterable[Mapping[str, Any]]) -> frozenset[str]:

@@ -91,7 +91,7 @@ def schema() -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": _without(status, ("required",)),
+            "status": _lenient(status),
         },
     }
 
@@ -100,7 +100,7 @@ def _with_rules(node: Schema, path: str) -> Schema:
     """The schema with every rule at its place."""
     made = dict(node)
     if rules := rules_at(path):
-        made["x-kubernetes-validations"] = list(rules)
+        made["x-kubernetes-validations"] = [dict(rule) for rule in rules]
     if "properties" in node:
         made["properties"] = {
             key: _with_rules(part, f"{path}.{key}" if path else key) for key, part in node["properties"].items()
@@ -110,18 +110,16 @@ def _with_rules(node: Schema, path: str) -> Schema:
     return made
 
 
-def _without(node: Any, words: tuple[str, ...], *, named: bool = False) -> Any:  # noqa: ANN401 - JSON of any shape
-    """The schema without some of its words; the keys of `properties` are names and stay."""
+def _lenient(node: Any) -> Any:  # noqa: ANN401 - JSON of any shape
+    """The schema of a status, with nothing required but what its lists are merged by."""
     if isinstance(node, list):
-        return [_without(part, words) for part in node]
+        return [_lenient(part) for part in node]
     if not isinstance(node, dict):
         return node
-    kept = {}
-    for key, value in node.items():
-        if not named and key in words and not {"type", "verb"} & set(value):  # a list that is merged by a name needs it
-            continue
-        kept[key] = _without(value, words, named=key == "properties" and not named)
-    return kept
+    made = {key: _lenient(value) for key, value in node.items() if key != "required" or not isinstance(value, list)}
+    if keys := node.get("x-kubernetes-list-map-keys"):
+        made["items"]["required"] = list(keys)
+    return made
 
 
 def document() -> str:

@@ -1,7 +1,12 @@
 """What a schema can't say, as rules in CEL, each with a message that names value, limit and way out. Pure.
 
 They say what the spec's own validators say (specs.py, strategy_specs.py); tests hold the two against each other.
-`self` is the value at the path where a rule stands. Every list and string they read is bounded, so that their cost is.
+`self` is the value at the path where a rule stands. An API server works out beforehand what a rule costs at worst, and
+refuses the whole definition where that is too much. So every list and string that is read is bounded, and:
+
+- of an int-or-string Kubernetes before 1.34 overlooks `maxLength` and takes it for 3 MiB: rules read it only by what
+  costs the same whatever its length (`double`, `duration`, `endsWith`, `type`), never by `string`, `trim` or `replace`;
+- what `string` makes of a whole number has no bound at all, so no message may be joined with one.
 """
 
 from __future__ import annotations
@@ -17,25 +22,31 @@ def _rule(rule: str, message: str = "", *, says: str = "") -> Rule:
 
 
 def seconds(value: str) -> str:
-    """An expression for the seconds in a duration: a whole number, or a string with or without a unit."""
-    text = f"string({value}).trim()"
-    scaled = [("ms", "0.001"), ("s", "1.0"), ("m", "60.0"), ("h", "3600.0"), ("d", "86400.0")]
-    found = f"double({text})"
-    for unit, factor in reversed(scaled):
-        found = f"({text}.endsWith('{unit}') ? double({text}.replace('{unit}', '')) * {factor} : {found})"
-    return found
+    """An expression for the whole seconds in a duration: a number, or a string with or without a unit below a day."""
+    return f"({_has_unit(value)} ? double(duration({value}).getSeconds()) : double({value}))"
+
+
+def _has_unit(value: str) -> str:
+    units = " || ".join(f"{value}.endsWith('{unit}')" for unit in ("s", "m", "h"))
+    return f"(type({value}) == string && ({units}))"
+
+
+def _in_days(value: str) -> str:
+    return f"(type({value}) == string && {value}.endsWith('d'))"
 
 
 def _within(name: str, rule: str, limit: str, example: str) -> Rule:
     return _rule(
-        rule.replace("$", "double(string(self))"),
+        rule.replace("$", "double(self)"),
         says=f"'{name} ' + string(self) + ' is out of range: {limit}; write it for instance as {example}'",
     )
 
 
+# A fraction of a second and days are left to the reader of specs: no function of CEL's reads them at a fixed cost.
 _ORDERED = _rule(
-    f"!has(self.maxDuration) || {seconds('self.maxDuration')} >= "
-    f"(has(self.duration) ? {seconds('self.duration')} : $default)",
+    f"!has(self.maxDuration) || {_in_days('self.maxDuration')} || "
+    f"(has(self.duration) && {_in_days('self.duration')}) || "
+    f"{seconds('self.maxDuration')} + 1.0 > (has(self.duration) ? {seconds('self.duration')} : $default)",
     says="'maxDuration ' + string(self.maxDuration) + ' is shorter than duration; raise it, or leave it out'",
 )
 
@@ -56,7 +67,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "engine": (
         _rule(
             "!has(self.maxReplicas) || self.maxReplicas >= (has(self.minReplicas) ? self.minReplicas : 1)",
-            says="'maxReplicas ' + string(self.maxReplicas) + ' is below minReplicas; raise it, or leave it out'",
+            "maxReplicas is below minReplicas; raise it, or leave it out",
         ),
         _rule(
             "!has(self.capacity) || self.capacity != 'replace' || (has(self.minReplicas) && self.minReplicas >= 2)",
@@ -134,7 +145,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "analysis": (
         _rule(
             f"!has(self.signals) || {_SLOWDOWNS}.all(a, {_SLOWDOWNS}.all(b, "
-            "double(string(a.maxSlowdown)) == double(string(b.maxSlowdown))))",
+            "double(a.maxSlowdown) == double(b.maxSlowdown)))",
             "maxSlowdown differs between latency signals; gateways measure all against one factor, give one value",
         ),
     ),
@@ -148,7 +159,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         ),
         _rule(
             "!has(self.maxSlowdown) || self.name in ['slow-tokens', 'slow-first-token'] || "
-            "double(string(self.maxSlowdown)) == 1.25",
+            "double(self.maxSlowdown) == 1.25",
             says="'signal ' + self.name + ': maxSlowdown is for slow-first-token and slow-tokens only; leave it out'",
         ),
     ),

@@ -92,13 +92,16 @@ def _plain(node: Mapping[str, Any], definitions: Mapping[str, Any], name: str) -
         case "string" if "enum" not in made:
             made.setdefault("maxLength", MAX_TEXT)
         case "integer":
-            made.setdefault("format", "int32")
+            # What counts without a bound (requests, generations) would be refused above two thousand million.
+            made.setdefault("format", "int32" if "maximum" in made else "int64")
     return made
 
 
 def _mapping(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
     made: Schema = {}
     extra = node.get("additionalProperties")
+    if len(patterned := node.get("patternProperties") or {}) == 1:
+        (extra,) = patterned.values()  # what its keys must be like no structural schema can say
     if "properties" in node:
         made["properties"] = {
             key: _converted(part, definitions, key) for key, part in sorted(node["properties"].items())

@@ -15,7 +15,7 @@ import functools
 import logging
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,14 +183,16 @@ class ClusterEndpoints:
                 source=who, reason=why)  # fmt: skip
 
 
-def addresses_of(slices: Iterable[Mapping[str, Any]], port: int) -> list[Address]:
+def addresses_of(slices: Sequence[Mapping[str, Any]], port: int) -> list[Address]:
     """The engines in the slices of one Service, sorted; each with its pod's uid for a boot.
 
-    A pod that is neither ready nor ending what it has begun is left out.
+    A pod that is neither ready nor ending what it has begun is left out. A Service of two families of addresses has
+    slices of each, with the same pods: those of IPv4 are taken, where there are any.
     """
     found: dict[str, Address] = {}
+    family = "IPv4" if any(s.get("addressType") == "IPv4" and s.get("endpoints") for s in slices) else "IPv6"
     for part in slices:
-        if part.get("addressType") not in ("IPv4", "IPv6"):
+        if part.get("addressType") != family:
             continue
         for endpoint in part.get("endpoints") or ():
             conditions = endpoint.get("conditions") or {}

@@ -73,6 +73,14 @@ def _unstructural(schema: dict[str, Any], path: str, *, logic: bool) -> Iterator
         yield f"{path}.pattern", "Invalid value: look-around and references are not in Go's regular expressions"
     if schema.get("type") == "array" and "items" not in schema and not logic:
         yield f"{path}.items", "Required value: must be specified"
+    for key in schema.get("x-kubernetes-list-map-keys") or ():
+        items = schema["items"]
+        if key not in (items.get("required") or ()) and "default" not in (items.get("properties") or {}).get(key, {}):
+            yield (
+                f"{path}.items.properties[{key}].default",
+                "Required value: this property is in x-kubernetes-list-map-keys, so it must have a default or be "
+                "a required property",
+            )
     for rule in schema.get("x-kubernetes-validations") or ():
         if not rule.get("rule") or "\n" in rule.get("message", ""):
             yield f"{path}.x-kubernetes-validations", f"Invalid value: {rule}"

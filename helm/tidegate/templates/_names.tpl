@@ -76,3 +76,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "tidegate.gatewayUrl" -}}
 {{ ternary "https" "http" (ne .Values.gateway.tls.existingSecret "") }}://{{ .Release.Name }}-gateway.{{ .Release.Namespace }}.svc:{{ .Values.gateway.service.port }}
 {{- end -}}
+
+{{/* The port that a URL, or a `host:port`, leads to. */}}
+{{- define "tidegate.portOf" -}}
+{{- $at := ternary (urlParse .) (dict "host" . "scheme" "") (contains "://" .) -}}
+{{- $port := regexFind ":[0-9]+$" $at.host | trimPrefix ":" -}}
+{{- $port | default (ternary "443" "80" (eq $at.scheme "https")) -}}
+{{- end -}}

@@ -149,6 +149,27 @@ def test_nothing_else_does(name: str) -> None:
     assert [f for f in asked if reaches(found, *f)] == []
 
 
+def test_addresses_that_a_value_names_are_reached_whatever_their_port() -> None:
+    outside = {
+        "mlflow": {"enabled": False, "trackingUri": "http://mlflow.example.com:5001"},
+        "redis": {"address": "redis.example.com:6380"},
+        "controller": {"prometheusUrl": "http://prometheus.monitoring.svc:9090/select/0"},
+        "networkPolicy": {"engineEgress": [], "controllerEgress": []},
+    }
+    found = objects(outside)
+    needed = [(engine(), 6380), (engine(), 5001), (part("controller"), 5001), (part("controller"), 9090)]
+    assert [n for n in needed if not one_way(found, n[0], ELSEWHERE, n[1], "egress")] == []
+    refused = [(part("controller"), 6380), (engine(), 9090), (part("gateway"), 5001), (engine(), 22)]
+    assert not any(one_way(found, at, ELSEWHERE, port, "egress") for at, port in refused)
+    plain = objects(
+        {
+            "mlflow": {"enabled": False, "trackingUri": "https://mlflow.example.com"},
+            "networkPolicy": {"engineEgress": [], "controllerEgress": []},
+        }
+    )
+    assert one_way(plain, engine(), ELSEWHERE, 443, "egress")
+
+
 def test_with_policies_off_all_is_open_and_each_layer_holds_alone() -> None:
     found = objects({"networkPolicy": {"enabled": False}})
     assert not any(o["kind"] == "NetworkPolicy" for o in found)

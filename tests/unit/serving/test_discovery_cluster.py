@@ -185,3 +185,9 @@ def ending(*, serving: bool) -> dict:
 )
 def test_conditions_of_an_endpoint(endpoint, kind, wanted):
     assert [(a.url, a.draining) for a in addresses_of([a_slice(endpoint, kind=kind)], 8000)] == wanted
+
+
+def test_a_pod_with_two_families_of_addresses_is_one_engine():
+    six, four = a_slice(an_endpoint("fd00::1"), kind="IPv6"), a_slice(an_endpoint("10.0.0.1"))
+    assert [a.url for a in addresses_of([six, four], 8000)] == ["http://10.0.0.1:8000"]
+    assert [a.url for a in addresses_of([six, a_slice()], 8000)] == ["http://[fd00::1]:8000"]
