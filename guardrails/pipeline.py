@@ -12,7 +12,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from guardrails.chat_streams import ChatStep, ChatStreamGuard, Json, Located, Work, hold_texts, strip_repeats
+from guardrails.chat_streams import (
+    UNCHECKED,
+    ChatStep,
+    ChatStreamGuard,
+    Json,
+    Located,
+    Work,
+    hold_texts,
+    strip_repeats,
+)
 from guardrails.checks.base import Context, Part, Scope
 from guardrails.enforcement import ActiveCheck, ActivePolicy, judge
 from guardrails.errors import CheckFailed
@@ -192,7 +201,7 @@ class Guardrails:
             *(self._check_text(s.text, checks, replace(context, part=s.part), s.choice) for s in slots)
         )
         located: list[Located] = []
-        touched = False
+        touched = any(changed.pop(key, None) is not None for key in UNCHECKED)
         for slot, result in zip(slots, checked, strict=True):
             located += (Located(slot.choice, slot.part, finding) for finding in result.findings)
             if result.text != slot.text:
