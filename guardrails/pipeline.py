@@ -148,7 +148,7 @@ class Guardrails:
             for index, found in edits.items():
                 checked[index].text = apply_edits(checked[index].text, found)
         if prompt.has_token_ids and any(active.rule.enforces for active in checks):
-            reason = "the prompt is given as token ids, which can't be checked; send text"
+            reason = "the prompt is given as token ids or embeddings, which can't be checked; send text"
             located.append(
                 Located(0, Part.CONTENT, Finding(UNCHECKABLE, Verdict.BLOCK, 0, 0, 1.0, Language.OTHER, reason))
             )

@@ -1,8 +1,8 @@
 """The texts of a request, and the seams between them. Pure.
 
 Chat (`messages`), completions (`prompt`), responses (`input`, `instructions`) and embeddings (`input`) are
-understood. What isn't text (images, sound) is left alone: no check here can read it. Token ids instead of text are
-reported, since a prompt given that way would get around every check.
+understood. What isn't text (images, sound) is left alone: no check here can read it. Token ids or embeddings instead of
+text are reported, since a prompt given that way would get around every check.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PromptText:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The texts of a request, in order, and whether some of it is there as token ids only."""
+    """The texts of a request, in order, and whether some of it is there as token ids or embeddings only."""
 
     texts: tuple[PromptText, ...]
     has_token_ids: bool = False
@@ -40,8 +40,8 @@ class Prompt:
 
 def prompt_of(body: Json) -> Prompt:
     """The texts of a request's body. Putting another text changes the body given: hand in a copy."""
-    texts = [*_messages(body.get("messages"))]
-    tokens = False
+    texts = [*_messages(body.get("messages")), *_messages(body.get("previous_input_messages"))]
+    tokens = body.get("prompt_embeds") is not None
     for key, role in (("prompt", "user"), ("input", "user"), ("instructions", "developer"), ("suffix", "user")):
         value = body.get(key)
         if isinstance(value, str):
@@ -81,6 +81,7 @@ def _message(place: int, message: Json) -> Iterator[PromptText]:
         ("arguments", Part.ARGUMENTS),
         ("refusal", Part.REFUSAL),
         ("reasoning_content", Part.REASONING),
+        ("reasoning", Part.REASONING),
     ):
         value = message.get(key)
         if isinstance(value, str):

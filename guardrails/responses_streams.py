@@ -2,8 +2,8 @@
 
 Texts arrive as `...delta` events and are said again as a whole by `...done` events and by the final one. The deltas
 go through an engine for each text; an event that says texts again waits until these have gone out, and says what
-went out. A text that never came as deltas goes through an engine where it is first said. Order is kept: while one event waits, so do those behind it. A blocked answer ends with
-`response.incomplete` and the reason content_filter.
+went out. A text that never came as deltas goes through an engine where it is first said. Order is kept: while one event
+waits, so do those behind it. A blocked answer ends with `response.incomplete` and the reason content_filter.
 """
 
 from __future__ import annotations
