@@ -112,7 +112,7 @@ class Call:
     tried: set[str]
     first_attempt: bool
     policy: PolicyInForce | None
-    """The guardrails of the revision that was picked, where prompt or answer has to wait for them."""
+    """The guardrails of the revision that is asked, where prompt or answer has to wait for them."""
     fields: Mapping[str, Any] | None
     """The body, parsed, where the guardrails need it."""
     prompt_language: Language | None

@@ -36,7 +36,7 @@ from serving.gateway.config import InvalidConfig
 from serving.gateway.guard_records import GuardRecord
 from serving.gateway.guard_settings import GuardSettings
 from serving.gateway.logs import log
-from serving.openai_protocol import Operation
+from serving.openai_protocol import Operation, metered_body
 from serving.specs import digest_of_text
 from serving.traffic import RevisionTraffic, TrafficTable
 
@@ -230,7 +230,8 @@ class Guarding:
             return unavailable(record.check)
         if result.verdict is Verdict.REDACT:
             call.fields = {**result.body, "model": unit.pick.route.model}
-            call.body = orjson.dumps(call.fields)
+            body = orjson.dumps(call.fields)
+            call.body = (metered_body(body, call.fields) or body) if call.metered else body
         return None
 
     @staticmethod

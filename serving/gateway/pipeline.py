@@ -415,7 +415,7 @@ class Pipeline:
             exchange.respond(status, [*reply.headers, *own], reply.body)
             return RequestOutcome.ERROR
         headers = client_headers(connection.headers, own)
-        policy = self._guards.holding(opened.revision) if self._guards is not None else None
+        policy = self._guards.holding(call) if self._guards is not None else None
         if policy is not None and self._guards is not None and failure is None and status < 400:
             return await self._guards.release(call, opened, exchange, policy, own)
         if opened.whole:
