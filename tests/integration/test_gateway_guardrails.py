@@ -13,8 +13,11 @@ import openai
 import pytest
 import uvloop
 
+from guardrails.checks.base import Catalogue
+from guardrails.enforcement import ActivePolicy, activate
 from guardrails.errors import CheckUnavailable
 from guardrails.model_checks.base import ModelText
+from guardrails.policy import Policy
 from guardrails.verdicts import Hit
 from serving.gateway.guard_models import GuardModels
 from serving.gateway.guard_settings import GuardSettings
@@ -321,6 +324,20 @@ async def test_a_revision_whose_policy_cannot_be_put_in_force_takes_no_requests(
         await r.apply(forged.model_copy(update={"policies": {digest: "schema: 1\nname: empty\n"}}))
         await r.apply(guarded(3, stable=POLICY))
         assert (await said(r)).status_code == 200
+
+
+async def test_a_policy_whose_plug_in_raises_takes_no_other_policy_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(policy: Policy, catalogue: Catalogue) -> ActivePolicy:
+        return activate(policy, catalogue) if policy.name != "breaks" else 1 // 0  # type: ignore[return-value]
+
+    monkeypatch.setattr("serving.gateway.guarding.activate", made)
+    async with rig(tmp_path, first=guarded(stable="schema: 1\nname: breaks\n", canary=POLICY)) as r:
+        r.canary.do = r.stable.do = lambda _: pieces(f"It is {MAIL}.")
+        assert set(r.gateway.guarding.unusable) == {"stable-app"}
+        assert (await said(r)).json()["choices"][0]["message"]["content"] == f"It is {MASKED}."
+        assert not r.stable.requests
 
 
 async def test_the_policy_survives_a_restart_without_a_controller(tmp_path: Path) -> None:
