@@ -65,6 +65,8 @@ class Question(NamedTuple):
     nonce: bytes
     namespace: str
     """Of the key."""
+    key: str
+    """Its id."""
 
 
 class Unit:
