@@ -327,7 +327,7 @@ def _emptied(event: Json) -> Json:
     changed = dict(event)
     if isinstance(event.get("item"), dict):
         told = {name: "" for name in TOOL_TEXTS if isinstance(event["item"].get(name), str)}
-        lists = {name: [] for name in ("content", "summary") if isinstance(event["item"].get(name), list)}
+        lists: Json = {name: [] for name in ("content", "summary") if isinstance(event["item"].get(name), list)}
         changed["item"] = {**event["item"], **told, **lists}
     if isinstance(event.get("part"), dict):
         changed["part"] = {**event["part"], **{n: "" for n in _TEXTS_OF_PARTS if isinstance(event["part"].get(n), str)}}

@@ -413,8 +413,9 @@ class Pipeline:
             return RequestOutcome.ERROR
         headers = client_headers(connection.headers, own)
         policy = self._guards.holding(call) if self._guards is not None else None
-        if policy is not None and self._guards is not None and failure is None and status < 400:
-            return await self._guards.release(call, opened, exchange, policy, own)
+        if policy is not None and self._guards is not None and status < 400:  # also behind an error that came first
+            outcome = await self._guards.release(call, opened, exchange, policy, own)
+            return RequestOutcome.ERROR if failure is not None and outcome in (_OK, _RETRIED) else outcome
         if opened.whole:
             _keep(opened, opened.first)
             if 400 <= status < 500:

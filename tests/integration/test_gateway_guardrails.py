@@ -195,6 +195,23 @@ async def test_a_stream_whose_prompt_was_masked_is_metered_all_the_same(tmp_path
         assert (MAIL in json.dumps(body), body.get("stream_options")) == (False, {"include_usage": True})
 
 
+async def test_a_stream_that_begins_with_an_error_is_checked_all_the_same(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=guarded(stable=POLICY)) as r:
+        spoken = r.stable._chunk
+
+        async def error_first(writer: asyncio.StreamWriter, data: bytes) -> None:
+            await spoken(writer, b'data: {"error": {"message": "no", "code": 500}}\n\n')
+            await asyncio.sleep(0.02)
+            await spoken(writer, data)
+
+        r.stable._chunk = error_first  # type: ignore[method-assign]
+        r.stable.do = lambda _: pieces(f"It is {MAIL}.")
+        answer = await said(r, stream=True)
+        assert ('"code":500' in answer.text.replace(" ", ""), MAIL in answer.text) == (True, False)
+        await r.settled()
+        assert 'outcome="error"' in await metric(r, "tidegate_requests_total")
+
+
 async def test_endpoints_that_cannot_be_checked_are_closed_under_a_policy_that_holds(tmp_path: Path) -> None:
     async with rig(tmp_path, first=guarded(stable=POLICY)) as r, httpx.AsyncClient(base_url=r.url) as http:
         refused = await http.post("/v1/messages", json=CHAT)
