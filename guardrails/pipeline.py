@@ -131,8 +131,7 @@ class Guardrails:
             return InputResult(Verdict.ALLOW, body, (), language)
         changed = copy.deepcopy(body)
         texts = [text for text in prompt_of(changed).texts if text.role in self._active.policy.roles]
-        room = asyncio.Semaphore(TEXTS_AT_ONCE)
-        checked = await asyncio.gather(*(self._check_prompt_text(text, checks, room) for text in texts))
+        checked = await self._check_prompt_texts(texts, checks)
         located = [
             Located(text.message, text.part, finding)
             for text, result in zip(texts, checked, strict=True)
@@ -159,12 +158,19 @@ class Guardrails:
         verdict = _verdict(endings, redacted=redacted, findings=[found.finding for found in located])
         return InputResult(verdict, changed if redacted else body, tuple(located), language)
 
-    async def _check_prompt_text(
-        self, text: PromptText, checks: Sequence[ActiveCheck], room: asyncio.Semaphore
-    ) -> _Checked:
-        async with room:
-            context = Context(Direction.INPUT, part=text.part)
-            return await self._check_text(text.text, checks, context, text.message)
+    async def _check_prompt_texts(self, texts: Sequence[PromptText], checks: Sequence[ActiveCheck]) -> list[_Checked]:
+        """Each by itself, a few at the same time: there may be thousands."""
+        done: dict[int, _Checked] = {}
+        left = iter(enumerate(texts))
+
+        async def work() -> None:
+            for place, text in left:
+                context = Context(Direction.INPUT, part=text.part)
+                done[place] = await self._check_text(text.text, checks, context, text.message)
+                await asyncio.sleep(0)  # an empty one has not let others have their turn
+
+        await asyncio.gather(*(work() for _ in range(min(TEXTS_AT_ONCE, len(texts)))))
+        return [done[place] for place in range(len(texts))]
 
     async def _check_seams(
         self, texts: Sequence[str], checks: Sequence[ActiveCheck]
