@@ -22,9 +22,19 @@ Json = dict[str, Any]
 Place = tuple[str, ...]
 """Where a text lies in a choice's delta: `("content",)`, `("tool_calls", "0", "arguments")`."""
 
-PARTS = {"content": Part.CONTENT, "text": Part.CONTENT, "refusal": Part.REFUSAL, "arguments": Part.ARGUMENTS}
+PARTS = {
+    "content": Part.CONTENT,
+    "text": Part.CONTENT,
+    "refusal": Part.REFUSAL,
+    "arguments": Part.ARGUMENTS,
+    "input": Part.ARGUMENTS,
+}
 _NO_TEXT = frozenset({"role", "name", "id", "type", "stop_reason", "index"})
 _REPEATS_TEXT = ("logprobs", "token_ids", "prompt_token_ids", "prompt_logprobs")
+UNCHECKED = ("input_messages", "output_messages")
+"""What vLLM puts beside a response on request: all it read and said once more, tokens and all. Never let out."""
+TOOL_TEXTS = ("arguments", "input", "code", "output")
+"""Where an item of a response holds what a tool is told, or what it said."""
 ERROR_CODE = "guardrail_unavailable"
 
 
@@ -292,6 +302,9 @@ def split_texts(part: Json) -> tuple[Json, list[tuple[Place, str]]]:
     for key, value in delta.items():
         if isinstance(value, str) and key not in _NO_TEXT:
             texts.append(((key,), value))
+        elif key == "content" and isinstance(value, list):  # parts, of which the texts are one text
+            parts = [part for part in value if isinstance(part, dict)]
+            texts.append(((key,), "".join(p["text"] for p in parts if isinstance(p.get("text"), str))))
         elif key == "tool_calls" and isinstance(value, list):
             kept[key] = [_split_call(call, texts, place) for place, call in enumerate(value)]
         elif key == "function_call" and isinstance(value, dict):
@@ -303,9 +316,14 @@ def split_texts(part: Json) -> tuple[Json, list[tuple[Place, str]]]:
 
 
 def _split_call(call: object, texts: list[tuple[Place, str]], place: int) -> object:
-    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+    if not isinstance(call, dict):
         return call
     index = str(call.get("index", place))
+    if isinstance(call.get("custom"), dict) and isinstance(call["custom"].get("input"), str):
+        texts.append((("tool_calls", index, "input"), call["custom"]["input"]))
+        call = {**call, "custom": {**call["custom"], "input": ""}}
+    if not isinstance(call.get("function"), dict):
+        return call
     return {**call, "function": _split_function(call["function"], texts, ("tool_calls", index))}
 
 
@@ -340,6 +358,8 @@ def _joined(index: int, place: Place, text: str) -> Json:
     part: Json = {"index": index, "logprobs": None, "finish_reason": None}
     if place == ("text",):
         return {**part, "text": text}
+    if place[0] == "tool_calls" and place[-1] == "input":
+        return {**part, "delta": {"tool_calls": [{"index": int(place[1]), "custom": {"input": text}}]}}
     if place[0] == "tool_calls":
         return {**part, "delta": {"tool_calls": [{"index": int(place[1]), "function": {"arguments": text}}]}}
     if place[0] == "function_call":
@@ -403,16 +423,25 @@ def _message_slots(index: int, message: Json) -> Iterator[Slot]:
     for key, value in message.items():
         if isinstance(value, str) and key not in _NO_TEXT:
             yield _slot(index, message, key)
+        for part in value if key == "content" and isinstance(value, list) else ():
+            if isinstance(part, dict) and isinstance(part.get("text"), str):
+                yield _slot(index, part, "text")
     calls = message.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     for function in (*functions, message.get("function_call")):
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
             yield _slot(index, function, "arguments")
+    for call in calls if isinstance(calls, list) else ():
+        custom = call.get("custom") if isinstance(call, dict) else None
+        if isinstance(custom, dict) and isinstance(custom.get("input"), str):
+            yield _slot(index, custom, "input")
 
 
 def _item_slots(place: int, item: Json) -> Iterator[Slot]:
-    if isinstance(item.get("arguments"), str):
-        yield _slot(place, item, "arguments")
+    for name in TOOL_TEXTS:
+        if isinstance(item.get(name), str):
+            slot = _slot(place, item, name)
+            yield Slot(place, Part.ARGUMENTS, slot.text, slot.put)
     for key in ("content", "summary"):
         parts = item.get(key)
         for part in parts if isinstance(parts, list) else ():

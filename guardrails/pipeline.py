@@ -12,7 +12,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from guardrails.chat_streams import ChatStep, ChatStreamGuard, Json, Located, Work, hold_texts, strip_repeats
+from guardrails.chat_streams import (
+    UNCHECKED,
+    ChatStep,
+    ChatStreamGuard,
+    Json,
+    Located,
+    Work,
+    hold_texts,
+    strip_repeats,
+)
 from guardrails.checks.base import Context, Part, Scope
 from guardrails.enforcement import ActiveCheck, ActivePolicy, judge
 from guardrails.errors import CheckFailed
@@ -122,8 +131,7 @@ class Guardrails:
             return InputResult(Verdict.ALLOW, body, (), language)
         changed = copy.deepcopy(body)
         texts = [text for text in prompt_of(changed).texts if text.role in self._active.policy.roles]
-        room = asyncio.Semaphore(TEXTS_AT_ONCE)
-        checked = await asyncio.gather(*(self._check_prompt_text(text, checks, room) for text in texts))
+        checked = await self._check_prompt_texts(texts, checks)
         located = [
             Located(text.message, text.part, finding)
             for text, result in zip(texts, checked, strict=True)
@@ -139,7 +147,7 @@ class Guardrails:
             for index, found in edits.items():
                 checked[index].text = apply_edits(checked[index].text, found)
         if prompt.has_token_ids and any(active.rule.enforces for active in checks):
-            reason = "the prompt is given as token ids, which can't be checked; send text"
+            reason = "the prompt is given as token ids or embeddings, which can't be checked; send text"
             located.append(
                 Located(0, Part.CONTENT, Finding(UNCHECKABLE, Verdict.BLOCK, 0, 0, 1.0, Language.OTHER, reason))
             )
@@ -150,12 +158,19 @@ class Guardrails:
         verdict = _verdict(endings, redacted=redacted, findings=[found.finding for found in located])
         return InputResult(verdict, changed if redacted else body, tuple(located), language)
 
-    async def _check_prompt_text(
-        self, text: PromptText, checks: Sequence[ActiveCheck], room: asyncio.Semaphore
-    ) -> _Checked:
-        async with room:
-            context = Context(Direction.INPUT, part=text.part)
-            return await self._check_text(text.text, checks, context, text.message)
+    async def _check_prompt_texts(self, texts: Sequence[PromptText], checks: Sequence[ActiveCheck]) -> list[_Checked]:
+        """Each by itself, a few at the same time: there may be thousands."""
+        done: dict[int, _Checked] = {}
+        left = iter(enumerate(texts))
+
+        async def work() -> None:
+            for place, text in left:
+                context = Context(Direction.INPUT, part=text.part)
+                done[place] = await self._check_text(text.text, checks, context, text.message)
+                await asyncio.sleep(0)  # an empty one has not let others have their turn
+
+        await asyncio.gather(*(work() for _ in range(min(TEXTS_AT_ONCE, len(texts)))))
+        return [done[place] for place in range(len(texts))]
 
     async def _check_seams(
         self, texts: Sequence[str], checks: Sequence[ActiveCheck]
@@ -192,7 +207,7 @@ class Guardrails:
             *(self._check_text(s.text, checks, replace(context, part=s.part), s.choice) for s in slots)
         )
         located: list[Located] = []
-        touched = False
+        touched = any(changed.pop(key, None) is not None for key in UNCHECKED)
         for slot, result in zip(slots, checked, strict=True):
             located += (Located(slot.choice, slot.part, finding) for finding in result.findings)
             if result.text != slot.text:

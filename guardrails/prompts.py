@@ -1,12 +1,13 @@
 """The texts of a request, and the seams between them. Pure.
 
 Chat (`messages`), completions (`prompt`), responses (`input`, `instructions`) and embeddings (`input`) are
-understood. What isn't text (images, sound) is left alone: no check here can read it. Token ids instead of text are
-reported, since a prompt given that way would get around every check.
+understood. What isn't text (images, sound) is left alone: no check here can read it. Token ids or embeddings instead of
+text are reported, since a prompt given that way would get around every check.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,7 @@ class PromptText:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The texts of a request, in order, and whether some of it is there as token ids only."""
+    """The texts of a request, in order, and whether some of it is there as token ids or embeddings only."""
 
     texts: tuple[PromptText, ...]
     has_token_ids: bool = False
@@ -40,8 +41,8 @@ class Prompt:
 
 def prompt_of(body: Json) -> Prompt:
     """The texts of a request's body. Putting another text changes the body given: hand in a copy."""
-    texts = [*_messages(body.get("messages"))]
-    tokens = False
+    texts = [*_messages(body.get("messages")), *_messages(body.get("previous_input_messages"))]
+    tokens = body.get("prompt_embeds") is not None
     for key, role in (("prompt", "user"), ("input", "user"), ("instructions", "developer"), ("suffix", "user")):
         value = body.get(key)
         if isinstance(value, str):
@@ -81,6 +82,7 @@ def _message(place: int, message: Json) -> Iterator[PromptText]:
         ("arguments", Part.ARGUMENTS),
         ("refusal", Part.REFUSAL),
         ("reasoning_content", Part.REASONING),
+        ("reasoning", Part.REASONING),
     ):
         value = message.get(key)
         if isinstance(value, str):
@@ -115,33 +117,40 @@ class Seam:
 
     def crosses(self, finding: Finding) -> bool:
         """Whether a finding in the joined text lies in more than one of them; else it was found without joining."""
-        return sum(piece.start < finding.end and finding.start < piece.end for piece in self.pieces) > 1
+        return len(self._touched(finding)) > 1
 
     def first_text(self, finding: Finding) -> int:
         """The text in which it begins."""
-        return next(piece.text for piece in self.pieces if finding.start < piece.end)
+        return self.pieces[self._first(finding)].text
 
     def edits(self, finding: Finding) -> list[tuple[int, Edit]]:
         """A redaction as one for each text: as many stars as characters."""
         found = []
-        for piece in self.pieces:
+        for piece in self._touched(finding):
             start, end = max(piece.start, finding.start), min(piece.end, finding.end)
             if start < end:
                 moved = piece.offset - piece.start
                 found.append((piece.text, Edit(start + moved, end + moved, "*" * (end - start))))
         return found
 
+    def _first(self, finding: Finding) -> int:
+        return bisect_right(self.pieces, finding.start, key=lambda piece: piece.end)
+
+    def _touched(self, finding: Finding) -> tuple[_Piece, ...]:
+        """The pieces that a finding has characters of; there may be thousands that it has none of."""
+        first = self._first(finding)
+        return self.pieces[first : bisect_left(self.pieces, finding.end, lo=first, key=lambda piece: piece.start)]
+
 
 def seams(texts: Sequence[str], glue: str) -> list[Seam]:
     """Where something could be split over neighbouring texts; in all no more than twice `SEAM_CHARACTERS` of each."""
     found: list[Seam] = []
-    joined, pieces = "", list[_Piece]()
+    parts, pieces = list[str](), list[_Piece]()
 
     def add(index: int, offset: int, part: str) -> None:
-        nonlocal joined
-        joined += glue if pieces else ""
-        pieces.append(_Piece(index, offset, len(joined), len(joined) + len(part)))
-        joined += part
+        start = pieces[-1].end + len(glue) if pieces else 0
+        pieces.append(_Piece(index, offset, start, start + len(part)))
+        parts.append(part)
 
     for index, text in enumerate(texts):
         if len(text) <= 2 * SEAM_CHARACTERS:
@@ -149,9 +158,9 @@ def seams(texts: Sequence[str], glue: str) -> list[Seam]:
             continue
         add(index, 0, text[:SEAM_CHARACTERS])
         if len(pieces) > 1:
-            found.append(Seam(joined, tuple(pieces)))
-        joined, pieces = "", []
+            found.append(Seam(glue.join(parts), tuple(pieces)))
+        parts, pieces = [], []
         add(index, len(text) - SEAM_CHARACTERS, text[-SEAM_CHARACTERS:])
     if len(pieces) > 1:
-        found.append(Seam(joined, tuple(pieces)))
+        found.append(Seam(glue.join(parts), tuple(pieces)))
     return found

@@ -2,17 +2,17 @@
 
 Texts arrive as `...delta` events and are said again as a whole by `...done` events and by the final one. The deltas
 go through an engine for each text; an event that says texts again waits until these have gone out, and says what
-went out. Order is kept: while one event waits, so do those behind it. A blocked answer ends with
-`response.incomplete` and the reason content_filter.
+went out. A text that never came as deltas goes through an engine where it is first said. Order is kept: while one event
+waits, so do those behind it. A blocked answer ends with `response.incomplete` and the reason content_filter.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from guardrails.chat_streams import ChatStep, Json, Located, Work, error_object
+from guardrails.chat_streams import TOOL_TEXTS, UNCHECKED, ChatStep, Json, Located, Work, error_object
 from guardrails.checks.base import Part
 from guardrails.streaming import Ending, Step, StreamGuard
 from guardrails.verdicts import Hit
@@ -30,6 +30,7 @@ _PARTS = {
     "response.reasoning_summary_text": Part.REASONING,
 }
 _SAID_AGAIN = ("text", "refusal", "arguments", "input", "code")
+_TEXTS_OF_PARTS = {"text": (Part.CONTENT, Part.REASONING), "refusal": (Part.REFUSAL,)}
 _FINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
@@ -40,6 +41,8 @@ class _Text:
     guard: StreamGuard
     template: Json
     sent: list[str] = field(default_factory=list)
+    silent: bool = False
+    """It is said as a whole only, never in deltas."""
 
 
 class ResponsesStreamGuard:
@@ -63,13 +66,20 @@ class ResponsesStreamGuard:
         if self._over:
             return got.step(cancel=self._doomed)
         if isinstance(event.get("response"), dict):
-            self._response = event["response"]
+            kept = {key: value for key, value in event["response"].items() if key not in UNCHECKED}
+            if not self._observes_only and len(kept) < len(event["response"]):
+                event = {**event, "response": kept}
+            self._response = kept
         kind = str(event.get("type", ""))
         base, _, last = kind.rpartition(".")
         if last == "delta" and isinstance(event.get("delta"), str):
             self._delta(event, base, now, got)
         else:
-            if last == "done" and base in _PARTS:
+            if not self._observes_only:
+                event = _emptied(event) if last == "added" else event
+                for key, part, whole in self._unheard(event, base, last):
+                    self._say(key, part, whole, now, got)
+            if last == "done":
                 self._finish_text(self._key(event, base), now, got)
             if kind in _FINAL or kind == "error":
                 self._finish_all(now, got)
@@ -134,6 +144,49 @@ class ResponsesStreamGuard:
         text.template = {name: value for name, value in event.items() if name not in ("delta", "logprobs")}
         self._put(text, text.guard.feed(event["delta"], now), got)
 
+    def _unheard(self, event: Json, base: str, last: str) -> Iterator[tuple[_Key, Part, str]]:
+        """The texts that an event says as a whole and of which no delta came, each when its turn comes."""
+        index, content = str(event.get("output_index", "")), str(event.get("content_index", ""))
+        if last == "done" and self._key(event, base) not in self._texts:
+            for name in _SAID_AGAIN:
+                if isinstance(event.get(name), str) and event[name]:
+                    yield self._key(event, base), _PARTS.get(base, Part.REASONING), event[name]
+                    return
+        if isinstance(event.get("part"), dict):
+            yield from self._unheard_part(event["part"], index, content, str(event.get("summary_index", "")))
+        if isinstance(event.get("item"), dict):
+            yield from self._unheard_item(event["item"], index)
+        response = event.get("response")
+        output = response.get("output") if isinstance(response, dict) else None
+        for place, item in enumerate(output if isinstance(output, list) else ()):
+            if isinstance(item, dict):
+                yield from self._unheard_item(item, str(place))
+
+    def _unheard_item(self, item: Json, index: str) -> Iterator[tuple[_Key, Part, str]]:
+        for name in TOOL_TEXTS:
+            if isinstance(item.get(name), str) and item[name] and self._of_tool(name, index) is None:
+                yield (name, index, "", ""), Part.ARGUMENTS, item[name]
+        for name in ("content", "summary"):
+            parts = item.get(name)
+            for place, part in enumerate(parts if isinstance(parts, list) else ()):
+                if isinstance(part, dict):
+                    places = (str(place), "") if name == "content" else ("", str(place))
+                    yield from self._unheard_part(part, index, *places)
+
+    def _unheard_part(self, part: Json, index: str, content: str, summary: str) -> Iterator[tuple[_Key, Part, str]]:
+        for name, kinds in _TEXTS_OF_PARTS.items():
+            heard = any(self._sent(kind, index, content, summary) is not None for kind in kinds)
+            if isinstance(part.get(name), str) and part[name] and not heard:
+                yield (name, index, content, summary), kinds[0], part[name]
+
+    def _say(self, key: _Key, part: Part, whole: str, now: float, got: _Collected) -> None:
+        """Check a text of which no delta came."""
+        if self._over:
+            return
+        text = self._texts[key] = _Text(len(self._texts), part, self._guard_for(part), {}, silent=True)
+        self._put(text, text.guard.feed(whole, now), got)
+        self._finish_text(key, now, got)
+
     def _finish_text(self, key: _Key, now: float, got: _Collected) -> None:
         text = self._texts.get(key)
         if text is not None and text.guard.ending is None:
@@ -151,8 +204,9 @@ class ResponsesStreamGuard:
         got.work += (Work(text.number, (text.part.value,), pending) for pending in step.work)
         if step.text:
             text.sent.append(step.text)
-            self._queue.append({**text.template, "delta": step.text})
-            self._let_go(got)
+            if not text.silent:
+                self._queue.append({**text.template, "delta": step.text})
+                self._let_go(got)
         self._doomed = self._doomed or step.doomed
         if step.ending is Ending.BLOCKED:
             self._flush_deltas(got)
@@ -188,9 +242,8 @@ class ResponsesStreamGuard:
         if "delta" in event:
             return True
         base, _, last = kind.rpartition(".")
-        if base in _PARTS and last == "done":
-            text = self._texts.get(self._key(event, base))
-            return text is None or text.guard.ending is not None
+        if last == "done" and self._key(event, base) in self._texts:
+            return self._texts[self._key(event, base)].guard.ending is not None
         if kind in ("response.content_part.done", "response.output_item.done", "response.reasoning_summary_part.done"):
             index = str(event.get("output_index", ""))
             return all(text.guard.ending for key, text in self._texts.items() if key[1] == index)
@@ -226,10 +279,19 @@ class ResponsesStreamGuard:
                 return "".join(text.sent)
         return None
 
+    def _of_tool(self, name: str, index: str) -> str | None:
+        """What went out of a tool's text: by its name, where it never came as deltas. Its output never does."""
+        said = self._texts.get((name, index, "", ""))
+        if said is not None:
+            return "".join(said.sent)
+        if name == "output":
+            return None
+        deltas = (text for key, text in self._texts.items() if key[0] not in TOOL_TEXTS and key[1:] == (index, "", ""))
+        return next(("".join(text.sent) for text in deltas if text.part is Part.ARGUMENTS), None)
+
     def _part(self, part: Json, index: str, content: str, summary: str = "") -> Json:
-        kinds = {"text": (Part.CONTENT, Part.REASONING), "refusal": (Part.REFUSAL,)}
         changed: Json = {}
-        for name, parts in kinds.items():
+        for name, parts in _TEXTS_OF_PARTS.items():
             if isinstance(part.get(name), str):
                 found = (self._sent(kind, index, content, summary) for kind in parts)
                 whole = next((sent for sent in found if sent is not None), None)
@@ -239,8 +301,8 @@ class ResponsesStreamGuard:
 
     def _item(self, item: Json, index: str) -> Json:
         changed = dict(item)
-        for name in ("arguments", "input", "code"):
-            sent = self._sent(Part.ARGUMENTS, index, "")
+        for name in TOOL_TEXTS:
+            sent = self._of_tool(name, index)
             if isinstance(item.get(name), str) and sent is not None:
                 changed[name] = sent
         for name in ("content", "summary"):
@@ -258,6 +320,18 @@ class ResponsesStreamGuard:
         """Events are numbered anew, since one may have become several or none."""
         self._sequence += 1
         got.objects.append({**event, "sequence_number": self._sequence - 1})
+
+
+def _emptied(event: Json) -> Json:
+    """An event that begins an item or a part, without text: that comes in deltas, or once it is complete."""
+    changed = dict(event)
+    if isinstance(event.get("item"), dict):
+        told = {name: "" for name in TOOL_TEXTS if isinstance(event["item"].get(name), str)}
+        lists: Json = {name: [] for name in ("content", "summary") if isinstance(event["item"].get(name), list)}
+        changed["item"] = {**event["item"], **told, **lists}
+    if isinstance(event.get("part"), dict):
+        changed["part"] = {**event["part"], **{n: "" for n in _TEXTS_OF_PARTS if isinstance(event["part"].get(n), str)}}
+    return changed
 
 
 @dataclass(slots=True)

@@ -41,6 +41,7 @@ from serving.traffic import RevisionTraffic
 if TYPE_CHECKING:
     from guardrails.verdicts import Language
     from serving.gateway.guarding import PolicyInForce
+    from serving.gateway.trail import Trail
 
 GONE_AFTER_S: Final = 0.02
 PROBE_S: Final = 0.5
@@ -112,11 +113,13 @@ class Call:
     tried: set[str]
     first_attempt: bool
     policy: PolicyInForce | None
-    """The guardrails of the revision that was picked, where prompt or answer has to wait for them."""
+    """The guardrails of the revision that is asked, where prompt or answer has to wait for them."""
     fields: Mapping[str, Any] | None
     """The body, parsed, where the guardrails need it."""
     prompt_language: Language | None
     """The language that the user wrote in, once the prompt was checked."""
+    copied: bool
+    """It is a copy of its unit's request, so its attempts are no part of that one's way."""
 
     def __init__(  # written out, since it may come compiled (docs/adr/0008), as what a dataclass makes never does
         self,
@@ -140,6 +143,7 @@ class Call:
         policy: PolicyInForce | None = None,
         fields: Mapping[str, Any] | None = None,
         prompt_language: Language | None = None,
+        copied: bool = False,
     ) -> None:
         self.unit = unit
         self.target = target
@@ -161,6 +165,12 @@ class Call:
         self.policy = policy
         self.fields = fields
         self.prompt_language = prompt_language
+        self.copied = copied
+
+    @property
+    def trail(self) -> Trail | None:
+        """Where its attempts are written down."""
+        return None if self.copied else self.unit.trail
 
     def fingerprint(self) -> bytes:
         """Of the prompt, for remembering which ones kill engines."""
@@ -272,8 +282,8 @@ class Attempts:
         if dispatched(endpoint, now, call.demand) and call.first_attempt:
             self._recorder.warming_up(call.unit)
         self._recorder.begun(revision)
-        if call.unit.trail is not None:
-            call.unit.trail.dispatched(endpoint.url, endpoint.host, endpoint.port, revision.version, now)
+        if call.trail is not None:
+            call.trail.dispatched(endpoint.url, endpoint.host, endpoint.port, revision.version, now)
 
     async def open(self, call: Call, revision: RevisionTraffic, sent: Sent | None = None) -> Opened | Failure:
         """Try one endpoint of a revision, or go on with what `start` sent. Never raises but for being cancelled."""
@@ -320,8 +330,11 @@ class Attempts:
         """The head of the request to an endpoint."""
         target = endpoint.prefix.encode() + call.target if endpoint.prefix else call.target
         trail = call.unit.trail
-        trace = trail.lines(endpoint.url) if trail is not None else b""
-        lines = call.passed_on if not trace else passed_on(call.headers, traced=True) + trace
+        if trail is None or not trail.traced:
+            lines = call.passed_on
+        else:
+            trace = b"" if call.copied else trail.lines(endpoint.url)
+            lines = passed_on(call.headers, traced=True) + trace
         if call.own_id is not None:
             lines += b"x-client-request-id: %b\r\n" % call.own_id
         return engine_head(target, endpoint.authority, lines, len(call.body), hexlify(call.nonce))
@@ -410,8 +423,8 @@ async def _knock(endpoint: Endpoint) -> None:
 
 
 def _failed(call: Call, endpoint: Endpoint, kind: FailureKind) -> Failure:
-    if call.unit.trail is not None:
-        call.unit.trail.failed(endpoint.url, kind.value, time.monotonic())
+    if call.trail is not None:
+        call.trail.failed(endpoint.url, kind.value, time.monotonic())
     return Failure(kind)
 
 

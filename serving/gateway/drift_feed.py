@@ -18,6 +18,7 @@ from monitoring.drift.sampling import SamplingState, choose
 from serving.gateway.logs import log
 from serving.gateway.recorder import Unit
 from serving.gateway.request_ids import issue_bytes
+from serving.gateway.sessions import session_mark
 from serving.sightings import BrokenFrame, Frames, Scored, Sighting, asked_text, frame, scored_of, shortened
 from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, Role
@@ -89,7 +90,10 @@ class DriftFeed:
         traffic, by = pick.route.traffic, answered_by or pick.revision
         by_chance = by.role[0] if pick.evidence else "f"
         kind = by_chance if by is pick.revision else "r"
-        request_id = issue_bytes(self._secret, asked.nonce, kind, pick.route.generation, traffic.model, by.version)
+        mark = session_mark(traffic.salt, unit.session) if pick.evidence and unit.session is not None else ""
+        request_id = issue_bytes(
+            self._secret, asked.nonce, kind, pick.route.generation, traffic.model, by.version, mark, key=asked.key
+        )
         prompt = asked_text(asked.fields)
         text = "\n".join(answer.texts) if by is pick.revision else ""
         compared = unit.ticket.number > 0 and 0 < pick.weight < 100 and bool(text)

@@ -152,7 +152,7 @@ class GuardedStream:
                 self.unreadable = True
                 self._stop()
                 return
-            if value.get("error") and not self._named:
+            if value.get("error") and not value.get("choices") and not self._named:
                 self._send((value,))
                 continue
             self._take(self._guard.feed(value, time.monotonic()))

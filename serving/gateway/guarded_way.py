@@ -50,9 +50,10 @@ class GuardedWay:
             lease_valid=False,
         )
 
-    def holding(self, revision: RevisionTraffic) -> PolicyInForce | None:
-        """The policy of a revision, when its answers have to wait for it."""
-        policy = self._guarding.of(revision)
+    @staticmethod
+    def holding(call: Call) -> PolicyInForce | None:
+        """The policy that a call's answer has to wait for: as of when it was asked, whatever tables came since."""
+        policy = call.policy
         return policy if policy is not None and policy.holds_output else None
 
     def admitted(self, call: Call, fields: Mapping[str, Any]) -> None:
@@ -69,8 +70,11 @@ class GuardedWay:
 
     async def change(self, call: Call, revision: RevisionTraffic) -> Rejection | None:
         """Another revision is to answer: check the prompt, as the client sent it, by that one's policy."""
-        policy = self._guarding.of(revision)
-        if policy is None or not policy.holds or (call.policy is not None and call.policy.digest == policy.digest):
+        if not self._guarding.usable(revision.application):
+            return unavailable("guardrails")
+        before, policy = call.policy, self._guarding.of(revision)
+        call.policy = policy = policy if policy is not None and policy.holds else None
+        if policy is None or (before is not None and before.digest == policy.digest):
             return None
         return await self._guarding.admit(call, policy, self._guarding.fields_of(call))
 

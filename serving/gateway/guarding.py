@@ -36,7 +36,7 @@ from serving.gateway.config import InvalidConfig
 from serving.gateway.guard_records import GuardRecord
 from serving.gateway.guard_settings import GuardSettings
 from serving.gateway.logs import log
-from serving.openai_protocol import Operation
+from serving.openai_protocol import Operation, metered_body
 from serving.specs import digest_of_text
 from serving.traffic import RevisionTraffic, TrafficTable
 
@@ -121,8 +121,8 @@ class Guarding:
             if model.judge:
                 try:
                     self.judges[model.judge] = self._activated(model.judge, table.policies)
-                except GuardrailError as error:
-                    log(logging.ERROR, "judge-unusable", model=model.model, digest=model.judge[:12], reason=str(error))
+                except Exception as error:
+                    log(logging.ERROR, "judge-unusable", model=model.model, digest=model.judge[:12], reason=_why(error))
         self._forget(table.policies)
         needed = {kind for policy in self._in_force.values() for kind in policy.models}
         needed |= {a.kind.name for judge in self.judges.values() for a in judge.output if a.is_model}
@@ -131,9 +131,9 @@ class Guarding:
     def _enforce(self, model: str, revision: RevisionTraffic, texts: Mapping[str, str]) -> None:
         try:
             active = self._activated(revision.policy, texts) if revision.policy else self._default
-        except GuardrailError as error:
-            self.unusable[revision.application] = str(error)
-            log(logging.ERROR, "policy-unusable", model=model, version=revision.version, reason=str(error),
+        except Exception as error:  # of a plug-in, say: one policy's fault must not leave the others out of force
+            self.unusable[revision.application] = _why(error)
+            log(logging.ERROR, "policy-unusable", model=model, version=revision.version, reason=_why(error),
                 way_out="register the version with a policy that this gateway can put in force")  # fmt: skip
             return
         if active is not None:
@@ -230,7 +230,8 @@ class Guarding:
             return unavailable(record.check)
         if result.verdict is Verdict.REDACT:
             call.fields = {**result.body, "model": unit.pick.route.model}
-            call.body = orjson.dumps(call.fields)
+            body = orjson.dumps(call.fields)
+            call.body = (metered_body(body, call.fields) or body) if call.metered else body
         return None
 
     @staticmethod
@@ -260,6 +261,10 @@ class Guarding:
 def _catalogue() -> Catalogue:
     """The checks that there are; packages are looked through once, which takes long for an event loop."""
     return installed_catalogue()
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, GuardrailError) else f"making its checks raised {type(error).__name__}"
 
 
 def unavailable(check: str) -> Rejection:

@@ -8,6 +8,7 @@ refused from the very next request on. The time of both ways tells nothing about
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ _OTHERS: Final = (b"api-key", b"x-api-key")
 """As SDKs for Azure and for Anthropic send it."""
 
 _MOST_KEY_BYTES: Final = 256
+_versions: Final = itertools.count()
 
 
 class KeysUnreadable(ServingError):
@@ -57,8 +59,8 @@ class Keyring:
         """
         self._hash_key = hash_key
         self._max_age_s = max_age_s
-        self._version = 0
-        """Grows whenever the keys are others."""
+        self._version = next(_versions)
+        """Another one whenever the keys are others, and in every ring: heads are remembered for the whole process."""
         self._holders: dict[str, Holder] = {}
         self._verified: dict[bytes, Holder] = {}
         self._confirmed_at: float | None = None
@@ -77,7 +79,7 @@ class Keyring:
         live = (r for r in keys if r.revoked_at is None)
         self._holders = {r.id: Holder(r, self._caller(r), Scope.INFERENCE in r.scopes) for r in live}
         self._verified.clear()
-        self._version += 1
+        self._version = next(_versions)
         self._confirmed_at = confirmed_at
         return frozenset(before.keys() - self._holders.keys())
 

@@ -259,6 +259,7 @@ class Mirroring:
             leash=Leash(),
             tried=set(),
             first_attempt=False,  # it is none of its unit's attempts
+            copied=True,
         )
         ticket = None
         if target.role is Role.CANARY:

@@ -110,15 +110,15 @@ class _Line:
             task.add_done_callback(self._beside.discard)
 
     async def _models(self, job: _Job) -> None:
-        looked: Observation | None = job.observation
+        looked: Observation | None = None  # also when it is cancelled: half a look measures nothing
         try:
             async with asyncio.timeout(self._within_s):
                 await job.observation.models(self._ask)
+            looked = job.observation
         except TimeoutError:
-            looked = None
+            pass
         except Exception:
             logger.exception("models could not look at an answer; it counts as not looked at")
-            looked = None
         finally:
             job.done(looked)
 
@@ -208,7 +208,7 @@ class Overseer:
         if id(unit) not in self._judged or transcript is None or not first_attempt:
             return False
         judge = self._guarding.judges.get(unit.pick.route.traffic.judge)
-        if judge is None:
+        if judge is None or self._closed:
             return False
         self._judge(unit, judge, asked.prompt, transcript)
         return True

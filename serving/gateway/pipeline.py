@@ -33,7 +33,7 @@ from serving.gateway.observing import Observer
 from serving.gateway.recorder import Question, Recorder
 from serving.gateway.request_ids import Issuer, fresh_nonce
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
-from serving.gateway.sessions import session_hash
+from serving.gateway.sessions import session_mark
 from serving.gateway.traffic_state import TrafficState
 from serving.gateway.upstream import Abandoned, UpstreamClient
 from serving.limits import PromptDeaths, prompt_refused, retry_allowed, timeout_of
@@ -54,9 +54,6 @@ from serving.outcomes import Cause
 from serving.scoring import Demand, demand_of
 from serving.streaming import UsageFilter, says_done
 from serving.traffic import RevisionTraffic, Role
-
-MARK_CHARS: Final = 12
-"""Of a session's hash, as request ids carry it: two of a rollout's sessions share one once in a hundred million."""
 
 MOST_ENDPOINTS_TRIED: Final = 3
 """Endpoints that are tried for a request, while each refuses the connection; one of them may die of something."""
@@ -211,7 +208,7 @@ class Pipeline:
             demand=self._demand(exchange, request, pick.revision),
             key=exchange.caller.key_id,
         )
-        call.unit.question = Question(request.fields, nonce, exchange.caller.namespace)
+        call.unit.question = Question(request.fields, nonce, exchange.caller.namespace, exchange.caller.key_id)
         if self._observer is not None:
             call.unit.trail = self._observer.begin(exchange, request, nonce, session)
         exchange.on_gone = call.leash.pull
@@ -415,9 +412,10 @@ class Pipeline:
             exchange.respond(status, [*reply.headers, *own], reply.body)
             return RequestOutcome.ERROR
         headers = client_headers(connection.headers, own)
-        policy = self._guards.holding(opened.revision) if self._guards is not None else None
-        if policy is not None and self._guards is not None and failure is None and status < 400:
-            return await self._guards.release(call, opened, exchange, policy, own)
+        policy = self._guards.holding(call) if self._guards is not None else None
+        if policy is not None and self._guards is not None and status < 400:  # also behind an error that came first
+            outcome = await self._guards.release(call, opened, exchange, policy, own)
+            return RequestOutcome.ERROR if failure is not None and outcome in (_OK, _RETRIED) else outcome
         if opened.whole:
             _keep(opened, opened.first)
             if 400 <= status < 500:
@@ -496,7 +494,7 @@ class Pipeline:
         kind = by_chance if answered_by is pick.revision else "r"
         route, version = pick.route, answered_by.version
         named = call.unit.session if pick.evidence else None
-        mark = session_hash(route.traffic.salt, named)[:MARK_CHARS] if named is not None else ""
+        mark = session_mark(route.traffic.salt, named) if named is not None else ""
         request_id = self._ids.issue(call.nonce, kind, route.generation, route.traffic.model, version, mark, call.key)
         if call.unit.trail is not None:
             call.unit.trail.request_id = request_id

@@ -65,6 +65,8 @@ class Question(NamedTuple):
     nonce: bytes
     namespace: str
     """Of the key."""
+    key: str
+    """Its id."""
 
 
 class Unit:
@@ -403,7 +405,11 @@ class Recorder:
         """Let the overseer have what it wants of a request; True when the outcome waits for it."""
         if self.overseer is None or ended.unit.asked is None:
             return False
-        return self.overseer.read(ended.unit, ended.transcript, first_attempt=ended.first_attempt)
+        try:
+            return self.overseer.read(ended.unit, ended.transcript, first_attempt=ended.first_attempt)
+        except Exception:
+            logger.exception("an answer could not be handed to the overseer; it is not looked at")
+            return False
 
     def judged(self, unit: Unit, shown: Iterable[SignalName], measured: Iterable[SignalName]) -> None:
         """The judge has looked at an answer, or could not: its unit is settled.
@@ -423,11 +429,9 @@ class Recorder:
         """The guardrails refused the prompt, or could not check it: no engine was asked, and it is nobody's fault."""
         self._settle(unit)
         self._release(unit, "", Answer())
-        if unit.trail is not None and self.observer is not None:
+        if unit.trail is not None:
             duration_s = self._monotonic() - unit.started
-            self.observer.over(
-                Over(unit, unit.trail, RequestOutcome.BLOCKED, duration_s, None, Answer(), None, None, None)
-            )
+            self._observe(Over(unit, unit.trail, RequestOutcome.BLOCKED, duration_s, None, Answer(), None, None, None))
         if unit.witness is not None:
             unit.witness.left()
 
@@ -454,8 +458,8 @@ class Recorder:
             if outcome is _OK and ended.first_attempt:
                 self._latency(unit, first_s, per_token_s)
         trace: tuple[str, float] | None = None
-        if unit.trail is not None and self.observer is not None:
-            trace = self.observer.over(
+        if unit.trail is not None:
+            trace = self._observe(
                 Over(unit, unit.trail, outcome, ended.duration_s, transcript, answer, first_s, per_token_s,
                      ended.answered_by)
             )  # fmt: skip
@@ -466,8 +470,19 @@ class Recorder:
             )
         )  # fmt: skip
         for listener in self.after_reading:
-            listener.ended(unit, answer, ended.answered_by)
+            try:
+                listener.ended(unit, answer, ended.answered_by)
+            except Exception:
+                logger.exception("whoever hears of ended requests failed; this one it missed")
         return answer
+
+    def _observe(self, over: Over) -> tuple[str, float] | None:
+        """Tell the observer, whose failure is no business of the request's."""
+        try:
+            return self.observer.over(over) if self.observer is not None else None
+        except Exception:
+            logger.exception("a request could not be traced or logged; it is left out")
+            return None
 
     def _may_look(self, unit: Unit) -> bool:
         """Whether there is time to look at the text of an answer that is no evidence."""
@@ -522,9 +537,12 @@ class Recorder:
 
     def _settle(self, unit: Unit) -> None:
         self._awaiting_first.pop(id(unit), None)
-        if unit.asked is not None and self.overseer is not None:
-            self.overseer.settled(unit)
         self.ledger.settle(unit.ticket, unit.events, self._wall())
+        if unit.asked is not None and self.overseer is not None:
+            try:
+                self.overseer.settled(unit)
+            except Exception:
+                logger.exception("the overseer failed over a settled request")
 
     def _emit(self, unit: Unit, signal: SignalName, *, level: str = "", cause: Cause = Cause.VERSION) -> None:
         if not unit.judged:

@@ -88,7 +88,7 @@ class Resampler:
         call = Call(
             unit=unit, target=_TARGETS[unit.operation], headers=_HEADERS, passed_on=passed_on(_HEADERS), body=body,
             prompt=body, nonce=fresh_nonce(), own_id=None, deadline=time.monotonic() + self._settings.timeout_s,
-            own_lines=b"", show_version=False, key="", demand=Demand(), first_attempt=False,
+            own_lines=b"", show_version=False, key="", demand=Demand(), first_attempt=False, copied=True,
         )  # fmt: skip
         texts: tuple[str, ...] = ()
         try:

@@ -9,6 +9,8 @@ from functools import lru_cache
 from typing import Final
 
 CAPACITY: Final = 100_000
+MARK_CHARS: Final = 12
+"""Of a session's hash, as request ids carry it: two of a rollout's sessions share one once in a hundred million."""
 
 
 def session_hash(salt: str, unit: str) -> str:
@@ -17,6 +19,11 @@ def session_hash(salt: str, unit: str) -> str:
     keyed = _keyed(salt).copy()
     keyed.update(unit_bytes)
     return keyed.hexdigest()
+
+
+def session_mark(salt: str, unit: str) -> str:
+    """The beginning of it, as request ids carry it."""
+    return session_hash(salt, unit)[:MARK_CHARS]
 
 
 @lru_cache(maxsize=256)

@@ -21,6 +21,7 @@ from serving.request_log.segments import (
     Erasure,
     began_at,
     erasures,
+    forget_halves,
     is_erased,
     lines_of,
     note_erasure,
@@ -190,6 +191,7 @@ def take_out(folder: Path, erased: tuple[Erasure, ...]) -> None:
     Raises:
         OSError: one could not be written.
     """
+    forget_halves(folder)
     for path in segments(folder):
         if not any(is_erased(line, erased) for line in _rows(path)):
             continue

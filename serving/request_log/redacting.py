@@ -26,7 +26,11 @@ checks:
 WHO_ASKED = frozenset({"user", "safety_identifier", "prompt_cache_key", "metadata"})
 """Fields of a body that name a person or belong to the client's own books."""
 LEFT_OUT = "[left out]"
-_UNREADABLE = frozenset({"image_url", "input_audio", "input_image", "input_file", "file", "audio"})
+_UNREADABLE = frozenset({
+    "image_url", "input_audio", "input_image", "input_file", "file", "audio", "file_data", "file_url",
+    "video_url", "audio_url", "image", "image_embeds", "audio_embeds", "prompt_embeds",
+})  # fmt: skip
+"""Given as an object or as a string: an address of a picture may hold a signature that opens it."""
 _PLAIN_WORD = re.compile("[a-z_-]{0,40}").fullmatch
 """Small letters alone are neither a number nor a key: names of fields, roles."""
 _LONGEST_WORD = 2000
@@ -54,10 +58,10 @@ class Redactor:
         return self._inner("", body)
 
     def _inner(self, key: str, value: Any) -> Any:  # noqa: ANN401
+        if key in _UNREADABLE and isinstance(value, dict | list | str):
+            return LEFT_OUT
         if isinstance(value, str):
             return self.text(value)
-        if key in _UNREADABLE and isinstance(value, dict | list):
-            return LEFT_OUT
         if isinstance(value, dict):
             return {self.text(str(k)): self._inner(str(k), v) for k, v in value.items()}
         if isinstance(value, list):

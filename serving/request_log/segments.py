@@ -109,9 +109,15 @@ def note_erasure(folder: Path, erasure: Erasure) -> None:
     """
     descriptor = os.open(folder / ERASED, os.O_WRONLY | os.O_CREAT | os.O_APPEND, MODE)
     with os.fdopen(descriptor, "ab") as file:
-        file.write(orjson.dumps(erasure._asdict()) + b"\n")
+        file.write(b"\n" + orjson.dumps(erasure._asdict()) + b"\n")  # a torn line before it must not take it along
         file.flush()
         os.fsync(file.fileno())
+
+
+def forget_halves(folder: Path) -> None:
+    """Remove copies of segments that a process was writing when it was killed: nobody else would ever."""
+    for path in folder.glob(".*.new"):
+        path.unlink(missing_ok=True)
 
 
 def replace_lines(path: Path, kept: Iterator[bytes]) -> None:
@@ -152,6 +158,7 @@ class Writing:
 
     def adopt(self) -> list[Path]:
         """Close what an earlier process left open, and say what was closed."""
+        forget_halves(self._folder)
         return [_closed(path) for path in segments(self._folder) if path.suffix == PART]
 
     def append(self, lines: bytes, now: float) -> list[Path]:

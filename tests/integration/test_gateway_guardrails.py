@@ -13,8 +13,11 @@ import openai
 import pytest
 import uvloop
 
+from guardrails.checks.base import Catalogue
+from guardrails.enforcement import ActivePolicy, activate
 from guardrails.errors import CheckUnavailable
 from guardrails.model_checks.base import ModelText
+from guardrails.policy import Policy
 from guardrails.verdicts import Hit
 from serving.gateway.guard_models import GuardModels
 from serving.gateway.guard_settings import GuardSettings
@@ -167,12 +170,59 @@ async def test_stable_answers_for_a_failed_canary_under_its_own_policy(tmp_path:
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "content_filter")
 
 
+async def test_an_answer_under_way_keeps_its_policy_when_its_version_leaves_the_table(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=guarded(stable=POLICY)) as r:
+        r.stable.do = lambda _: {**pieces(f"It is {MAIL}."), "before_s": 0.2}
+        asked = asyncio.create_task(said(r))
+        await until(lambda: bool(r.stable.busy))
+        await r.apply(guarded(2, stable=POLICY).model_copy(update={"models": ()}))
+        assert (await asked).json()["choices"][0]["message"]["content"] == f"It is {MASKED}."
+
+
+async def test_stable_does_not_answer_for_a_canary_where_its_own_policy_is_not_in_force(tmp_path: Path) -> None:
+    broken = guarded(stable="schema: 1\nname: x\nchecks: [{name: nobody-has-this}]\n", canary=POLICY)
+    async with rig(tmp_path, first=broken) as r:
+        r.canary.do = lambda _: {"do": "die"}
+        r.stable.do = lambda _: pieces(f"It is {MAIL}.")
+        answer = await said(r)
+        assert (answer.status_code, MAIL in answer.text, len(r.stable.requests)) == (503, False, 0)
+
+
+async def test_a_stream_whose_prompt_was_masked_is_metered_all_the_same(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=guarded(stable=POLICY)) as r:
+        await streamed(r, messages=[{"role": "user", "content": f"I am {MAIL}"}])
+        (_, _, body) = r.stable.requests[-1]
+        assert (MAIL in json.dumps(body), body.get("stream_options")) == (False, {"include_usage": True})
+
+
+async def test_a_stream_that_begins_with_an_error_is_checked_all_the_same(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=guarded(stable=POLICY)) as r:
+        spoken = r.stable._chunk
+
+        async def error_first(writer: asyncio.StreamWriter, data: bytes) -> None:
+            await spoken(writer, b'data: {"error": {"message": "no", "code": 500}}\n\n')
+            await asyncio.sleep(0.02)
+            await spoken(writer, data)
+
+        r.stable._chunk = error_first  # type: ignore[method-assign]
+        r.stable.do = lambda _: pieces(f"It is {MAIL}.")
+        answer = await said(r, stream=True)
+        assert ('"code":500' in answer.text.replace(" ", ""), MAIL in answer.text) == (True, False)
+        await r.settled()
+        assert 'outcome="error"' in await metric(r, "tidegate_requests_total")
+
+
 async def test_endpoints_that_cannot_be_checked_are_closed_under_a_policy_that_holds(tmp_path: Path) -> None:
     async with rig(tmp_path, first=guarded(stable=POLICY)) as r, httpx.AsyncClient(base_url=r.url) as http:
         refused = await http.post("/v1/messages", json=CHAT)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "content_filter")
         ids = await http.post("/v1/completions", json={"model": "chat", "prompt": [1, 2, 3]})
         assert (ids.status_code, ids.json()["error"]["code"]) == (400, "content_filter")
+        vectors = await http.post("/v1/completions", json={"model": "chat", "prompt": "hi", "prompt_embeds": "AAAA"})
+        assert (vectors.status_code, vectors.json()["error"]["code"]) == (400, "content_filter")
+        before = {"previous_input_messages": [{"role": "user", "content": [{"type": "text", "text": "damnation"}]}]}
+        earlier = await http.post("/v1/responses", json={"model": "chat", "input": "hi", **before})
+        assert (earlier.status_code, earlier.json()["error"]["code"]) == (400, "content_filter")
         assert not r.stable.requests
 
 
@@ -291,6 +341,20 @@ async def test_a_revision_whose_policy_cannot_be_put_in_force_takes_no_requests(
         await r.apply(forged.model_copy(update={"policies": {digest: "schema: 1\nname: empty\n"}}))
         await r.apply(guarded(3, stable=POLICY))
         assert (await said(r)).status_code == 200
+
+
+async def test_a_policy_whose_plug_in_raises_takes_no_other_policy_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(policy: Policy, catalogue: Catalogue) -> ActivePolicy:
+        return activate(policy, catalogue) if policy.name != "breaks" else 1 // 0  # type: ignore[return-value]
+
+    monkeypatch.setattr("serving.gateway.guarding.activate", made)
+    async with rig(tmp_path, first=guarded(stable="schema: 1\nname: breaks\n", canary=POLICY)) as r:
+        r.canary.do = r.stable.do = lambda _: pieces(f"It is {MAIL}.")
+        assert set(r.gateway.guarding.unusable) == {"stable-app"}
+        assert (await said(r)).json()["choices"][0]["message"]["content"] == f"It is {MASKED}."
+        assert not r.stable.requests
 
 
 async def test_the_policy_survives_a_restart_without_a_controller(tmp_path: Path) -> None:

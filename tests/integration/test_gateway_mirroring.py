@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from monitoring.tracing.settings import TracingSettings, Transport
 from rollout.analysis.ledger import EvidenceIncrement, Ledger
 from rollout.observation import Verdict
 from rollout.specs import parse_spec
+from serving.gateway.observing import Over
 from serving.knobs import QueueSettings
 from serving.mirroring import PAIRED_WEIGHT, MirrorSettings
 from serving.outcomes import Cause, Signal, Total
@@ -122,6 +124,22 @@ async def test_clients_see_stable_only_and_pairs_are_counted_on_both(tmp_path: P
         assert canary.similarity_sum < 1.0
         assert r.controller.settled_through["chat"] == 6
         assert r.controller.totals[("chat", "r1", STABLE_DIGEST, 0)].forced == 6
+
+
+async def test_a_copy_is_no_attempt_of_its_requests_trace(tmp_path: Path) -> None:
+    tracing = TracingSettings(endpoint="http://127.0.0.1:9", transport=Transport.HTTP)
+    async with (
+        rig(tmp_path, first=shadow(1), mirror=PAIRS, tracing=tracing) as r,
+        httpx.AsyncClient(base_url=r.url) as http,
+    ):
+        seen: list[Over] = []
+        r.gateway.recorder.observer.over = seen.append  # type: ignore[method-assign,union-attr,assignment]
+        r.stable.do = lambda _: {"before_s": 0.05}
+        await ask(http)
+        await over(r)
+        (found,) = seen
+        assert [t.version for t in found.trail.tries.values()] == ["1.0.0"]
+        assert "traceparent" not in r.canary.requests[-1][1]
 
 
 @pytest.mark.parametrize(("mirror", "version"), [(PAIRS, "1.1.0"), (AGAIN, "1.0.0")], ids=["canary", "stable"])

@@ -120,3 +120,9 @@ def test_any_chunking_releases_the_same_text(
                       ("content_filter" if blocked else "stop"))  # fmt: skip
     if not blocked and MAIL not in whole and "7946" not in whole:
         assert text == whole
+
+
+def test_an_error_beside_a_text_lets_no_text_past_the_checks() -> None:
+    event = {"id": "c", "error": {"message": "?"}, "choices": [{"index": 0, "delta": {"content": MAIL}}]}
+    events, _, _ = released(Operation.CHAT, [f"data: {json.dumps(event)}\n\n".encode()])
+    assert MAIL not in json.dumps(events)

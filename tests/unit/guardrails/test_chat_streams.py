@@ -1,6 +1,7 @@
 # ruff: noqa: E501 - tables of texts
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 
@@ -9,6 +10,8 @@ import pytest
 from guardrails.chat_streams import ChatStep, ChatStreamGuard, hold_texts
 from guardrails.checks.base import Context, Part
 from guardrails.enforcement import activate
+from guardrails.model_checks.memory import MemoryModelChecks
+from guardrails.pipeline import Guardrails
 from guardrails.policies.shipped import Shipped, shipped_policy
 from guardrails.policy import parse_policy
 from guardrails.responses_streams import ResponsesStreamGuard
@@ -220,6 +223,32 @@ def test_texts_of_whole_answers_are_found_and_can_be_put_back() -> None:
     ]  # fmt: skip
 
 
+PHONE = "call 13800138000 now"
+
+
+@pytest.mark.parametrize("answer", [
+    {"output": [{"type": "custom_tool_call", "input": PHONE}]},
+    {"output": [{"type": "code_interpreter_call", "code": PHONE}]},
+    {"output": [{"type": "mcp_call", "arguments": "", "output": PHONE}]},
+    {"output": [{"type": "message", "content": [{"text": "a"}]}], "output_messages": [{"message": PHONE, "tokens": [1]}]},
+    {"choices": [{"index": 0, "message": {"tool_calls": [{"type": "custom", "custom": {"name": "f", "input": PHONE}}]}}]},
+    {"choices": [{"index": 0, "message": {"content": [{"type": "text", "text": PHONE}]}}]},
+])  # fmt: skip
+def test_no_text_of_a_whole_answer_gets_past_the_checks(answer: dict) -> None:
+    result = asyncio.run(Guardrails(activate(parse_policy(POLICY)), MemoryModelChecks({})).check_answer(answer))
+    assert "13800138000" not in json.dumps(result.answer)
+
+
+@pytest.mark.parametrize("delta", [
+    {"content": [{"type": "text", "text": PHONE}]},
+    {"tool_calls": [{"index": 0, "id": "c1", "type": "custom", "custom": {"name": "f", "input": PHONE}}]},
+])  # fmt: skip
+def test_unusual_deltas_are_checked_too(delta: dict) -> None:
+    sent, _ = run(chat(), [chunk(**delta), chunk(finish="stop")])
+    assert "13800138000" not in json.dumps(sent)
+    assert json.dumps(sent).count("call *******8000 now") == 1
+
+
 # --- responses -------------------------------------------------------------------------------------------------------
 
 
@@ -282,3 +311,50 @@ def test_a_response_waits_for_its_verdict_and_fails_closed() -> None:
     step = engine.resolve(work, "CheckTimedOut", 0.0)
     assert step.failed
     assert step.objects[-1]["type"] == "error"
+
+
+PLACE = {"item_id": "m1", "output_index": 0, "content_index": 0}
+ITEM = {"id": "m1", "type": "message", "content": [{"type": "output_text", "text": PHONE}]}
+CALL = {"id": "f1", "type": "function_call", "name": "f", "arguments": PHONE}
+CREATED = {"type": "response.created", "response": {"id": "r1", "status": "in_progress", "output": []}}
+
+
+def completed(*items: dict, **more: object) -> dict:
+    return {
+        "type": "response.completed",
+        "response": {"id": "r1", "status": "completed", "output": list(items), **more},
+    }
+
+
+@pytest.mark.parametrize("events", [
+    [{"type": "response.output_text.done", **PLACE, "text": PHONE}, completed()],
+    [{"type": "response.content_part.done", **PLACE, "part": ITEM["content"][0]}, completed()],
+    [{"type": "response.output_item.added", "output_index": 0, "item": ITEM}, completed(ITEM)],
+    [{"type": "response.output_item.added", "output_index": 0, "item": CALL}, completed(CALL)],
+    [{"type": "response.output_item.done", "output_index": 0, "item": CALL}, completed(CALL)],
+    [*responses("Fine.")[:-1], completed(*responses("Fine.")[-1]["response"]["output"], CALL)],
+    [completed(ITEM, {"type": "reasoning", "content": [{"type": "reasoning_text", "text": PHONE}]})],
+    [{"type": "response.output_text.delta", **PLACE, "output_index": 7, "delta": PHONE}, completed(ITEM)],
+    [completed(output_messages=[{"message": PHONE}])],
+])  # fmt: skip
+def test_what_never_came_as_deltas_is_checked_where_it_is_said(events: list[dict]) -> None:
+    engine = ResponsesStreamGuard(maker(POLICY))
+    sent = sent_by(engine, [CREATED, *events])
+    assert "13800138000" not in json.dumps(sent)
+    assert sent[-1]["type"] == "response.completed"
+    assert engine.finished
+
+
+def test_what_a_tool_said_is_not_taken_for_what_it_was_told() -> None:
+    item = {"type": "mcp_call", "name": "f", "arguments": "", "output": PHONE}
+    sent = sent_by(ResponsesStreamGuard(maker(POLICY)), [CREATED, completed(item)])
+    (told,) = sent[-1]["response"]["output"]
+    assert told == {**item, "output": "call *******8000 now"}
+
+
+def test_a_block_in_what_never_came_as_deltas_ends_the_response() -> None:
+    item = {"id": "m1", "type": "message", "content": [{"type": "output_text", "text": "What damnation."}]}
+    engine = ResponsesStreamGuard(maker(POLICY))
+    sent = sent_by(engine, [CREATED, completed(item, output_messages=["damnation"])])
+    assert "damnation" not in json.dumps(sent)
+    assert sent[-1]["type"] == "response.incomplete"

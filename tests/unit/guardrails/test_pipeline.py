@@ -8,6 +8,8 @@ import json
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guardrails.enforcement import activate
 from guardrails.errors import CheckFailed, CheckUnavailable
@@ -17,7 +19,8 @@ from guardrails.model_checks.threads import ThreadModelChecks
 from guardrails.pipeline import Guardrails
 from guardrails.policies.shipped import Shipped, shipped_policy
 from guardrails.policy import parse_policy
-from guardrails.verdicts import Hit, Language, Verdict
+from guardrails.prompts import seams
+from guardrails.verdicts import Finding, Hit, Language, Verdict
 
 RULES = """
 schema: 1
@@ -328,3 +331,18 @@ async def test_threads_fail_what_waits_when_they_are_closed_or_full() -> None:
     assert all(isinstance(outcome, CheckFailed) for outcome in outcomes)
     with pytest.raises(CheckUnavailable):
         await models.examine(text)
+
+
+@given(st.lists(st.text(max_size=3), min_size=1, max_size=8), st.sampled_from(["", " "]), st.data())
+def test_the_pieces_that_a_finding_touches_are_those_it_has_characters_of(
+    texts: list[str], glue: str, data: st.DataObject
+) -> None:
+    for seam in seams(texts, glue):
+        assert seam.joined == glue.join(texts)
+        start = data.draw(st.integers(0, max(0, len(seam.joined) - 1)))
+        end = data.draw(st.integers(start + 1, len(seam.joined) + 1))
+        finding = Finding("pii", Verdict.REDACT, start, end, 1.0, Language.EN, "")
+        touched = [p for p in seam.pieces if max(p.start, start) < min(p.end, end)]
+        assert [index for index, _ in seam.edits(finding)] == [p.text for p in touched]
+        if len(touched) > 1:
+            assert seam.crosses(finding)

@@ -100,3 +100,15 @@ def test_what_no_rule_can_read_is_left_out() -> None:
 
 def test_a_number_that_guardrails_would_let_pass_as_an_orders_is_masked_in_a_log() -> None:
     assert "4111 1111 1111 1111" not in REDACTOR.text("order number 4111 1111 1111 1111")
+
+
+@pytest.mark.parametrize("part", [
+    {"type": "input_image", "image_url": "https://store.example/face.png?signature=c2VjcmV0"},
+    {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="},
+    {"type": "input_file", "file_data": "JVBERi0xLjQ=", "file_url": "https://store.example/cv.pdf?signature=c2VjcmV0"},
+    {"type": "input_audio", "audio": "UklGRg=="},
+])  # fmt: skip
+def test_images_and_files_are_left_out_however_they_are_given(part: dict[str, str]) -> None:
+    told = REDACTOR.body({"input": [{"role": "user", "content": [part]}]})
+    kept = told["input"][0]["content"][0]
+    assert kept == {name: value if name == "type" else LEFT_OUT for name, value in part.items()}

@@ -11,7 +11,7 @@ import pytest
 
 from serving.request_log.columns import convert, rows_of
 from serving.request_log.reading import RequestLog, Wanted
-from serving.request_log.segments import Bounds, Writing, lines_of, segments
+from serving.request_log.segments import Bounds, Erasure, Writing, lines_of, note_erasure, segments
 
 NOW = 1_764_000_000.0
 
@@ -123,3 +123,26 @@ def test_requests_are_found_by_what_they_were(tmp_path: Path) -> None:
     assert found(outcome="error") == found(signal="error") == ["req_1"]
     assert found(version="2.0.0") == found(rating="up") == ["req_2"]
     assert found(model="other") == found(rating="down") == found(until=NOW - 1) == found(with_prompt=True) == []
+
+
+def test_half_written_copies_of_a_killed_process_do_not_stay(tmp_path: Path) -> None:
+    log = writing(tmp_path)
+    log.append(written(NOW, 1, user="u"), NOW)
+    log.rotate()
+    (path,) = segments(tmp_path / "g")
+    left = path.with_name(f".{path.stem}.parquet.new"), path.with_name(".1-gone.jsonl.new")
+    for copy in left:
+        copy.write_bytes(path.read_bytes())
+    RequestLog(tmp_path).erase("u", NOW)
+    assert not [copy for copy in left if copy.exists()]
+    left[0].write_bytes(b"rows")
+    writing(tmp_path, "bbbb").adopt()
+    assert not left[0].exists()
+
+
+def test_an_erasure_behind_one_that_was_torn_is_obeyed(tmp_path: Path) -> None:
+    log = writing(tmp_path)
+    log.append(written(NOW, 1, user="u"), NOW)
+    (tmp_path / "g" / "erased.jsonl").write_bytes(b'{"user": "ot')  # the disk was full
+    note_erasure(tmp_path / "g", Erasure("u", NOW))
+    assert ids(tmp_path) == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from serving.admission import Reason, Rejection
+from serving.gateway.http_parsing import Notes
 from serving.gateway.keyring import Keyring, KeysUnreadable, load_keys, presented_key, save_keys
 from serving.gateway.seams import Caller
 from serving.keys import ControlRole, KeyRecord, Priority, Scope, hash_secret, write_key
@@ -178,3 +179,9 @@ class TestFile:
         path.write_text(text)
         with pytest.raises(KeysUnreadable, match="remove it"):
             load_keys(path)
+
+
+def test_what_one_ring_has_noted_of_a_head_is_nothing_to_another() -> None:
+    notes, caller = Notes(), ring(record())
+    assert caller.authenticate(bearer(KEY), NOW, notes) == caller.recall(notes, NOW)
+    assert ring(record(), record("1" * 12)).recall(notes, NOW) is None

@@ -143,3 +143,49 @@ def test_an_answer_of_another_version_is_told_only_if_that_one_allows_it_too() -
     other = RevisionTraffic(digest="b" * 64, version="0.9.0", role=Role.STABLE, weight=0, application="o")
     (record,), (frame,) = finished(RequestOutcome.RETRIED, may_tell=True, content=True, answered_by=other)
     assert (frame.prompt, frame.answer, record.content) == (b"", b"", None)
+
+
+class Raises:
+    """Whoever hears of requests and can't cope."""
+
+    def __init__(self) -> None:
+        self.settled = self.ended = self.over = self.read = self._raise
+
+    def _raise(self, *_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+
+class Permit:
+    def __init__(self) -> None:
+        self.settled: list[tuple[Any, ...]] = []
+
+    def settle(self, *what: Any) -> None:
+        self.settled.append(what)
+
+
+@pytest.mark.parametrize("who", ["observer", "after_reading", "overseer"])
+def test_whoever_hears_of_a_request_and_raises_costs_neither_its_tokens_nor_its_outcome(who: str) -> None:
+    deferred: list[Callable[[], None]] = []
+    recorder = Recorder(GatewayInstruments(), deferred.append, time.monotonic, time.time)
+    setattr(recorder, who, [Raises()] if who == "after_reading" else Raises())
+    permits = [Permit(), Permit()]
+    for permit in permits:
+        unit = recorder.admit(picked(), Operation.CHAT, stream=False, session=None, permit=permit)  # type: ignore[arg-type]
+        unit.trail = begin(unit.started, b"n" * 9, "key", "s", BODY, b"{}", {}, traced=True, ratio=0.0)
+        unit.asked = object()  # type: ignore[assignment]
+        transcript = Transcript(False, False, [ANSWER], len(ANSWER), b"", ANSWER, 1, 1.0, 1.0)
+        recorder.conclude(unit, RequestOutcome.OK, transcript, answered_by=unit.revision)
+        for work in deferred:
+            work()
+        deferred.clear()
+        assert unit.ticket.settled
+    assert [permit.settled for permit in permits] == [[("1.0.0", None, 3)]] * 2
+
+
+def test_a_refused_prompt_is_refused_whatever_its_observer_does() -> None:
+    recorder = Recorder(GatewayInstruments(), lambda work: None, time.monotonic, time.time)
+    recorder.observer = Raises()  # type: ignore[assignment]
+    unit = recorder.admit(picked(), Operation.CHAT, stream=False, session=None)
+    unit.trail = begin(unit.started, b"n" * 9, "key", "s", BODY, b"{}", {}, traced=True, ratio=0.0)
+    recorder.stopped(unit)
+    assert unit.ticket.settled
