@@ -26,10 +26,12 @@ from serving.endpoints import (
     succeeded,
 )
 from serving.errors import ConnectFailed, ConnectionLost, UpstreamTimeout
+from serving.gateway.connection import Abandoned, Connection, Leash
 from serving.gateway.forwarding import Header, engine_head, passed_on
-from serving.gateway.recorder import Recorder, Unit
+from serving.gateway.recorder import Recorder
 from serving.gateway.transcript import Transcript
-from serving.gateway.upstream import Abandoned, Connection, Leash, UpstreamClient
+from serving.gateway.units import Unit
+from serving.gateway.upstream import UpstreamClient
 from serving.knobs import Picking
 from serving.limits import PromptDeaths
 from serving.openai_protocol import Operation

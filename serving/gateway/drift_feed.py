@@ -16,9 +16,9 @@ from pathlib import Path
 
 from monitoring.drift.sampling import SamplingState, choose
 from serving.gateway.logs import log
-from serving.gateway.recorder import Unit
 from serving.gateway.request_ids import issue_bytes
 from serving.gateway.sessions import session_mark
+from serving.gateway.units import Unit
 from serving.sightings import BrokenFrame, Frames, Scored, Sighting, asked_text, frame, scored_of, shortened
 from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, Role

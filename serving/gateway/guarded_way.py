@@ -15,6 +15,7 @@ from monitoring.measurements import RequestOutcome
 from serving.admission import Availability, Rejection
 from serving.errors import UpstreamError, UpstreamTimeout
 from serving.gateway.attempts import Attempts, Call, Failure, Opened
+from serving.gateway.connection import Abandoned
 from serving.gateway.exchange import Exchange
 from serving.gateway.forwarding import Header, client_headers
 from serving.gateway.guard_records import GuardRecord
@@ -22,7 +23,6 @@ from serving.gateway.guarded_answers import MOST_WHOLE_BYTES, GenerationStopped,
 from serving.gateway.guarding import Guarding, PolicyInForce, unavailable
 from serving.gateway.overseeing import Overseer
 from serving.gateway.recorder import Recorder
-from serving.gateway.upstream import Abandoned
 from serving.openai_protocol import error_event, failure_reply, rejection_reply
 from serving.outcomes import Cause
 from serving.streaming import UsageFilter, says_done

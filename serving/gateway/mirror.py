@@ -30,6 +30,7 @@ from monitoring.quality import similarity
 from serving.endpoints import EndpointBook, taking
 from serving.errors import UpstreamError, UpstreamTimeout
 from serving.gateway.attempts import Attempts, Call, Failure, FailureKind, Opened, failure_in
+from serving.gateway.connection import Abandoned, Leash
 from serving.gateway.judging import read_transcript, scores_in, signals_in
 from serving.gateway.ledger import PairTicket
 from serving.gateway.overseeing import Judged
@@ -38,7 +39,6 @@ from serving.gateway.request_ids import fresh_nonce
 from serving.gateway.seams import Permit
 from serving.gateway.traffic_state import TrafficState
 from serving.gateway.transcript import Transcript
-from serving.gateway.upstream import Abandoned, Leash
 from serving.mirroring import (
     MIRRORED_OPERATIONS,
     PAIRED_WEIGHT,

@@ -25,7 +25,7 @@ from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, TrafficTable
 
 if TYPE_CHECKING:
-    from serving.gateway.recorder import Unit
+    from serving.gateway.units import Unit
 
 LONGEST_CONTENT_BYTES = 64 * 1024
 """Longer prompts and answers together are not told in a trace."""

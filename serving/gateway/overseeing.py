@@ -26,8 +26,9 @@ from guardrails.verdicts import Direction, Verdict
 from serving.gateway.guard_settings import GuardSettings
 from serving.gateway.guarding import Guarding, PolicyInForce
 from serving.gateway.judging import GENERATING
-from serving.gateway.recorder import Recorder, Unit
+from serving.gateway.recorder import Recorder
 from serving.gateway.transcript import Transcript
+from serving.gateway.units import Unit
 from serving.streaming import DONE, sse_payloads
 
 logger = logging.getLogger("tidegate.gateway")

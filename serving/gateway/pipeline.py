@@ -25,17 +25,19 @@ from serving.endpoints import EndpointBook
 from serving.errors import UpstreamError, UpstreamTimeout
 from serving.gateway.attempts import Attempts, Call, Failure, FailureKind, Opened, Sent, failure_in, fingerprint
 from serving.gateway.config import GatewayConfig
+from serving.gateway.connection import Abandoned
 from serving.gateway.exchange import Exchange
 from serving.gateway.express import Express
 from serving.gateway.forwarding import Header, client_headers, client_id, passed_on, read_lines, version_lines
 from serving.gateway.guarded_way import GuardedWay
 from serving.gateway.observing import Observer
-from serving.gateway.recorder import Question, Recorder
+from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import Issuer, fresh_nonce
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
 from serving.gateway.sessions import session_mark
 from serving.gateway.traffic_state import TrafficState
-from serving.gateway.upstream import Abandoned, UpstreamClient
+from serving.gateway.units import Question
+from serving.gateway.upstream import UpstreamClient
 from serving.limits import PromptDeaths, prompt_refused, retry_allowed, timeout_of
 from serving.openai_protocol import (
     MAX_SESSION_CHARS,

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from monitoring.instruments import GatewayInstruments
 from serving.errors import UpstreamError
 from serving.gateway.attempts import Attempts, Call, Failure, Opened, failure_in
+from serving.gateway.connection import Abandoned
 from serving.gateway.drift_feed import DriftFeed
 from serving.gateway.forwarding import passed_on
 from serving.gateway.judging import read_transcript
 from serving.gateway.mirror import MARK
-from serving.gateway.recorder import Unit
 from serving.gateway.request_ids import fresh_nonce
-from serving.gateway.upstream import Abandoned
+from serving.gateway.units import Unit
 from serving.mirroring import MirrorResult
 from serving.openai_protocol import Operation
 from serving.resampling import ResampleSettings, sampling_body

@@ -157,9 +157,9 @@ def test_models_on_ray_serve_check_what_engines_say(platform, key):
 def test_usage_is_what_was_asked(platform, control, traffic):
     time.sleep(2)
     reply = json.loads(platform.tidegate("usage", "--json").stdout)
-    assert {row["model"] for row in reply["usage"]} == {MODEL}
-    assert sum(row["requests"] for row in reply["usage"]) > 500
-    assert {row["version"] for row in reply["usage"]} >= {"1.0.0", "1.0.1", "1.0.2", "1.0.3", "1.1.0"}
+    rows = [row for row in reply["usage"] if row["model"] == MODEL]
+    assert sum(row["requests"] for row in rows) > 500
+    assert {row["version"] for row in rows} >= {"1.0.0", "1.0.1", "1.0.2", "1.0.3", "1.1.0"}
 
 
 def test_a_revoked_key_is_refused_within_a_second(platform, control):

@@ -96,7 +96,8 @@ def acts_before_it_writes(patch: pytest.MonkeyPatch) -> None:
     """A decision is folded but not written: a restarted controller stands elsewhere."""
 
     def forgetful(self, model, decision, seen, *, actor, command=None):
-        self._fold(model, decision, at=self._clock(), actor=actor)
+        self._fold_of_log.decision(model, decision, at=self._clock(), actor=actor)
+        self._traffic_due = True
 
     patch.setattr(controller.Controller, "_commit", forgetful)
 

@@ -18,9 +18,10 @@ from monitoring.tracing.records import TraceRecord
 from serving.admission import Pick, route_of
 from serving.gateway.guard_records import GuardRecord
 from serving.gateway.observing import Observer
-from serving.gateway.recorder import Recorder, Unit
+from serving.gateway.recorder import Recorder
 from serving.gateway.trail import begin
 from serving.gateway.transcript import Transcript
+from serving.gateway.units import Unit
 from serving.openai_protocol import Operation
 from serving.request_log.frames import Unpacker
 from serving.traffic import Generation, ModelTraffic, RevisionTraffic, Role
