@@ -18,6 +18,7 @@ from monitoring.tracing.records import TraceRecord
 from serving.admission import Pick, route_of
 from serving.gateway.guard_records import GuardRecord
 from serving.gateway.observing import Observer
+from serving.gateway.overseeing import Asked
 from serving.gateway.recorder import Recorder
 from serving.gateway.trail import begin
 from serving.gateway.transcript import Transcript
@@ -173,7 +174,7 @@ def test_whoever_hears_of_a_request_and_raises_costs_neither_its_tokens_nor_its_
     for permit in permits:
         unit = recorder.admit(picked(), Operation.CHAT, stream=False, session=None, permit=permit)  # type: ignore[arg-type]
         unit.trail = begin(unit.started, b"n" * 9, "key", "s", BODY, b"{}", {}, traced=True, ratio=0.0)
-        unit.asked = object()  # type: ignore[assignment]
+        unit.asked = Asked(b"{}", None)
         transcript = Transcript(False, False, [ANSWER], len(ANSWER), b"", ANSWER, 1, 1.0, 1.0)
         recorder.conclude(unit, RequestOutcome.OK, transcript, answered_by=unit.revision)
         for work in deferred:
