@@ -91,8 +91,8 @@ class ModelTraffic(Frozen):
     its text in the table; "" where no signal needs one. `scores` are the scored signals that this rollout watches,
     without `score/`: a score costs a message for each answer, so gateways tell only those.
 
-    `namespace` is whose model it is on a cluster: only that namespace's keys may ask it. Empty, as on the local platform
-    and in tables of older controllers, it is everybody's.
+    `namespace` is whose model it is on a cluster: only that namespace's keys may ask it. Empty, as on the local
+    platform and in tables of older controllers, it is everybody's.
     """
 
     model: ModelName

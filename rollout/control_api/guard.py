@@ -82,7 +82,7 @@ def check_model(plane: ControlPlane, caller: Caller, model: str | None) -> None:
     if model is None or plane.may_see(caller, model):
         return
     raise Forbidden(
-        f"model {model[:64]!r} is not of namespace {caller.namespace}, which is the only one that {caller.actor} may see "
-        "and command. An admin makes a key of the model's namespace, or of all, with `tidegate key create NAME "
+        f"model {model[:64]!r} is not of namespace {caller.namespace}, which is the only one that {caller.actor} may "
+        "see and command. An admin makes a key of the model's namespace, or of all, with `tidegate key create NAME "
         "--namespace NAMESPACE`"
     )

@@ -53,8 +53,8 @@ def key_routes(plane: ControlPlane, guard: Guard, clock: Callable[[], float]) ->
         if not manages(caller.namespace, body.namespace, body.roles):
             raise Forbidden(
                 f"a key of namespace {body.namespace} with the roles {', '.join(sorted(body.roles)) or 'none'} is not "
-                f"{caller.actor}'s to make: it is bound to {caller.namespace}, and gateways' keys open all. Make one with "
-                f"--namespace {caller.namespace}, or ask an admin of all namespaces"
+                f"{caller.actor}'s to make: it is bound to {caller.namespace}, and gateways' keys open all. Make one "
+                f"with --namespace {caller.namespace}, or ask an admin of all namespaces"
             )
         secret = secrets.token_urlsafe(32)
         record = new_record(body, secret, key_id=new_id(), now=clock())
@@ -71,7 +71,7 @@ def key_routes(plane: ControlPlane, guard: Guard, clock: Callable[[], float]) ->
     @routes.get("")
     async def list_(caller: Asking) -> dict[str, Any]:
         plane.controller.require_leadership()
-        mine = (r for r in plane.keys.keys() if manages(caller.namespace, r.namespace, r.roles))
+        mine = (r for r in by_id(plane).values() if manages(caller.namespace, r.namespace, r.roles))
         found = sorted(mine, key=lambda r: (r.created_at, r.id))
         return {"keys": [shown(r, clock()) for r in found]}
 

@@ -103,12 +103,12 @@ async def running(
 ) -> AsyncIterator[Rig]:
     """A control plane with registered versions 1.0.0 to 1.0.2 of `chat` and gateways that follow it.
 
-    With `namespaced` it stands as on a cluster, its own namespace `team-a`, and there is a model `other`.
+    With `namespaced` it stands as on a cluster, its own namespace `team-a`, and there is a model `ledger`.
     """
     store = MemoryStore()
     for version in ("1.0.0", "1.0.1", "1.0.2"):
         store.register(RegisterRequest(model="chat", source="sim:?seed=" + version[-1], version=version))
-    store.register(RegisterRequest(model="other", source="sim:?seed=7", version="1.0.0"))
+    store.register(RegisterRequest(model="ledger", source="sim:?seed=7", version="1.0.0"))
     log, accounts, workloads = MemoryEventLog(), MemoryAccountStore(), MemoryWorkloads(load_ticks=1)
     router, clock, ids = GatewayRouter(time.monotonic), [0.0], itertools.count(1)
     controller = Controller(
