@@ -77,7 +77,9 @@ async def test_no_answer_to_a_key_tells_of_another_namespaces_models() -> None:
             ((await rig.make_key("a", "viewer", "data-reader", namespace="team-a"))[0], "chat", "ledger"),
             ((await rig.make_key("b", "viewer", "data-reader", namespace="team-b"))[0], "ledger", "chat"),
         ]:
-            lists, own, foreign = "", [], []
+            lists = ""
+            own: list[httpx.Response] = []
+            foreign: list[httpx.Response] = []
             for (method, path), right in ROUTES.items():
                 if method != "GET" or right not in (Right.READ, Right.READ_TEXT) or path.endswith(("events", "schema")):
                     continue
@@ -144,7 +146,9 @@ async def test_a_model_stays_in_its_namespace_and_a_key_makes_none_in_another() 
         assert (status, "tidegate deploy -n team-b" in message) == (403, True)
         await deploy_in(rig, "team-b", "chat")
         assert (await rig.deploy("1.0.1")).status_code == 202  # by the bootstrap token, from team-a's control plane
-        assert rig.controller.status("chat").canary.namespace == "team-b"
+        canary = rig.controller.status("chat").canary
+        assert canary is not None
+        assert canary.namespace == "team-b"
         assert rig.tables[-1].model("chat").namespace == "team-b"
 
 
