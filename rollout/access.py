@@ -2,6 +2,9 @@
 
 Two tables: which right each route needs, and which roles have that right. A route that is in neither is refused for
 everybody, so that a new one can't be forgotten open.
+
+On a cluster a key is bound to its namespace besides: `bound` is that namespace, and "" for who is bound to none: the
+bootstrap token, a key of all namespaces, everybody on the local platform.
 """
 
 from __future__ import annotations
@@ -92,20 +95,41 @@ _LADDER = (ControlRole.VIEWER, ControlRole.OPERATOR, ControlRole.ADMIN)
 """Each of these may do what the ones before it may."""
 
 
-def may(roles: Collection[ControlRole], right: Right | None) -> bool:
+def may(roles: Collection[ControlRole], right: Right | None, bound: str = "") -> bool:
     """Whether somebody with these roles has a right. `admin` has every one; None is had by nobody.
 
     `data-reader` and `gateway` stand beside the ladder: they include nothing, so that a key that leaks from a
     gateway's machine can neither read statuses nor roll anything back.
+
+    A user's requests are erased whatever model they went to, and a gateway is told every model's traffic and every key:
+    an admin of one namespace has neither right. A gateway's own key dials whatever its namespace, since `manages`
+    lets nobody make one who could not dial.
     """
     if right is None:
         return False
+    if bound and right is Right.ERASE_TEXT:
+        return False
+    if bound and right is Right.DIAL:
+        return ControlRole.GATEWAY in roles
     least = needed(right)
     if least is None or ControlRole.ADMIN in roles:
         return True
     if least in _LADDER:
         return any(role in roles for role in _LADDER[_LADDER.index(least) :])
     return least in roles
+
+
+def sees(bound: str, home: str) -> bool:
+    """Whether somebody may see and command a model. `home` is its namespace, "" outside a cluster."""
+    return not bound or not home or bound == home
+
+
+def manages(bound: str, namespace: str, roles: Collection[ControlRole]) -> bool:
+    """Whether an admin may make, see and revoke a key of this namespace (`*`: of all) with these roles.
+
+    A gateway's key opens more than one namespace, whatever it says of itself.
+    """
+    return not bound or (namespace == bound and ControlRole.GATEWAY not in roles)
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

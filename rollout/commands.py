@@ -60,6 +60,8 @@ class Command(Frozen):
     reason: str = ""
     source: str = ""
     """From where it was said: an address, or the client's name."""
+    namespace: Annotated[str, Field(exclude_if=lambda value: not value)] = ""
+    """The one that who said it is bound to, on a cluster; empty for who may command every model."""
     full: bool = False
     """promote: skip all that is left, not only the present step. rollback, abort: move all traffic at once, whether
     or not stable can take it."""

@@ -62,13 +62,14 @@ def _traffic(status: ModelStatus) -> ModelTraffic | None:
         return None
     rollout = status.rollout
     if rollout is None:
-        return ModelTraffic(model=status.model, salt="", revisions=revisions)
+        return ModelTraffic(model=status.model, salt="", revisions=revisions, namespace=status.namespace)
     mirroring = rollout.stage is Stage.MIRRORING
     return ModelTraffic(
         model=status.model,
         salt=rollout.salt,
         rollout=rollout.id if rollout.judged or rollout.watched else None,
         revisions=revisions,
+        namespace=status.namespace,
         # Whatever else runs is known to the gateways, so that they see its endpoints and end its answers.
         drains=tuple(_entry(d, Role.CANARY, 0) for d in status.running() if d.digest not in kept),
         mirror_percent=rollout.mirror_percent if mirroring else 0,

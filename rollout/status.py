@@ -161,6 +161,17 @@ class ModelStatus(Frozen):
         """The revision that is being rolled out, while it is."""
         return self.rollout.target if self.rollout is not None and self.rollout.active else None
 
+    @property
+    def namespace(self) -> str:
+        """Whose model it is on a cluster: that of what serves, else of what comes, else of what was there last.
+
+        Empty on the local platform.
+        """
+        last = self.rollout.target if self.rollout is not None else None
+        leaving = self.leaving.deployed if self.leaving is not None else None
+        owned = (self.stable, self.canary, leaving, self.previous, last, *self.history[:1])
+        return next((d.namespace for d in owned if d is not None), "")
+
     def running(self) -> tuple[Deployed, ...]:
         """Every revision that should have a workload, stable first, each digest once."""
         leaving = self.leaving.deployed if self.leaving is not None else None

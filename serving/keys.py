@@ -19,6 +19,8 @@ from serving.specs import Digest, Frozen
 
 PREFIX = "tg"
 ID_CHARS = 12
+EVERYWHERE = "*"
+"""The namespace of a key that is good in all of them."""
 _NOBODY = "0" * 64
 
 
@@ -64,6 +66,7 @@ class KeyRecord(Frozen):
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     """For people: who holds it."""
     namespace: Annotated[str, StringConstraints(max_length=63)] = "default"
+    """On a cluster: whose models it may ask and command; `*` means all. The local platform's models have none."""
     scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})
     models: tuple[str, ...] = ()
     """Registered models that it may ask; empty means all."""
@@ -80,9 +83,10 @@ class KeyRecord(Frozen):
         """Whether it is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
-    def may_ask(self, model: str) -> bool:
-        """Whether it may ask this model."""
-        return Scope.INFERENCE in self.scopes and (not self.models or model in self.models)
+    @property
+    def homes(self) -> frozenset[str] | None:
+        """The namespaces of the models that it may ask, None for all. "" is that of every model outside a cluster."""
+        return None if self.namespace == EVERYWHERE else frozenset({"", self.namespace})
 
 
 def write_key(key_id: str, secret: str) -> str:

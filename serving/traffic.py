@@ -90,6 +90,9 @@ class ModelTraffic(Frozen):
     stable's before it is an event. `judge` is the SHA-256 of the policy by which the answers of both arms are scored,
     its text in the table; "" where no signal needs one. `scores` are the scored signals that this rollout watches,
     without `score/`: a score costs a message for each answer, so gateways tell only those.
+
+    `namespace` is whose model it is on a cluster: only that namespace's keys may ask it. Empty, as on the local
+    platform and in tables of older controllers, it is everybody's.
     """
 
     model: ModelName
@@ -103,6 +106,7 @@ class ModelTraffic(Frozen):
     testers: tuple[Tester, ...] = ()
     scores: tuple[str, ...] = ()
     judge: str = ""
+    namespace: Annotated[str, StringConstraints(max_length=63), Field(exclude_if=lambda value: not value)] = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

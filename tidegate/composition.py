@@ -65,7 +65,7 @@ def build_smoke_runner(settings: Settings, accounts: AccountStore, holder: str, 
     import httpx
 
     from rollout.smoke_runner import CASE_TIMEOUT_S, SmokeRunner
-    from serving.keys import ID_CHARS, KeyRecord, Scope, hash_secret, write_key
+    from serving.keys import EVERYWHERE, ID_CHARS, KeyRecord, Scope, hash_secret, write_key
 
     headers: dict[str, str] = {}
     if settings.auth == "keys":
@@ -73,7 +73,14 @@ def build_smoke_runner(settings: Settings, accounts: AccountStore, holder: str, 
         scopes = frozenset({Scope.INFERENCE, Scope.PIN_VERSION})
         name = "the control plane's smoke suites"
         accounts.put_key(
-            KeyRecord(id=key_id, secret_sha256=hash_secret(secret), name=name, scopes=scopes, created_at=now)
+            KeyRecord(
+                id=key_id,
+                secret_sha256=hash_secret(secret),
+                name=name,
+                namespace=EVERYWHERE,
+                scopes=scopes,
+                created_at=now,
+            )
         )
         headers["authorization"] = f"Bearer {write_key(key_id, secret)}"
     trust: ssl.SSLContext | bool = True

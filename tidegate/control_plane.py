@@ -184,6 +184,7 @@ async def serve(settings: Settings) -> int:
     controller.subscribe(announcer.wake)
     authenticator = Authenticator(
         token=token,
+        namespaced=settings.platform == "kubernetes",
         keys=KeyIndex(controller, controller),
         clock=time.time,
         monotonic=time.monotonic,

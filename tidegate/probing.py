@@ -211,7 +211,9 @@ def gateway(settings: Settings) -> Iterator[httpx.Client]:
     headers, made, control = {}, None, None
     if settings.auth == "keys":
         control = connect(settings)
-        made = control.create_key(name="bias probes", scopes=["inference", "pin-version"], expires_in="1h")
+        made = control.create_key(
+            name="bias probes", scopes=["inference", "pin-version"], namespace="*", expires_in="1h"
+        )
         headers["authorization"] = f"Bearer {made.key}"
     trust: ssl.SSLContext | bool = True
     if settings.tls_cert_file is not None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query
 from rollout.commands import Command, Verb
 from rollout.control_api.authentication import Caller
 from rollout.control_api.bodies import DeployBody, VerbBody
-from rollout.control_api.guard import Guard
+from rollout.control_api.guard import Guard, check_model
 from rollout.control_api.plane import ControlPlane
 from rollout.errors import CommandRefused
 from rollout.specs import parse_spec
@@ -25,8 +25,12 @@ def acting_routes(plane: ControlPlane, guard: Guard) -> APIRouter:
     async def deploy(
         body: DeployBody, caller: Asking, dry_run: Annotated[bool, Query(alias="dryRun")] = False
     ) -> dict[str, Any]:
-        command = Command(verb=Verb.DEPLOY, actor=caller.actor, source=caller.source, reason=body.reason)
-        return await plane.deploy(parse_spec(body.spec), command, dry_run=dry_run)
+        spec = parse_spec(body.spec)
+        check_model(plane, caller, spec.model)
+        command = Command(
+            verb=Verb.DEPLOY, actor=caller.actor, source=caller.source, namespace=caller.namespace, reason=body.reason
+        )
+        return await plane.deploy(spec, command, dry_run=dry_run)
 
     @routes.post("/rollouts/{model}/{verb}", status_code=202)
     async def act(model: str, verb: Verb, body: VerbBody, caller: Asking) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def acting_routes(plane: ControlPlane, guard: Guard) -> APIRouter:
             verb=verb,
             actor=caller.actor,
             source=caller.source,
+            namespace=caller.namespace,
             reason=body.reason,
             full=body.full,
             version=body.version,

@@ -42,6 +42,6 @@ def create_app(
     app.include_router(acting_routes(plane, guard))
     app.include_router(key_routes(plane, guard, clock))
     app.include_router(usage_routes(plane, guard, clock))
-    app.include_router(request_routes(guard, logged, clock))
+    app.include_router(request_routes(plane, guard, logged, clock))
     app.include_router(gateway_routes(plane))
     return app

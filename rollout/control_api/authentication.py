@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from rollout.access import Network, client_address
-from serving.keys import ControlRole, KeyRecord, matches, split_key
+from serving.keys import EVERYWHERE, ControlRole, KeyRecord, matches, split_key
 from serving.specs import Frozen
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Unauthorized(Exception):
 
 
 class Forbidden(Exception):
-    """A good key without the role that is needed."""
+    """A good key without the role that is needed, or of another namespace."""
 
 
 class TooManyFailures(Exception):
@@ -58,6 +58,8 @@ class Caller(Frozen):
     roles: frozenset[ControlRole]
     key: str = ""
     """The key's id; "" for the bootstrap token."""
+    namespace: str = ""
+    """The only one whose models it may see and command; "" for all (`rollout.access`)."""
 
 
 class FailureLimit:
@@ -106,6 +108,7 @@ class Authenticator:
         keys: the keys there are now, by id.
         clock: seconds since the epoch, for expiry.
         monotonic: seconds, for the limit.
+        namespaced: whether models live in namespaces, which keys are then bound to.
         trusted_proxies: whose `X-Forwarded-For` is believed.
 
     """
@@ -114,12 +117,14 @@ class Authenticator:
         self,
         *,
         token: str,
+        namespaced: bool,
         keys: Callable[[], Mapping[str, KeyRecord]],
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
         self._token_sha256 = hashlib.sha256(token.encode()).digest()
+        self._namespaced = namespaced
         self._keys = keys
         self._clock = clock
         self._limit = FailureLimit(monotonic)
@@ -171,7 +176,9 @@ class Authenticator:
         if not matches(record, secret) or record is None:
             raise Unauthorized("unknown_key", "this is not a key of this control plane; ask an admin for one")
         self._check(record)
-        return Caller(actor=f"{record.name} ({record.id})", source=source, roles=record.roles, key=record.id)
+        bound = record.namespace if self._namespaced and record.namespace != EVERYWHERE else ""
+        actor = f"{record.name} ({record.id})"
+        return Caller(actor=actor, source=source, roles=record.roles, key=record.id, namespace=bound)
 
     def _check(self, record: KeyRecord) -> None:
         way_out = "an admin makes another with `tidegate key create`"

@@ -60,7 +60,9 @@ class KeyBody(Body):
     name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f()]+$")] = Field(
         description="For people: who holds it. No control characters and no round brackets."
     )
-    namespace: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "default"
+    namespace: Annotated[str, StringConstraints(pattern=r"^(\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)$")] = Field(
+        default="default", description="On a cluster: whose models it may ask and command; `*` means all."
+    )
     scopes: frozenset[Scope] | None = None
     models: tuple[ModelName, ...] = Field(default=(), max_length=256, description="Empty means all.")
     roles: frozenset[ControlRole] = frozenset()

@@ -44,9 +44,15 @@ def error_answer(status: int, code: str, message: str, headers: Mapping[str, str
     return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)
 
 
-def log_refusal(status: int, code: str, *, method: str, path: str, source: str, actor: str = "") -> None:
-    """One line about a refused request. `path` comes from a client; JSON keeps it in one line."""
+def log_refusal(
+    status: int, code: str, *, method: str, path: str, source: str, actor: str = "", namespace: str = ""
+) -> None:
+    """One line about a refused request. `path` comes from a client; JSON keeps it in one line.
+
+    `namespace` is the one that the actor is bound to.
+    """
     line = {"event": "refused", "status": status, "code": code, "actor": actor, "source": source}
+    line |= {"namespace": namespace} if namespace else {}
     log.warning("%s", json.dumps({**line, "method": method, "path": path[:256]}))
 
 
@@ -71,8 +77,10 @@ def install_errors(app: FastAPI) -> None:
         if status in LOGGED:
             caller: Caller | None = getattr(request.state, "caller", None)
             source = getattr(request.state, "source", "")
-            actor = caller.actor if caller is not None else ""
-            log_refusal(status, code, method=request.method, path=request.url.path, source=source, actor=actor)
+            actor, bound = (caller.actor, caller.namespace) if caller is not None else ("", "")
+            log_refusal(
+                status, code, method=request.method, path=request.url.path, source=source, actor=actor, namespace=bound
+            )
         return error_answer(status, code, message, headers)
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:

@@ -49,12 +49,15 @@ class Feed:
         self._watching: asyncio.Task[None] | None = None
         self._stop_listening: Callable[[], None] | None = None
 
-    async def follow(self, model: str | None, *, good: Callable[[], bool]) -> AsyncIterator[str]:
+    async def follow(
+        self, model: str | None, *, good: Callable[[], bool], sees: Callable[[str], bool]
+    ) -> AsyncIterator[str]:
         """The frames for one reader, beginning with what is now.
 
         Args:
             model: whom to follow; None means every model.
             good: whether the reader may go on; asked before every frame.
+            sees: whether it may see a model, as things are now; the others' frames are passed over.
 
         """
         reader = Reader(model)
@@ -64,7 +67,7 @@ class Feed:
             while good():
                 reader.news.clear()
                 for name, (number, document) in tuple(self._documents.items()):
-                    if reader.seen.get(name) != number and model in (None, name):
+                    if reader.seen.get(name) != number and model in (None, name) and sees(name):
                         reader.seen[name] = number
                         yield f"data: {document}\n\n"
                 try:

@@ -42,14 +42,14 @@ def gateway_routes(plane: ControlPlane) -> APIRouter:
 def _admit(plane: ControlPlane, socket: WebSocket) -> Caller:
     peer = socket.client.host if socket.client is not None else ""
     source = plane.authenticator.source(peer, ", ".join(socket.headers.getlist("x-forwarded-for")))
-    actor = ""
+    actor = bound = ""
     try:
         caller = plane.authenticator.identify(socket.headers.get("authorization"), "gateway", source)
-        actor = caller.actor
+        actor, bound = caller.actor, caller.namespace
         check(caller, right_of(WEBSOCKET, PATH), f"{WEBSOCKET} {PATH}")
     except (Forbidden, Unauthorized) as error:
         status, code = (403, "forbidden") if isinstance(error, Forbidden) else (401, error.code)
-        log_refusal(status, code, method=WEBSOCKET, path=PATH, source=source, actor=actor)
+        log_refusal(status, code, method=WEBSOCKET, path=PATH, source=source, actor=actor, namespace=bound)
         raise
     return caller
 

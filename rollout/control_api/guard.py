@@ -39,6 +39,9 @@ def guard_of(plane: ControlPlane) -> Guard:
         )
         request.state.caller = caller
         check(caller, right, f"{request.method} {request.url.path[:256]}")
+        if (model := request.path_params.get("model")) is not None:
+            check_model(plane, caller, model)
+            plane.require_known(caller, model)
         return caller
 
     return admitted
@@ -54,11 +57,32 @@ def check(caller: Caller, right: Right | None, what: str) -> None:
     """Whether a caller may do it.
 
     Raises:
-        Forbidden: it lacks the role, which the message names.
+        Forbidden: it lacks the role, which the message names, or is bound to a namespace and this concerns all.
 
     """
-    if may(caller.roles, right):
+    if may(caller.roles, right, caller.namespace):
         return
+    if may(caller.roles, right):
+        raise Forbidden(
+            f"{what} concerns every namespace; {caller.actor} is bound to {caller.namespace}. An admin of all makes a "
+            "key for it with `tidegate key create NAME --namespace '*'`"
+        )
     least = needed(right) if right is not None else ControlRole.ADMIN
     has = ", ".join(sorted(caller.roles)) or "none"
     raise Forbidden(f"{what} needs the role {least}; {caller.actor} has {has}. An admin makes a key that has it")
+
+
+def check_model(plane: ControlPlane, caller: Caller, model: str | None) -> None:
+    """Whether a caller may see and command a model; None and one that nobody has deployed are nobody's.
+
+    Raises:
+        Forbidden: it is another namespace's, which the message does not name.
+
+    """
+    if model is None or plane.may_see(caller, model):
+        return
+    raise Forbidden(
+        f"model {model[:64]!r} is not of namespace {caller.namespace}, which is the only one that {caller.actor} may "
+        "see and command. An admin makes a key of the model's namespace, or of all, with `tidegate key create NAME "
+        "--namespace NAMESPACE`"
+    )

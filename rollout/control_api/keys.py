@@ -15,13 +15,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
 
+from rollout.access import manages, sees
 from rollout.accounts.base import UsageSum
-from rollout.control_api.authentication import Caller
+from rollout.control_api.authentication import Caller, Forbidden
 from rollout.control_api.bodies import KeyBody
-from rollout.control_api.guard import Guard
+from rollout.control_api.guard import Guard, check_model
 from rollout.control_api.plane import ControlPlane
 from rollout.errors import RolloutError
-from serving.keys import ID_CHARS, KeyRecord, Scope, hash_secret, write_key
+from serving.keys import EVERYWHERE, ID_CHARS, KeyRecord, Scope, hash_secret, write_key
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,18 @@ def key_routes(plane: ControlPlane, guard: Guard, clock: Callable[[], float]) ->
         plane.controller.require_leadership()
         if len(plane.keys.keys()) >= MAX_KEYS:
             raise InvalidKey(f"there are {MAX_KEYS} keys, which is the limit; old ones can't be reused")
+        if not manages(caller.namespace, body.namespace, body.roles):
+            raise Forbidden(
+                f"a key of namespace {body.namespace} with the roles {', '.join(sorted(body.roles)) or 'none'} is not "
+                f"{caller.actor}'s to make: it is bound to {caller.namespace}, and gateways' keys open all. Make one "
+                f"with --namespace {caller.namespace}, or ask an admin of all namespaces"
+            )
         secret = secrets.token_urlsafe(32)
         record = new_record(body, secret, key_id=new_id(), now=clock())
         await plane.keys.put_key(record)
         _log("key created", record, caller)
-        deployed = {s.model for s in plane.controller.statuses}
+        bound = "" if record.namespace == EVERYWHERE else record.namespace
+        deployed = {s.model for s in plane.controller.statuses if sees(bound, s.namespace)}
         return {
             "key": write_key(record.id, secret),
             "record": shown(record, clock()),
@@ -61,16 +69,18 @@ def key_routes(plane: ControlPlane, guard: Guard, clock: Callable[[], float]) ->
         }
 
     @routes.get("")
-    async def list_(_: Asking) -> dict[str, Any]:
+    async def list_(caller: Asking) -> dict[str, Any]:
         plane.controller.require_leadership()
-        found = sorted(plane.keys.keys(), key=lambda r: (r.created_at, r.id))
+        mine = (r for r in by_id(plane).values() if manages(caller.namespace, r.namespace, r.roles))
+        found = sorted(mine, key=lambda r: (r.created_at, r.id))
         return {"keys": [shown(r, clock()) for r in found]}
 
     @routes.post("/{key_id}/revoke")
     async def revoke(key_id: Annotated[str, Path(max_length=64)], caller: Asking) -> dict[str, Any]:
         plane.controller.require_leadership()
         record = by_id(plane).get(key_id)
-        if record is None:
+        # Another namespace's is as unknown as one that there never was.
+        if record is None or not manages(caller.namespace, record.namespace, record.roles):
             raise UnknownKey(f"no key has the id {key_id!r}; `tidegate key list` shows them")
         if record.revoked_at is None:
             record = record.model_copy(update={"revoked_at": clock()})
@@ -85,17 +95,20 @@ def usage_routes(plane: ControlPlane, guard: Guard, clock: Callable[[], float]) 
     """Usage, added up."""
     routes = APIRouter(prefix="/api/v1")
 
-    @routes.get("/usage", dependencies=[Depends(guard)])
+    @routes.get("/usage")
     async def usage(
+        caller: Annotated[Caller, Depends(guard)],
         since: Annotated[float | None, Query(ge=0, description="Seconds since the epoch; else a day ago.")] = None,
         until: Annotated[float | None, Query(ge=0, description="Seconds since the epoch; else now.")] = None,
         key: Annotated[str | None, Query(max_length=64, description="A key's id or name.")] = None,
         model: Annotated[str | None, Query(max_length=63)] = None,
     ) -> dict[str, Any]:
         plane.controller.require_leadership()
+        check_model(plane, caller, model)
         until_s = clock() if until is None else until
         since_s = until_s - DAY_S if since is None else since
-        records = by_id(plane)
+        names, bound = plane.names_for(caller), caller.namespace
+        records = {i: r for i, r in by_id(plane).items() if not bound or r.namespace in (bound, EVERYWHERE)}
         ids = [None] if key is None else _ids(records.values(), key)
 
         def read() -> list[UsageSum]:
@@ -103,6 +116,7 @@ def usage_routes(plane: ControlPlane, guard: Guard, clock: Callable[[], float]) 
                 row
                 for key_id in ids
                 for row in plane.accounts.usage(since=since_s, until=until_s, key=key_id, model=model)
+                if names is None or row.model in names
             ]
 
         rows = [row.model_dump(mode="json") for row in await asyncio.to_thread(read)]
@@ -180,5 +194,5 @@ def warn(record: KeyRecord, deployed: Iterable[str]) -> str:
 
 
 def _log(event: str, record: KeyRecord, caller: Caller) -> None:
-    line = {"event": event, "key": record.id, "name": record.name, "actor": caller.actor, "source": caller.source}
-    log.info("%s", json.dumps(line))
+    line = {"event": event, "key": record.id, "name": record.name, "namespace": record.namespace}
+    log.info("%s", json.dumps({**line, "actor": caller.actor, "source": caller.source}))

@@ -7,13 +7,14 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from rollout.access import sees
 from rollout.accounts.base import AccountStore
 from rollout.actions import Shift, SwitchBack, Withdraw
 from rollout.commands import Command, Target, Verb, earlier_version
-from rollout.control_api.authentication import Authenticator
+from rollout.control_api.authentication import Authenticator, Caller, Forbidden
 from rollout.controller import Controller
 from rollout.decision import Decision
-from rollout.errors import CommandRefused
+from rollout.errors import CommandRefused, UnknownRollout
 from rollout.reports import report
 from rollout.specs import RolloutSpec
 from rollout.status import ModelStatus
@@ -80,6 +81,40 @@ class ControlPlane:
         self.accounts = accounts
         self.authenticator = authenticator
 
+    def home(self, model: str) -> str:
+        """The namespace of a model; "" outside a cluster, and for one that nobody has deployed."""
+        try:
+            return self.controller.status(model).namespace
+        except UnknownRollout:
+            return ""
+
+    def seen_by(self, caller: Caller) -> tuple[ModelStatus, ...]:
+        """The models that a caller may see."""
+        return tuple(s for s in self.controller.statuses if sees(caller.namespace, s.namespace))
+
+    def may_see(self, caller: Caller, model: str) -> bool:
+        """Whether a caller may see a model, which need not exist."""
+        return not caller.namespace or sees(caller.namespace, self.home(model))
+
+    def require_known(self, caller: Caller, model: str) -> None:
+        """Refuse a model that nobody has deployed, as `Controller.status` does, without names that are not theirs.
+
+        Raises:
+            UnknownRollout: there is none.
+
+        """
+        names = self.names_for(caller)
+        if names is not None and model not in names:
+            known = ", ".join(sorted(names)) or "none yet"
+            raise UnknownRollout(
+                f"model {model[:64]!r} was never deployed (deployed in {caller.namespace}: {known}); `tidegate deploy` "
+                "does that"
+            )
+
+    def names_for(self, caller: Caller) -> frozenset[str] | None:
+        """The names of these models, for who is bound to a namespace; None for who may see all."""
+        return frozenset(s.model for s in self.seen_by(caller)) if caller.namespace else None
+
     def report(self, status: ModelStatus) -> dict[str, Any]:
         """A model's status document."""
         model = status.model
@@ -95,8 +130,20 @@ class ControlPlane:
         }
 
     async def deploy(self, spec: RolloutSpec, command: Command, *, dry_run: bool) -> dict[str, Any]:
-        """Resolve and verify the version, then start its rollout."""
-        version, deployed = await self.versions.resolve(spec)
+        """Resolve and verify the version, then start its rollout, in the namespace that the model has already.
+
+        Raises:
+            Forbidden: that is not the namespace which whoever said it is bound to.
+
+        """
+        version, deployed = await self.versions.resolve(spec, self.home(spec.model))
+        bound = command.namespace
+        # Asked again, after the wait: somebody else may have taken the name meanwhile.
+        if not (sees(bound, deployed.namespace) and sees(bound, self.home(spec.model))):
+            raise Forbidden(
+                f"model {spec.model!r} would not live in namespace {bound}, which is the only one that {command.actor} "
+                f"may command. A ModelDeployment makes a model there: `tidegate deploy -n {bound}`"
+            )
         target = self.controller.new_target(spec, deployed, self.versions.judge(spec))
         answer = await self._carry_out(spec.model, command, target, dry_run=dry_run)
         if dry_run:

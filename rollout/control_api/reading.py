@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from monitoring.instruments import RolloutInstruments
 from rollout.control_api.authentication import Caller
 from rollout.control_api.feed import Feed
-from rollout.control_api.guard import Guard
+from rollout.control_api.guard import Guard, check_model
 from rollout.control_api.plane import ControlPlane, said
 from rollout.event_log.base import Entry
 from rollout.replay import replay
@@ -57,10 +57,12 @@ def reading_routes(plane: ControlPlane, guard: Guard, platform: Platform) -> API
     """The platform, models, rollouts."""
     controller = plane.controller
     routes = APIRouter(prefix="/api/v1", dependencies=[Depends(guard)])
+    Asking = Annotated[Caller, Depends(guard)]  # noqa: N806 - a type
 
     @routes.get("/whoami")
-    async def whoami(caller: Annotated[Caller, Depends(guard)]) -> dict[str, Any]:
-        return {"actor": caller.actor, "key": caller.key or None, "roles": sorted(caller.roles)}
+    async def whoami(caller: Asking) -> dict[str, Any]:
+        told = {"actor": caller.actor, "key": caller.key or None, "roles": sorted(caller.roles)}
+        return {**told, "namespace": caller.namespace or None}
 
     @routes.get("/status")
     async def status() -> dict[str, Any]:
@@ -80,15 +82,15 @@ def reading_routes(plane: ControlPlane, guard: Guard, platform: Platform) -> API
         return json_schema()
 
     @routes.get("/models")
-    async def models() -> dict[str, Any]:
+    async def models(caller: Asking) -> dict[str, Any]:
         controller.require_leadership()
         keys = ("model", "stable", "canary", "phase")
-        return {"models": [{k: plane.report(s)[k] for k in keys} for s in controller.statuses]}
+        return {"models": [{k: plane.report(s)[k] for k in keys} for s in plane.seen_by(caller)]}
 
     @routes.get("/rollouts")
-    async def rollouts() -> dict[str, Any]:
+    async def rollouts(caller: Asking) -> dict[str, Any]:
         controller.require_leadership()
-        return {"rollouts": [plane.report(s) for s in controller.statuses]}
+        return {"rollouts": [plane.report(s) for s in plane.seen_by(caller)]}
 
     @routes.get("/rollouts/{model}")
     async def rollout(model: str) -> dict[str, Any]:
@@ -144,8 +146,13 @@ def log_routes(plane: ControlPlane, guard: Guard) -> APIRouter:
         model: Annotated[str | None, Query(max_length=63, description="Whom to follow; else every model.")] = None,
     ) -> StreamingResponse:
         controller.require_leadership()
+        check_model(plane, caller, model)
         feed.check_room()
-        frames = feed.follow(model, good=lambda: plane.authenticator.still_good(caller))
+        frames = feed.follow(
+            model,
+            good=lambda: plane.authenticator.still_good(caller),
+            sees=lambda name: plane.may_see(caller, name),
+        )
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
 

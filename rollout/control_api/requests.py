@@ -15,7 +15,8 @@ from fastapi import APIRouter, Depends, Path, Query
 
 from rollout.control_api.authentication import Caller
 from rollout.control_api.bodies import EraseBody
-from rollout.control_api.guard import Guard
+from rollout.control_api.guard import Guard, check_model
+from rollout.control_api.plane import ControlPlane
 from rollout.errors import RolloutError
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,9 @@ class LoggedRequests(Protocol):
         ...
 
 
-def request_routes(guard: Guard, logged: LoggedRequests | None, clock: Callable[[], float]) -> APIRouter:
+def request_routes(
+    plane: ControlPlane, guard: Guard, logged: LoggedRequests | None, clock: Callable[[], float]
+) -> APIRouter:
     """Requests: one, those that are wanted, and the end of one user's."""
     routes = APIRouter(prefix="/api/v1/requests")
     Asking = Annotated[Caller, Depends(guard)]  # noqa: N806 - a type
@@ -67,9 +70,11 @@ def request_routes(guard: Guard, logged: LoggedRequests | None, clock: Callable[
         with_prompt: Annotated[bool, Query(description="Only those whose text was kept.")] = False,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many at most, the newest.")] = PAGE,
     ) -> dict[str, Any]:
+        check_model(plane, caller, model or None)
         wanted = {
             "since": since, "until": clock() if until is None else until, "model": model, "version": version,
             "outcome": outcome, "signal": signal, "rating": rating, "with_prompt": with_prompt,
+            "models": plane.names_for(caller),
         }  # fmt: skip
         found = await asyncio.to_thread(there().search, wanted, limit)
         _note("requests read", caller, count=len(found))
@@ -78,7 +83,8 @@ def request_routes(guard: Guard, logged: LoggedRequests | None, clock: Callable[
     @routes.get("/{request_id}")
     async def find(request_id: Annotated[str, Path(max_length=256)], caller: Asking) -> dict[str, Any]:
         found = await asyncio.to_thread(there().find, request_id)
-        if found is None:
+        names = plane.names_for(caller)
+        if found is None or (names is not None and found.get("model") not in names):
             raise UnknownRequest(
                 f"request {request_id!r} is not in the log: it may have been left out of the sample, be too old, or "
                 "not be written yet (that takes half a second)"
@@ -97,4 +103,5 @@ def request_routes(guard: Guard, logged: LoggedRequests | None, clock: Callable[
 
 
 def _note(event: str, caller: Caller, **fields: object) -> None:
-    log.info("%s", json.dumps({"event": event, "actor": caller.actor, **fields}))
+    bound = {"namespace": caller.namespace} if caller.namespace else {}
+    log.info("%s", json.dumps({"event": event, "actor": caller.actor, **bound, **fields}))

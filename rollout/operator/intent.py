@@ -188,6 +188,7 @@ def _command(
         verb=verb,
         actor=by or where,
         source=f"modeldeployment {where}",
+        namespace=resource.key.namespace,
         reason=reason,
         full=full,
         version=version,

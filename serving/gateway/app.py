@@ -79,12 +79,17 @@ class DataApp:
     def _get(self, path: str, method: str, caller: Caller) -> Reply:
         created = int(self._state.applied_at)
         if path == MODELS:
-            return json_reply(200, model_list(filter(caller.may_ask, self._state.routes), created))
+            allowed = [name for name, r in self._state.routes.items() if caller.may_ask(name, r.traffic.namespace)]
+            return json_reply(200, model_list(allowed, created))
         if path.startswith(MODELS + "/"):
             name = path[len(MODELS) + 1 :]
             bare, _, version = name.partition("@")
             route = self._state.routes.get(bare)
-            if route is None or not caller.may_ask(bare) or (version and route.traffic.by_version(version) is None):
+            if (
+                route is None
+                or not caller.may_ask(bare, route.traffic.namespace)
+                or (version and route.traffic.by_version(version) is None)
+            ):
                 return self._pipeline.rejection(model_not_found(name))
             return json_reply(200, model_object(name, created))
         return self._pipeline.rejection(_not_allowed(method, path) if path in _POSTED else _unknown_url(method, path))

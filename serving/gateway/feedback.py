@@ -74,7 +74,9 @@ class Feedback:
         if isinstance(rated, Rejection):
             return rated
         facts = read(self._secret, rated.request_id, caller.key_id)
-        if facts is None:
+        current = self._newest().get(facts.model) if facts is not None else None
+        # A model that has got another owner since is as unknown to this key as any other of that namespace.
+        if facts is None or (current is not None and not caller.may_ask(facts.model, current.namespace)):
             return Rejection(
                 Reason.UNKNOWN_REQUEST,
                 f"No request {rated.request_id[:80]} of this key is known. Pass the `x-request-id` of the answer, with "

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import assert_never
 
-from serving.admission import Reason, Rejection, model_not_found
+from serving.admission import Reason, Rejection
 from serving.gateway.forwarding import read_lines
 from serving.gateway.http_parsing import Notes
 from serving.gateway.keyring import Holder, Keyring
@@ -163,7 +163,7 @@ class QueueingGatekeeper:
             return None
         limits: KeyLimits | None = None
         if self._keyring is not None:
-            allowed = self._allowed(self._keyring, caller, model, cost_tokens, now)
+            allowed = self._allowed(self._keyring, caller, cost_tokens, now)
             if isinstance(allowed, Rejection):
                 return allowed
             limits = allowed
@@ -171,15 +171,11 @@ class QueueingGatekeeper:
         assert ticket is not None
         return QueuePermit(self, caller.key_id, model, cost_tokens, queue, ticket, limits)
 
-    def _allowed(
-        self, keyring: Keyring, caller: Caller, model: str, cost_tokens: int, now: float
-    ) -> KeyLimits | Rejection:
+    def _allowed(self, keyring: Keyring, caller: Caller, cost_tokens: int, now: float) -> KeyLimits | Rejection:
         """Take a request from its key's limits."""
         holder = keyring.holder(caller.key_id)
         if holder is None:
             return _no_longer_accepted()  # revoked while the body was read
-        if not holder.record.may_ask(model):
-            return model_not_found(model)
         limits = self._limits_of(holder, now)
         shortage = limits.enter(cost_tokens, now)
         return limits if shortage is None else _limited(shortage, limits.headers(now))
@@ -190,7 +186,7 @@ class QueueingGatekeeper:
         """See `seams.Gatekeeper`."""
         limits: KeyLimits | None = None
         if self._keyring is not None:
-            allowed = self._allowed(self._keyring, caller, model, cost_tokens, now)
+            allowed = self._allowed(self._keyring, caller, cost_tokens, now)
             if isinstance(allowed, Rejection):
                 return allowed
             limits = allowed

@@ -162,6 +162,7 @@ class Keyring:
             may_see_version=Scope.SEE_VERSION in record.scopes,
             may_pin=Scope.PIN_VERSION in record.scopes,
             priority=record.priority,
+            homes=record.homes,
             models=record.models,
         )
 

@@ -252,7 +252,8 @@ class Pipeline:
     def _acceptable(self, exchange: Exchange, request: Request) -> float | Rejection:
         """The seconds that the request may take, or why it is refused whatever the load."""
         model, version = request.model, request.version
-        if model not in self._state.routes:
+        route = self._state.routes.get(model)
+        if route is None or not exchange.caller.may_ask(model, route.traffic.namespace):
             return model_not_found(model + (f"@{version}" if version else ""))
         if version is not None and not exchange.caller.may_pin:
             return Rejection(

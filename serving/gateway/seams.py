@@ -46,16 +46,18 @@ class Caller:
     may_pin: bool
     """Whether `model: "chat@1.3.0"` is allowed."""
     priority: Priority
+    homes: frozenset[str] | None
+    """Namespaces whose models they may ask; None means all."""
     models: tuple[str, ...] = ()
     """Registered models that they may ask; empty means all."""
 
-    def may_ask(self, model: str) -> bool:
-        """Whether they may ask this model, and see it listed."""
-        return not self.models or model in self.models
+    def may_ask(self, model: str, home: str) -> bool:
+        """Whether they may ask this model, whose namespace is `home`, see it listed, and rate its answers."""
+        return (self.homes is None or home in self.homes) and (not self.models or model in self.models)
 
 
 ANYBODY: Final = Caller(
-    "", "", "default", frozenset(Scope), may_see_version=True, may_pin=True, priority=Priority.STANDARD
+    "", "", "default", frozenset(Scope), may_see_version=True, may_pin=True, priority=Priority.STANDARD, homes=None
 )
 """The caller of a gateway that asks for no keys."""
 

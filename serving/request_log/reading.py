@@ -45,6 +45,8 @@ class Wanted:
     since: float = 0.0
     until: float = float("inf")
     model: str = ""
+    models: frozenset[str] | None = None
+    """The only ones that whoever asks may see."""
     version: str = ""
     outcome: str = ""
     signal: str = ""
@@ -57,6 +59,7 @@ class Wanted:
             line.get("kind") == "request"
             and self.since <= float(line.get("at", 0.0)) <= self.until
             and (not self.model or line.get("model") == self.model)
+            and (self.models is None or line.get("model") in self.models)
             and (not self.version or line.get("version") == self.version)
             and (not self.outcome or line.get("outcome") == self.outcome)
             and (not self.signal or self.signal in (line.get("signals") or ()))

@@ -29,7 +29,7 @@ from rollout.control_api.requests import LoggedRequests
 from rollout.controller import Controller
 from rollout.event_log.memory import MemoryEventLog
 from rollout.traffic_routers.gateway import GatewayRouter
-from rollout.versions import Versions
+from rollout.versions import ClusterHome, Versions
 from rollout.workloads.memory import MemoryWorkloads
 from serving.outcomes import FROM_CONTROLLER, Ack, Hello, TablePush, Totals
 
@@ -94,12 +94,21 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def running(
-    *, trusted: tuple[str, ...] = (), gateways: int = 1, lead: bool = True, logged: LoggedRequests | None = None
+    *,
+    trusted: tuple[str, ...] = (),
+    gateways: int = 1,
+    lead: bool = True,
+    logged: LoggedRequests | None = None,
+    namespaced: bool = False,
 ) -> AsyncIterator[Rig]:
-    """A control plane with registered versions 1.0.0 to 1.0.2 of `chat` and gateways that follow it."""
+    """A control plane with registered versions 1.0.0 to 1.0.2 of `chat` and gateways that follow it.
+
+    With `namespaced` it stands as on a cluster, its own namespace `team-a`, and there is a model `ledger`.
+    """
     store = MemoryStore()
     for version in ("1.0.0", "1.0.1", "1.0.2"):
         store.register(RegisterRequest(model="chat", source="sim:?seed=" + version[-1], version=version))
+    store.register(RegisterRequest(model="ledger", source="sim:?seed=7", version="1.0.0"))
     log, accounts, workloads = MemoryEventLog(), MemoryAccountStore(), MemoryWorkloads(load_ticks=1)
     router, clock, ids = GatewayRouter(time.monotonic), [0.0], itertools.count(1)
     controller = Controller(
@@ -113,6 +122,7 @@ async def running(
     )
     authenticator = Authenticator(
         token=TOKEN,
+        namespaced=namespaced,
         keys=KeyIndex(controller, controller),
         clock=lambda: time.time() + clock[0],
         monotonic=lambda: time.monotonic() + clock[0],
@@ -121,7 +131,7 @@ async def running(
     plane = ControlPlane(
         controller=controller,
         router=router,
-        versions=Versions(store),
+        versions=Versions(store, cluster=ClusterHome("team-a", "registry.test/engine:1") if namespaced else None),
         keys=controller,
         accounts=accounts,
         authenticator=authenticator,

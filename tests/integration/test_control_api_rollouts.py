@@ -167,7 +167,7 @@ async def test_whoami_tells_a_key_what_it_is() -> None:
     async with running() as rig:
         key, key_id = await rig.make_key("ops", "operator", "viewer")
         told = (await rig.get("/api/v1/whoami", key=key)).json()
-        assert told == {"actor": f"ops ({key_id})", "key": key_id, "roles": ["operator", "viewer"]}
+        assert told == {"actor": f"ops ({key_id})", "key": key_id, "roles": ["operator", "viewer"], "namespace": None}
 
 
 # --------------------------------------------------------------------------------------------------------------- events
@@ -215,7 +215,7 @@ async def test_events_tell_what_changes_without_a_decision_but_not_more_than_twi
 async def test_a_reader_gets_the_newest_state_and_not_each_that_it_has_missed() -> None:
     async with running() as rig:
         await rig.serve_canary()
-        frames = Feed(rig.plane).follow("chat", good=lambda: True)
+        frames = Feed(rig.plane).follow("chat", good=lambda: True, sees=lambda _: True)
         await anext(frames)
         for i in range(50):
             await rig.post(f"/api/v1/rollouts/chat/{'resume' if i % 2 else 'pause'}", {"reason": f"number {i}"})

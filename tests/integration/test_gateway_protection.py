@@ -196,6 +196,39 @@ async def test_models_and_versions_are_for_keys_that_may(tmp_path: Path) -> None
         assert "x-tidegate-version" not in blind.headers
 
 
+async def test_a_key_knows_the_models_of_its_namespace_and_no_others(tmp_path: Path) -> None:
+    keys = [record(A, namespace="shop"), record(B, PIN, namespace="bank"), record(C, PIN, namespace="*")]
+    both = table(1, 50)
+    shop = both.models[0].model_copy(update={"namespace": "shop"})
+    bank = shop.model_copy(update={"model": "till", "namespace": "bank"})
+    first = both.model_copy(update={"models": (shop, bank)})
+    async with rig(tmp_path, first=first, controller=StoreController(*keys), auth="keys") as r:
+        await keyed(r)
+        names = {k: [m.id async for m in sdk(r, k).models.list()] for k in (A, B, C)}
+        assert names == {A: ["chat"], B: ["till"], C: ["chat", "till"]}
+        answered = await sdk(r, A).chat.completions.with_raw_response.create(model="chat", messages=MESSAGES)
+        await chat(sdk(r, C), model="till@1.1.0")
+        told = []
+        for model in ("till", "ghost"):  # another's, and one that there is not
+            for asked in (model, f"{model}@1.1.0"):
+                for ask in (chat(sdk(r, A), model=asked), sdk(r, A).models.retrieve(asked)):
+                    with pytest.raises(openai.NotFoundError) as caught:
+                        await ask
+                    assert caught.value.code == "model_not_found"
+                    told.append(json.dumps(caught.value.body).replace(model, "X"))
+        assert told[:4] == told[4:]
+        async with httpx.AsyncClient() as http:
+            vote = {"request_id": answered.headers["x-request-id"], "rating": "up"}
+            headers = {"authorization": f"Bearer {write_key(A, SECRET)}"}
+            assert (await http.post(r.url + "/v1/feedback", json=vote, headers=headers)).status_code == 200
+            await r.apply(
+                first.model_copy(update={"sequence": 2, "models": (bank.model_copy(update={"model": "chat"}),)})
+            )
+            refused = await http.post(r.url + "/v1/feedback", json=vote, headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "request_not_found")
+        await chat(sdk(r, B))
+
+
 async def test_limits_are_told_with_every_answer_and_enforced(tmp_path: Path) -> None:
     async with guarded(tmp_path, StoreController(record(A, requests_per_minute=2, tokens_per_minute=10_000))) as r:
         await keyed(r)

@@ -18,7 +18,14 @@ app = typer.Typer(help="API keys and roles.", no_args_is_help=True, rich_markup_
 
 SCOPES = "inference, pin-version, see-version"
 ROLES = "viewer, operator, admin, data-reader, gateway"
-Namespace = Annotated[str, typer.Option("-n", "--namespace", help="For the key's holder to be sorted by.")]
+Namespace = Annotated[
+    str,
+    typer.Option(
+        "-n",
+        "--namespace",
+        help="On a cluster: whose models it may ask and command; '*': all. Else to sort keys by.",
+    ),
+]
 
 
 @app.command("create")
@@ -46,7 +53,10 @@ def create(
     output: OutputOption = Format.TABLE,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key and show its text, once. Without --scope and --role it may ask models and nothing else."""
+    """Make a key and show its text, once. Without --scope and --role it may ask models and nothing else.
+
+    On a cluster it is good for the models of its namespace alone; only who is bound to none may make one for '*'.
+    """
     output = chosen(output, as_json)
     fields = {
         "name": name,

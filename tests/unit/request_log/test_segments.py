@@ -122,6 +122,8 @@ def test_requests_are_found_by_what_they_were(tmp_path: Path) -> None:
 
     assert found(outcome="error") == found(signal="error") == ["req_1"]
     assert found(version="2.0.0") == found(rating="up") == ["req_2"]
+    assert found(models=frozenset({"chat"})) == found()
+    assert found(models=frozenset({"other"})) == found(models=frozenset()) == []
     assert found(model="other") == found(rating="down") == found(until=NOW - 1) == found(with_prompt=True) == []
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.access import ROUTES, Right, client_address, may, needed, parse_networks, right_of
+from rollout.access import ROUTES, Right, client_address, manages, may, needed, parse_networks, right_of, sees
 from serving.keys import ControlRole as Role
 
 MATRIX = {
@@ -44,6 +44,44 @@ def test_a_route_that_nobody_decided_about_is_closed_to_everybody() -> None:
 
 def test_head_is_as_free_as_get() -> None:
     assert right_of("HEAD", "/api/v1/usage") is right_of("GET", "/api/v1/usage") is Right.READ
+
+
+BOUND = {
+    # what a key of one namespace may not do, of what its role may
+    Right.ERASE_TEXT: (False, False, False, False, False),
+    Right.DIAL: (False, False, False, False, True),
+}
+
+
+@pytest.mark.parametrize("right", MATRIX, ids=str)
+def test_a_namespace_takes_away_what_concerns_all_of_them_and_nothing_else(right: Right) -> None:
+    assert tuple(may({role}, right, "shop") for role in ROLES) == BOUND.get(right, MATRIX[right])
+
+
+# (bound to, the model's namespace) -> seen
+@pytest.mark.parametrize(
+    ("bound", "home", "seen"),
+    [("", "", True), ("", "bank", True), ("shop", "shop", True), ("shop", "bank", False), ("shop", "", True)],
+    ids=["outside a cluster", "bound to none", "its own", "another", "a model outside a cluster"],
+)
+def test_whose_models_are_seen(bound: str, home: str, seen: bool) -> None:
+    assert sees(bound, home) is seen
+
+
+@pytest.mark.parametrize(
+    ("bound", "namespace", "roles", "may_manage"),
+    [
+        ("", "*", {Role.GATEWAY}, True),
+        ("shop", "shop", {Role.ADMIN}, True),
+        ("shop", "shop", set(), True),
+        ("shop", "bank", set(), False),
+        ("shop", "*", {Role.VIEWER}, False),
+        ("shop", "shop", {Role.VIEWER, Role.GATEWAY}, False),
+    ],
+    ids=["bound to none", "an admin of its own", "a client of its own", "another's", "of all", "one that opens all"],
+)
+def test_which_keys_an_admin_manages(bound: str, namespace: str, roles: set[Role], may_manage: bool) -> None:
+    assert manages(bound, namespace, roles) is may_manage
 
 
 @given(st.sets(st.sampled_from(list(Role))), st.sampled_from(list(Role)), st.sampled_from(list(Right)))

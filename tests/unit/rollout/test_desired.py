@@ -60,6 +60,32 @@ def test_the_table_says_who_gets_what(case):
     assert (told.rollout, told.mirror_percent, told.watch, len(told.testers)) == (rollout, mirror, watch, testers)
 
 
+def of(namespace, deployed):
+    return deployed.model_copy(update={"namespace": namespace})
+
+
+def comes_from(namespace, where):
+    rollout = where.rollout.model_copy(update={"target": of(namespace, CANARY)})
+    return where.model_copy(update={"rollout": rollout})
+
+
+# name -> (status, whose model the gateways are told that it is)
+OWNERS = {
+    "outside a cluster": (status(), ""),
+    "what serves": (status(stable=of("shop", STABLE)), "shop"),
+    "what comes, while nothing serves": (comes_from("shop", starting(stable=None)), "shop"),
+    "what serves, while another's comes": (comes_from("bank", starting(stable=of("shop", STABLE))), "shop"),
+}
+
+
+@pytest.mark.parametrize("case", OWNERS)
+def test_the_table_says_whose_model_it_is_and_nothing_outside_a_cluster(case):
+    where, namespace = OWNERS[case]
+    told = traffic(where)
+    assert told.namespace == where.namespace == namespace
+    assert ("namespace" in told.model_dump_json()) is bool(namespace)  # no table of the local platform changes
+
+
 def test_a_version_that_starts_while_another_is_leaving_is_known_to_the_gateways():
     # Otherwise no gateway could tell that it answers, and it would never become ready.
     told = traffic(starting(beside={"leaving": LEFT}))

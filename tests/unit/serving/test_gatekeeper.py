@@ -149,13 +149,25 @@ async def test_tokens_are_trued_up_by_what_the_answer_took() -> None:
     assert dict((await house.enter(cost=0)).headers())[b"x-ratelimit-remaining-tokens"] == b"900"
 
 
-async def test_a_model_that_the_key_may_not_ask_does_not_exist_for_it() -> None:
-    house = House(record(A, models=("other",), requests_per_minute=1))
-    rejection = await house.refused()
-    assert (rejection.reason, rejection_reply(rejection).status) == (Reason.MODEL_NOT_FOUND, 404)
-    assert isinstance(await house.ask(model="other"), QueuePermit)  # and the refusal cost nothing
-    assert not house.caller(A).may_ask("chat")
-    assert house.caller(A).may_ask("other")
+# (the key's namespace, its models, the model, its namespace) -> whether it may ask
+ASKED = {
+    "a key of all models, outside a cluster": ("default", (), "chat", "", True),
+    "a key of another namespace, outside a cluster": ("shop", (), "chat", "", True),
+    "outside a cluster, a model that it does not name": ("shop", ("other",), "chat", "", False),
+    "its own namespace": ("shop", (), "chat", "shop", True),
+    "another namespace": ("shop", (), "chat", "bank", False),
+    "another namespace, the model named": ("shop", ("chat",), "chat", "bank", False),
+    "its own namespace, another model named": ("shop", ("other",), "chat", "shop", False),
+    "default is a namespace as any other": ("default", (), "chat", "shop", False),
+    "a key of all namespaces": ("*", (), "chat", "bank", True),
+    "a key of all namespaces, another model named": ("*", ("other",), "chat", "bank", False),
+}
+
+
+@pytest.mark.parametrize(("namespace", "models", "model", "home", "may"), ASKED.values(), ids=ASKED)
+def test_which_models_a_key_may_ask(namespace: str, models: tuple[str, ...], model: str, home: str, may: bool) -> None:
+    house = House(record(A, namespace=namespace, models=models))
+    assert house.caller(A).may_ask(model, home) is may
 
 
 async def test_a_key_revoked_while_its_body_was_read_is_refused() -> None:
@@ -173,7 +185,7 @@ async def test_without_keys_everybody_enters_and_is_counted_under_no_key() -> No
     assert permit.headers() == []
     permit.settle("1.0.0", 1, 2)
     assert [(r.key, r.input_tokens, r.output_tokens) for r in house.usage.open_rows()] == [("", 1, 2)]
-    assert ANYBODY.may_ask("chat")
+    assert ANYBODY.may_ask("chat", "shop")
 
 
 class TestQueue:

@@ -41,6 +41,7 @@ def test_a_right_key_makes_its_caller() -> None:
         assert keys.authenticate(bearer(KEY), NOW) == Caller(
             key_id=ID, name="team", namespace="a", scopes=frozenset({Scope.INFERENCE, Scope.PIN_VERSION}),
             may_see_version=False, may_pin=True, priority=Priority.BATCH,
+            homes=frozenset({"", "a"}),
         )  # fmt: skip
 
 
