@@ -73,6 +73,8 @@ def try_out(
         print_data({"policy": found.name, "digest": found.digest, "directions": told}, output)
         return
     print(f"policy {found.name} ({found.digest[:12]})")
+    if found.name == "default":
+        print("it only counts, without models; `--policy standard` shows what the policy that protects would do")
     for trial in trials:
         print(f"\nas {'a prompt' if trial.direction == 'input' else 'an answer'}: {trial.verdict.value}")
         if trial.text != text and trial.verdict != "block":
