@@ -41,6 +41,8 @@ EXAMPLES = int(os.environ.get("TIDEGATE_FUZZ_EXAMPLES", "25"))
 """Requests made for each operation; a night's run may ask for thousands."""
 
 schema = schemathesis.openapi.from_dict(document())
+schema.config.checks.negative_data_rejection.expected_statuses += ["413"]
+"""A body that is too large is refused before anybody looks at what is wrong with it."""
 
 
 @schema.hook
