@@ -14,7 +14,8 @@ OBSERVES = "schema: 1\nname: t\nchecks: [{name: toxicity, action: flag, mode: ob
 
 
 async def verdicts(policy: Policy, text: str) -> list[Verdict]:
-    patient = tuple(rule.model_copy(update={"time_budget_ms": 60_000}) for rule in policy.checks)  # on a busy machine too
+    """A busy machine must not turn a verdict into an error, so the checks have all the time they want."""
+    patient = tuple(rule.model_copy(update={"time_budget_ms": 60_000}) for rule in policy.checks)
     models = local_models(policy)
     try:
         trials = await try_text(policy.model_copy(update={"checks": patient}), BUILT_IN, models, text)
