@@ -7,14 +7,15 @@ outcome counts and accounting. The others run as their documentation starts them
 splits 90/10 too, LiteLLM checks a master key. The load comes from wrk (Debian's package `wrk`) on one thread. Rounds
 alternate between all of them and ratios are taken within a round, so that what else the machine does hits all alike.
 
-Then ours alone at half its load, at a fixed rate: what it adds to the latency of asking the engine directly.
+Then all of them at half of what ours can do, at a fixed rate (`steady_load`): what each adds to the latency of asking
+the engine directly. Who is measured then has a core of its own, where there are two; engine and load share another one.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
+import os
 import re
 import shutil
 import socket
@@ -24,14 +25,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httptools
 import psutil
-import uvloop
 
+from benchmarks.steady_load import at_rate
 from serving.gateway.config import GatewayConfig
 from serving.gateway.traffic_state import save_table
 from serving.keys import KeyRecord, hash_secret, write_key
@@ -57,6 +56,8 @@ class Contender:
     process: subprocess.Popen[bytes]
     rates: list[float] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)
+    fastest: float = 0.0
+    """Whole answers per second at the first concurrency."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -229,9 +230,8 @@ def cell(values: list[float], digits: int = 0) -> str:
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
 
 
-def compare(contenders: list[Contender], args: argparse.Namespace, home: Path) -> float:
-    """All rounds of all loads; returns our unary requests/s at the first concurrency."""
-    fastest = 0.0
+def compare(contenders: list[Contender], args: argparse.Namespace, home: Path) -> None:
+    """All rounds of all loads."""
     print(f"{'':8} {'c':>3} {'':12} {'per second':>24} {'CPU us':>18}  ours / it")
     for stream in (False, True):
         for c in args.concurrency:
@@ -242,77 +242,72 @@ def compare(contenders: list[Contender], args: argparse.Namespace, home: Path) -
                 for contender in contenders:
                     load(contender, stream, c, args.seconds, home)
             mine = contenders[0].rates
-            if not stream and not fastest:
-                fastest = statistics.median(mine)
             for contender in contenders:
+                contender.fastest = contender.fastest or statistics.median(contender.rates)
                 ratio = cell([m / t for m, t in zip(mine, contender.rates, strict=True)], 2)
                 print(
                     f"{'streams' if stream else 'unary':8} {c:3} {contender.name:12} {cell(contender.rates):>24} "
                     f"{cell(contender.cpu_us):>18}  {'' if contender is contenders[0] else ratio}",
                     flush=True,
                 )
-    return fastest
 
 
-class Caller(asyncio.Protocol):
-    """One connection of the fixed-rate load: asks when told, notes how long each answer took."""
+def apart(contender: Contender, engine: Contender, cores: list[int]) -> None:
+    """Give who is measured a core of its own; engine and load share another one.
 
-    def __init__(self, free: Callable[[Caller], None]) -> None:
-        self.free = free
-        self.times: list[float] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        self.transport: asyncio.WriteTransport = transport  # type: ignore[assignment]
-
-    def ask(self, request: bytes, due: float) -> None:
-        """Send one request that was due at this time."""
-        self.parser = httptools.HttpResponseParser(self)
-        self.due = due
-        self.transport.write(request)
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        self.parser.feed_data(data)
-
-    def on_message_complete(self) -> None:
-        """See httptools."""
-        if self.parser.get_status_code() != 200:
-            raise SystemExit(f"status {self.parser.get_status_code()} under half load")
-        self.times.append(time.perf_counter() - self.due)
-        self.free(self)
+    Without that the kernel puts two of the three on one core every now and then, and what is measured is how it
+    schedules.
+    """
+    if len(cores) < 2:
+        return
+    os.sched_setaffinity(0, {cores[-1]})
+    for process, core in ((engine.process, cores[-1]), (contender.process, cores[0])):
+        root = psutil.Process(process.pid)
+        for thread in [t.id for p in [root, *root.children(recursive=True)] for t in p.threads()]:
+            os.sched_setaffinity(thread, {core})
 
 
-async def at_rate(port: int, rate: float, seconds: float) -> list[float]:
-    """Ask at a fixed rate; times are from when a request was due, so that waiting for a free connection counts."""
+def half_load(contenders: list[Contender], args: argparse.Namespace) -> None:
+    """What each adds to latency at half of what ours can do, beside asking the engine directly at the same rate."""
+    engine, rate = contenders[1], contenders[0].fastest / 2
     body = json.dumps(BODY, separators=(",", ":")).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\nx-session-id: a\r\n"
-    request = f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-    idle: list[Caller] = []
-    loop = asyncio.get_running_loop()
-    callers = [(await loop.create_connection(lambda: Caller(idle.append), "127.0.0.1", port))[1] for _ in range(64)]
-    idle.extend(callers)
-    begun, sent = time.perf_counter(), 0
-    while (now := time.perf_counter()) < begun + seconds:
-        while sent < (now - begun) * rate and idle:
-            idle.pop().ask(request, begun + sent / rate)
-            sent += 1
-        await asyncio.sleep(0.0005)
-    await asyncio.sleep(0.2)
-    for caller in callers:
-        caller.transport.close()
-    return [t for caller in callers for t in caller.times]
-
-
-def half_load(gateway: Contender, engine_port: int, fastest: float, args: argparse.Namespace) -> None:
-    """What the gateway adds to latency at half of its own greatest rate."""
-    added: dict[int, list[float]] = {50: [], 99: []}
+    start = f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\nx-session-id: "
+    rest = f"\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    requests = [f"{start}session-{i}".encode() + rest for i in range(SESSIONS)]
+    able = [c for c in contenders if c.fastest > rate]
+    took: dict[str, dict[int, list[float]]] = {c.name: {50: [], 99: []} for c in able}
+    others: dict[str, list[float]] = {c.name: [] for c in able}
+    cores = sorted(os.sched_getaffinity(0))
     for _ in range(args.rounds):
-        direct = statistics.quantiles(uvloop.run(at_rate(engine_port, fastest / 2, args.seconds)), n=100)
-        through = statistics.quantiles(uvloop.run(at_rate(gateway.port, fastest / 2, args.seconds)), n=100)
-        for q, values in added.items():
-            values.append((through[q - 1] - direct[q - 1]) * 1000)
-    print(f"added latency at {fastest / 2:,.0f} requests/s: p50 {cell(added[50], 2)} ms, p99 {cell(added[99], 2)} ms")
+        for contender in [engine, *(c for c in able if c is not engine)]:
+            apart(contender, engine, cores)
+            processes = {contender.name: contender.process, engine.name: engine.process}
+            before, begun = _busy_s(list(processes.values())), time.monotonic()
+            cuts = statistics.quantiles(at_rate(contender.port, requests, rate, args.seconds), n=100)
+            spent = _busy_s(list(processes.values())) - before
+            others[contender.name].append(100 * spent / (time.monotonic() - begun) / (psutil.cpu_count() or 1))
+            for q, values in took[contender.name].items():
+                values.append(cuts[q - 1] * 1000)
+    print(f"\nwhole answers at {rate:,.0f} requests/s, half of what ours can do: ms, and what is added to no gateway")
+    print(f"{'':12} {'p50':>18} {'p99':>18} {'added p50':>20} {'added p99':>20}  rest of the machine busy %")
+    for contender in able:
+        mine, bare = took[contender.name], took[engine.name]
+        added = [cell([m - b for m, b in zip(mine[q], bare[q], strict=True)], 2) for q in (50, 99)]
+        shown = ("", "") if contender is engine else added
+        print(
+            f"{contender.name:12} {cell(mine[50], 2):>18} {cell(mine[99], 2):>18} {shown[0]:>20} {shown[1]:>20}  "
+            f"{cell(others[contender.name])}"
+        )
+    for contender in contenders:
+        if contender not in able:
+            print(f"{contender.name:12} can't do so many")
+
+
+def _busy_s(processes: list[subprocess.Popen[bytes]]) -> float:
+    """CPU seconds of everything that is neither these processes nor this one."""
+    machine = psutil.cpu_times()
+    busy = float(machine.user + machine.nice + machine.system + machine.irq + machine.softirq)
+    return busy - sum(map(cpu_s, processes)) - sum(psutil.Process().cpu_times()[:2])
 
 
 def main() -> None:
@@ -347,8 +342,8 @@ def main() -> None:
             contenders.insert(1, Contender("no gateway", engine_port, processes[0]))
             for contender in contenders:
                 wait_for(f"http://127.0.0.1:{contender.port}", contender.name)
-            fastest = compare(contenders, args, home)
-            half_load(contenders[0], engine_port, fastest, args)
+            compare(contenders, args, home)
+            half_load(contenders, args)
         finally:
             for process in processes:
                 process.terminate()
