@@ -48,7 +48,8 @@ class Bucket:
             self._lines_of = limit
             self._lines = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: " % (kind, limit, kind)
         reset = b"0s" if left >= limit else _written_millis(_millis((limit - left) / self._per_s))
-        return b"%b%d\r\nx-ratelimit-reset-%b: %b\r\n" % (self._lines, left if left > 0 else 0, kind, reset)
+        remaining = str(int(left)).encode() if left > 0 else b"0"  # %d of a float costs five times as much
+        return b"%b%b\r\nx-ratelimit-reset-%b: %b\r\n" % (self._lines, remaining, kind, reset)
 
     def left(self, now: float) -> float:
         """What may be taken now; below zero after an answer cost more than was taken for it."""

@@ -21,8 +21,9 @@ def session_hash(salt: str, unit: str) -> str:
     return keyed.hexdigest()
 
 
+@lru_cache(maxsize=4096)
 def session_mark(salt: str, unit: str) -> str:
-    """The beginning of it, as request ids carry it."""
+    """The beginning of it, as request ids carry it. The last few thousand are remembered, in memory only."""
     return session_hash(salt, unit)[:MARK_CHARS]
 
 
