@@ -18,6 +18,8 @@ from monitoring.measurements import DriftMeasurement, RequestMeasurement, Revisi
 from monitoring.protobuf import CONTENT_TYPE, Family, FamilyType, Series, asked_for, finished_families, write
 
 PROVIDER = "tidegate"
+LATE_SERIES_S = 60.0
+"""How long series stay that come late: as long as Prometheus may take between two looks."""
 
 
 class GatewayInstruments:
@@ -91,7 +93,8 @@ class GatewayInstruments:
         self._dropped = 0
         self._untold = 0
         self._telemetry_dropped: dict[str, int] = {}
-        self._retired: set[tuple[str, str]] = set()
+        self._retired: dict[tuple[str, str], float | None] = {}
+        """With series that are to go: since when `sweep` knows."""
         self._revisions: set[tuple[str, str]] = set()
 
     def record(self, m: RequestMeasurement) -> None:
@@ -101,12 +104,13 @@ class GatewayInstruments:
 
     def _seen(self, model: str, version: str) -> None:
         if (model, version) not in self._revisions:
-            # It ended after its revision was retired: swept with the next table.
-            self._retired.add((model, version))
+            # It ended after its revision was retired, or somebody looked at its answer then: see `sweep`.
+            self._retired.setdefault((model, version), None)
 
     def retry(self, model: str, version: str, cause: str) -> None:
         """Count a request that was sent once more because `version` failed."""
         self.retries.labels(model, version, cause).inc()
+        self._seen(model, version)
 
     def mirrored_request(self, model: str, version: str, result: str) -> None:
         """Count a copy that was to go to `version`; it is in no other metric of requests."""
@@ -177,18 +181,31 @@ class GatewayInstruments:
         self.revision_info.clear()
         for r in revisions:
             self.revision_info.labels(r.model, r.version, r.revision, r.role).set(1)
-        current = {(r.model, r.version) for r in revisions}
-        self._retired |= self._revisions
-        for model, version in self._retired - current:
+        gone = self._retired.keys() | self._revisions
+        self._revisions = {(r.model, r.version) for r in revisions}
+        self._remove(gone)
+
+    def sweep(self, now: float) -> None:
+        """Remove series of retired revisions that came back with a late answer, verdict or vote; call it now and then.
+
+        A minute later, so that Prometheus has seen them: the next table, which removes them too, may be days away.
+        """
+        for key, since in self._retired.items():
+            if since is None:
+                self._retired[key] = now
+        self._remove({k for k, since in self._retired.items() if since is not None and now - since >= LATE_SERIES_S})
+
+    def _remove(self, gone: set[tuple[str, str]]) -> None:
+        for model, version in gone - self._revisions:
             of_answers = (self.verdicts, self.feedback, self.answers_read, self.answer_signals)
             for metric in (self.retries, self.in_flight, self.mirrored, *of_answers):
                 metric.remove_by_labels({"model": model, "version": version})
             self._finished.forget(model, version)
             self._read.pop((model, version), None)
-        for model in {m for m, _ in self._retired} - {m for m, _ in current}:
+        for model in {m for m, _ in gone} - {m for m, _ in self._revisions}:
             self.rejections.remove_by_labels({"model": model})
-        self._retired.clear()
-        self._revisions = current
+        for key in gone:
+            self._retired.pop(key, None)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition in the format that an `Accept` header asks for: (body, content type)."""

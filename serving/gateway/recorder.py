@@ -153,6 +153,7 @@ class Recorder:
 
     def prune(self) -> None:
         """Forget totals that nobody needs any more. Call it now and then."""
+        self.instruments.sweep(self._monotonic())
         self.ledger.prune(self._live, self._wall())
         self._apart.prune(self._live)
         self.in_flight = {d: n for d, n in self.in_flight.items() if n or d in self._names}

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from monitoring.aggregates import NATIVE_ZERO, Histogram
-from monitoring.instruments import GatewayInstruments
+from monitoring.instruments import LATE_SERIES_S, GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from monitoring.protobuf import native_buckets
 
@@ -154,3 +154,16 @@ def test_series_of_a_retired_version_are_gone_in_every_format(accept: str) -> No
     assert b"1.0.0" in made.render(accept)[0]
     made.set_revisions([RevisionInfo("chat", "2.0.0", "b" * 12, "stable")])
     assert b"1.0.0" not in made.render(accept)[0].replace(b"version=1.0.0", b"")
+
+
+def test_series_that_come_late_stay_to_be_seen_and_are_gone_without_another_table() -> None:
+    made = filled()
+    made.set_revisions([RevisionInfo("chat", "2.0.0", "b" * 12, "stable")])
+    made.retry("chat", "1.0.0", "timeout")
+    made.guardrail_verdicts("chat", "1.0.0", "insults", "output", "allow")
+    for now, seen in ((100.0, True), (100.0 + LATE_SERIES_S - 1, True), (100.0 + LATE_SERIES_S, False)):
+        made.sweep(now)
+        assert (b'version="1.0.0"' in made.render("")[0]) is seen
+    made.retry("chat", "1.0.0", "timeout")
+    made.set_revisions([RevisionInfo("chat", "2.0.0", "b" * 12, "stable")])
+    assert b'version="1.0.0"' not in made.render("")[0]
