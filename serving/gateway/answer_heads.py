@@ -63,6 +63,8 @@ def plain_head(raw: bytes) -> AnswerHead | None:
     found = _heads.get(raw)
     if found is not None:
         return found
+    if b"ransfer-" in raw:  # a stream: seen at once, since nothing of it would be remembered
+        return None
     lines = raw.split(b"\r\n")
     start = _STATUS(lines[0])
     if start is None or int(start[1]) in _BODILESS:

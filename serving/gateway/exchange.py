@@ -95,7 +95,7 @@ class Exchange:
         connection = self._connection
         if connection is None:
             return
-        head = connection.head_of_lines(status, lines, len(body), self)
+        head = connection.head_of_lines(status, lines, b"content-length: %d\r\n" % len(body), self)
         if len(body) < JOIN_BELOW_BYTES:
             connection.write(head + body)
         else:
@@ -128,18 +128,24 @@ class Exchange:
             length: Of the body, when it is known: then exactly so many bytes must be written.
         """
         connection = self._connection
-        if connection is None:
-            return
+        if connection is not None:
+            self._head = connection.head(status, headers, self._framing(connection, length), self)
+
+    def begin_lines(self, status: int, lines: bytes, length: int | None) -> None:
+        """The same of headers that are written out already, each with its CR LF, and nothing else."""
+        connection = self._connection
+        if connection is not None:
+            self._head = connection.head_of_lines(status, lines, self._framing(connection, length), self)
+
+    def _framing(self, connection: ServerConnection, length: int | None) -> bytes:
         self._left = length
         if length is not None:
-            framing = b"content-length: %d\r\n" % length
-        elif connection.minor == 1:
-            framing = b"transfer-encoding: chunked\r\n"
+            return b"content-length: %d\r\n" % length
+        if connection.minor == 1:
             self._chunked = True
-        else:
-            framing = b""
-            self.keep_alive = False
-        self._head = connection.head(status, headers, framing, self)
+            return b"transfer-encoding: chunked\r\n"
+        self.keep_alive = False
+        return b""
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body."""

@@ -86,6 +86,19 @@ def client_headers(headers: Iterable[Header], own: Iterable[Header]) -> list[Hea
     return [h for h in headers if h[0] not in drop] + list(own)
 
 
+def client_lines(headers: Iterable[Header]) -> bytes:
+    """What of an engine's headers goes on to the client, as it is written there.
+
+    Raises:
+        ValueError: one holds a line break.
+    """
+    kept = client_headers(headers, ())
+    lines = b"".join([b"%b: %b\r\n" % header for header in kept])
+    if lines.count(b"\n") != len(kept):
+        raise ValueError("a header of the answer holds a line break")
+    return lines
+
+
 def read_lines(lines: bytes) -> list[Header]:
     """Headers that are written out, each with its CR LF, one by one.
 

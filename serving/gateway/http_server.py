@@ -408,8 +408,8 @@ class ServerConnection:
             raise ValueError("a header of the answer holds a line break")
         return head
 
-    def head_of_lines(self, status: int, lines: bytes, length: int, exchange: Exchange) -> bytes:
-        """The same of headers that are written out and checked already, for a body of this length."""
+    def head_of_lines(self, status: int, lines: bytes, framing: bytes, exchange: Exchange) -> bytes:
+        """The same of headers that are written out and checked already."""
         closing = b""
         if not exchange.keep_alive or self._server.draining:
             exchange.keep_alive = False
@@ -417,7 +417,7 @@ class ServerConnection:
         elif self.minor == 0:
             closing = b"connection: keep-alive\r\n"
         first = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        return b"%b%b%b%bcontent-length: %d\r\n\r\n" % (first, self._server.date, lines, closing, length)
+        return b"%b%b%b%b%b\r\n" % (first, self._server.date, lines, closing, framing)
 
     def write(self, data: bytes) -> None:
         """Send bytes."""

@@ -28,7 +28,15 @@ from serving.gateway.config import GatewayConfig
 from serving.gateway.connection import Abandoned
 from serving.gateway.exchange import Exchange
 from serving.gateway.express import Express
-from serving.gateway.forwarding import Header, client_headers, client_id, passed_on, read_lines, version_lines
+from serving.gateway.forwarding import (
+    Header,
+    client_headers,
+    client_id,
+    client_lines,
+    passed_on,
+    read_lines,
+    version_lines,
+)
 from serving.gateway.guarded_way import GuardedWay
 from serving.gateway.observing import Observer
 from serving.gateway.recorder import Recorder
@@ -408,24 +416,24 @@ class Pipeline:
     async def _release(self, call: Call, opened: Opened, failure: Failure | None, exchange: Exchange) -> RequestOutcome:
         """Send an answer on to the client, and say how that went. Nothing is retried from here on."""
         unit, status, connection, transcript = call.unit, opened.status, opened.connection, opened.transcript
-        own = self._own_headers(call, opened.revision)
+        own_lines = self._own_lines(call, opened.revision)
         if failure is not None and not (opened.is_json or transcript.event_stream):
             message = f"The engine answered with status {status}; try again."
             reply = failure_reply(status, message, "engine_error")
-            exchange.respond(status, [*reply.headers, *own], reply.body)
+            exchange.respond(status, [*reply.headers, *read_lines(own_lines)], reply.body)
             return RequestOutcome.ERROR
-        headers = client_headers(connection.headers, own)
         policy = self._guards.holding(call) if self._guards is not None else None
         if policy is not None and self._guards is not None and status < 400:  # also behind an error that came first
-            outcome = await self._guards.release(call, opened, exchange, policy, own)
+            outcome = await self._guards.release(call, opened, exchange, policy, read_lines(own_lines))
             return RequestOutcome.ERROR if failure is not None and outcome in (_OK, _RETRIED) else outcome
         if opened.whole:
             _keep(opened, opened.first)
             if 400 <= status < 500:
                 self._recorder.refused(unit)
-            exchange.respond(status, headers, opened.first)
+            exchange.respond(status, client_headers(connection.headers, read_lines(own_lines)), opened.first)
         else:
-            exchange.begin(status, headers, opened.length)
+            lines = client_lines(connection.headers) + own_lines
+            exchange.begin_lines(status, lines, opened.length)
             cut = await self._relay(call, opened, exchange)
             if cut is not None:
                 return cut

@@ -12,7 +12,7 @@ from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
 from serving.admission import Availability, Pick, Reason, Rejection, choose, is_tester, route_of
 from serving.endpoints import Address, EndpointBook, connect_failed, connected, dispatched, finished, pick
-from serving.gateway.forwarding import client_headers, client_id, engine_head, passed_on
+from serving.gateway.forwarding import client_headers, client_id, client_lines, engine_head, passed_on
 from serving.gateway.latency import QUIET_S, Apart, exceeded
 from serving.gateway.request_ids import RequestFacts, issue, read
 from serving.gateway.sessions import Sessions, Visit, session_hash
@@ -232,6 +232,9 @@ class TestProtocol:
         )
         answer = client_headers([(b"connection", b"close"), (b"x-b", b"1"), (b"server", b"u")], [(b"x-own", b"1")])
         assert answer == [(b"x-b", b"1"), (b"x-own", b"1")]
+        assert client_lines([(b"connection", b"close"), (b"x-b", b"1"), (b"x-c", b"2")]) == b"x-b: 1\r\nx-c: 2\r\n"
+        with pytest.raises(ValueError, match="line break"):
+            client_lines([(b"x-a", b"1\r\nx-evil: 1")])
         assert client_id({b"x-request-id": b"a" * 200}) is None
         assert client_id({b"x-request-id": b"a", b"x-client-request-id": b"b"}) == b"b"
 
