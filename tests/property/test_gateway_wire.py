@@ -17,6 +17,7 @@ from serving.openai_protocol import Operation
 from serving.streaming import read_stream
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.binary(min_size=1, max_size=40), max_size=8),
     cuts=st.lists(st.integers(1, 30), max_size=60),
@@ -57,6 +58,7 @@ def test_any_bytes_are_a_head_without_doubt_or_refused(raw: bytes) -> None:
     assert (head.length is None) == (b"transfer-encoding" in names)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.lists(st.integers(1, 20), max_size=30))
 def test_chunked_garbage_ends_in_a_refusal_or_waits(wire: bytes, cuts: list[int]) -> None:
     decoder, parts, at = ChunkedBody(), [], 0
