@@ -244,7 +244,8 @@ def compare(contenders: list[Contender], args: argparse.Namespace, home: Path) -
             mine = contenders[0].rates
             for contender in contenders:
                 contender.fastest = contender.fastest or statistics.median(contender.rates)
-                ratio = cell([m / t for m, t in zip(mine, contender.rates, strict=True)], 2)
+                ended = all(contender.rates)  # LiteLLM's 64 streams take longer than a short round
+                ratio = cell([m / t for m, t in zip(mine, contender.rates, strict=True)], 2) if ended else "none ended"
                 print(
                     f"{'streams' if stream else 'unary':8} {c:3} {contender.name:12} {cell(contender.rates):>24} "
                     f"{cell(contender.cpu_us):>18}  {'' if contender is contenders[0] else ratio}",
