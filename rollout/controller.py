@@ -22,7 +22,7 @@ from rollout import commands
 from rollout.accounting import Accounting
 from rollout.accounts.base import AccountStore
 from rollout.accounts.memory import MemoryAccountStore
-from rollout.actions import Deployed
+from rollout.actions import Deployed, Trigger
 from rollout.actuate import TrafficActuator, WorkloadActuator
 from rollout.analysis.ledger import EvidenceIncrement, Ledger
 from rollout.asks import Asked
@@ -151,6 +151,10 @@ class Controller:
     def rollbacks(self) -> Counter[tuple[str, str]]:
         """By (model, trigger), since the log began."""
         return self._fold_of_log.rollbacks
+
+    def taken_back_by(self, model: str) -> Trigger | None:
+        """Why a model's last rollout was taken back; None when it was not."""
+        return self._fold_of_log.taken_back.get(model)
 
     @property
     def store_message(self) -> str:

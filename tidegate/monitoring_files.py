@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import os
 import shutil
 from pathlib import Path
@@ -67,8 +68,17 @@ def exported_files(targets: Targets, levels: ServiceLevels, runbooks: str, folde
         "alertmanager.example.yml": ALERTMANAGER_EXAMPLE,
         "grafana-provider.yml": GRAFANA_PROVIDER.format(path=folder / "dashboards"),
         "README.md": README.format(rules=RULES),
-        **{f"dashboards/{name}": text for name, text in dashboards().items()},
+        **{f"dashboards/{name}": _leading_to(text, runbooks) for name, text in dashboards().items()},
     }
+
+
+def _leading_to(dashboard: str, runbooks: str) -> str:
+    """A dashboard whose links to runbooks begin with this address, unless somebody writes another one into it."""
+    found = json.loads(dashboard)
+    for variable in found["templating"]["list"]:
+        if variable["name"] == "runbooks":
+            variable["query"] = runbooks.rstrip("/")
+    return json.dumps(found, indent=2, sort_keys=True) + "\n"
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:

@@ -46,8 +46,14 @@ def health_routes(plane: ControlPlane, guard: Guard) -> APIRouter:
     @routes.get("/metrics")
     async def metrics(accept: Annotated[str, Header()] = "") -> Response:
         controller = plane.controller
-        measured = [measurement(s, controller.observation(s.model)) for s in controller.statuses]
-        body, content_type = instruments.render(measured, controller.rollbacks, accept)
+        measured = [
+            measurement(
+                s, controller.observation(s.model), controller.waiting_for(s.model), controller.taken_back_by(s.model)
+            )
+            for s in controller.statuses
+        ]
+        # In a thread: of a thousand rollouts it takes most of a second, and no decision may wait for it.
+        body, content_type = await asyncio.to_thread(instruments.render, measured, controller.rollbacks.copy(), accept)
         return Response(body, headers={"content-type": content_type})
 
     return routes

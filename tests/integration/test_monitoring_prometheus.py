@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ import yaml
 from benchmarks.processes import Processes, free_port, furnish
 from monitoring.dashboards.catalogue import EXPORTED, Kind, Source
 from monitoring.dashboards.expressions import metric_names
+from monitoring.dashboards.panels import MODELS_OF_NAMESPACE
 from monitoring.instruments import DriftInstruments, RolloutInstruments
-from monitoring.measurements import DriftMeasurement, RolloutMeasurement
+from monitoring.measurements import DriftMeasurement, RolloutMeasurement, SignalMeasurement
 from monitoring.rules.collection import Targets, prometheus_text
 from monitoring.rules.document import rules_document
 from monitoring.slo import ServiceLevels
@@ -48,15 +51,20 @@ pytestmark = pytest.mark.integration
 
 EXPORTERS = Path(__file__).with_name("exporters")
 PHASES = ("Progressing", "Paused", "Healthy", "Degraded")
-ROLLOUT = RolloutMeasurement(
-    "chat",
-    "1.1.0",
-    "Progressing",
-    PHASES,
-    0.5,
-    0.5,
-    (("error", 1.5, 5.3), ("empty", -0.2, 6.7), ("repetition", 0.4, 6.7)),
+SIGNALS = (
+    SignalMeasurement("error", "Running", 1.5, 5.3, 0.7, 3.0, 140),
+    SignalMeasurement("empty", "Successful", -0.2, 6.7, 3.1, 3.0),
+    SignalMeasurement("repetition", "Running", 0.4, 6.7, 0.9, 3.0, 60),
 )
+ROLLOUT = RolloutMeasurement(
+    "chat", "1.1.0", "Progressing", PHASES, 0.5, 0.5, SIGNALS, "models", "1.0.0", "canary", "stepping", "evidence",
+    step=2, steps=3, exposed=420, lower_bound=95, started_at=1_700_000_000.0,
+)  # fmt: skip
+EARLIER = RolloutMeasurement(
+    "code", "2.0.0", "Degraded", PHASES, 0.0, 0.0, SIGNALS[:1], "models", "1.9.0", "canary", "withdrawn", "signal",
+    exposed=97, started_at=1_700_000_000.0, finished_at=1_700_000_600.0,
+)  # fmt: skip
+PROMOTED = replace(EARLIER, model="title", phase="Healthy", stable="2.0.0", stage="promoted", cause="", signals=())
 
 BLOCKING = "schema: 1\nname: blocking\nchecks:\n  - {name: secrets, direction: output, action: block}\n"
 KEY = "sk-proj-9fK2mQ7xLbT4vN8cR1yW5zA3dE6hJ0pS2uG4iO7kM9nB1qX3 "
@@ -73,7 +81,7 @@ SILENT = {
 
 
 def control_plane() -> bytes:
-    return RolloutInstruments().render([ROLLOUT], {("chat", "signal"): 1}, "")[0]
+    return RolloutInstruments().render([ROLLOUT, EARLIER, PROMOTED], {("chat", "signal"): 1}, "")[0]
 
 
 DRIFT = [
@@ -239,10 +247,10 @@ def seen(asked: Asked) -> bool:
 
 
 def in_grafanas_stead(expression: str) -> str:
-    values = {"$model": ".*", "$__rate_interval": "1m", "$__range": "5m"}
+    values = {"$model": ".*", "$namespace": ".*", "$__rate_interval": "1m", "$__range": "5m"}
     for name, value in values.items():
         expression = expression.replace(name, value)
-    assert "$" not in expression
+    assert not re.search(r"\$[a-z_{]", expression)
     return expression
 
 
@@ -253,6 +261,13 @@ def expressions() -> list[tuple[str, str]]:
         for panel in json.loads(text)["panels"]
         for target in panel.get("targets") or ()
     ]
+    boards = {name: json.loads(text) for name, text in dashboards().items()}
+    found += [
+        (f"{name}: mark {mark['name']}", in_grafanas_stead(mark["expr"]))
+        for name, board in boards.items()
+        for mark in board["annotations"]["list"]
+    ]
+    found.append(("models to choose from", in_grafanas_stead(MODELS_OF_NAMESPACE)))
     rules = [rule for group in rules_document(ServiceLevels())["groups"] for rule in group["rules"]]
     return found + [(f"rule {rule['record']}", rule["expr"]) for rule in rules if "record" in rule]
 
