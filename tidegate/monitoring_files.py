@@ -46,7 +46,7 @@ def local_targets(
         engines=engines,
         # Every gateway knows every engine; the first one is asked, so that each is collected from once.
         discovery=(f"http://{host}:{settings.admin_port}/targets",),
-        discovery_files=ray,
+        discovery_files=(*((str(settings.ray_metrics_file),) if settings.ray_metrics else ()), *ray),
         gpus=gpus,
         hosts=hosts,
         alertmanagers=alertmanagers,

@@ -106,6 +106,10 @@ class Settings(BaseSettings):
     prometheus_retention_mib: Annotated[int, Field(ge=64)] = Field(
         default=2048, description="How much of the disk it may take, in MiB; the oldest goes first."
     )
+    ray_metrics: bool = Field(
+        default=False,
+        description="Let the local Ray measure itself, for the Prometheus of `monitoring`; takes CPU time.",
+    )
     drift: bool = Field(default=True, description="Run the drift watch; without a reference it only keeps vectors.")
     drift_port: Port = Field(default=8090, description="The drift watch's metrics and status, on loopback.")
     drift_embeddings_per_s: Annotated[float, Field(ge=0)] = Field(
@@ -249,6 +253,11 @@ class Settings(BaseSettings):
     def ray_file(self) -> Path:
         """JSON with the address, dashboard URL and token of the Ray that the supervisor started."""
         return self.run_dir / "ray.json"
+
+    @property
+    def ray_metrics_file(self) -> Path:
+        """Where Prometheus learns, by its file discovery, at which port that Ray tells its metrics."""
+        return self.run_dir / "prom_metrics_service_discovery.json"
 
     @property
     def credentials_file(self) -> Path:

@@ -39,6 +39,18 @@ ENGINES = Row("Engines", (
           unit=Unit.PER_SECOND),
 ))  # fmt: skip
 
+RAY = Row("Ray", (
+    Panel("Healthy replicas", "Of each Serve application, which is one revision, beside how many it should have.",
+          (Query("sum by (application) (ray_serve_deployment_replica_healthy)", "{{application}} healthy"),
+           Query("max by (application) (ray_serve_autoscaling_target_replicas)", "{{application}} wanted"))),
+    Panel("Replicas that were there", "In the time range shown; more than are wanted means that some were replaced.",
+          (Query("count by (application) "
+                 "(last_over_time(ray_serve_deployment_replica_starts_total[$__range]))", "{{application}}"),),
+          Shape.STAT),
+    Panel("Memory in use on Ray's nodes", "By address of the node.",
+          (Query("ray_node_mem_used / ray_node_mem_total", "{{ip}}"),), unit=Unit.RATIO, most=1.0, steps=FULL),
+))  # fmt: skip
+
 _ALL_OUTPUT = 'sum(model_version_direction:tidegate_tokens:rate5m{direction="output"})'
 
 _GPUS = "count(count by (UUID) (DCGM_FI_DEV_FB_USED))"
@@ -103,7 +115,8 @@ HOSTS = Row("Host", (
 
 CAPACITY = Dashboard(
     "tidegate-capacity", "Tidegate / Cost and capacity",
-    "What the load costs and how much room is left. GPU panels need the DCGM exporter, host panels the node exporter.",
-    (ENGINES, COST, GPUS, HOSTS),
+    "What the load costs and how much room is left. GPU panels need the DCGM exporter, host panels the node exporter, "
+    "Ray's its metrics agents.",
+    (ENGINES, RAY, COST, GPUS, HOSTS),
     annotations=EVENTS,
 )  # fmt: skip

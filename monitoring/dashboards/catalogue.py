@@ -18,6 +18,7 @@ class Source(enum.StrEnum):
     CONTROL = "control plane"
     DRIFT = "drift watch"
     ENGINE = "vLLM"
+    RAY = "Ray"
     GPU = "DCGM exporter"
     HOST = "node exporter"
     PROMETHEUS = "Prometheus"
@@ -125,6 +126,9 @@ FOREIGN = (
     *_foreign(Source.ENGINE, _C, "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total",
               "vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:num_preemptions_total"),
     *_foreign(Source.ENGINE, _H, "vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds"),
+    *_foreign(Source.RAY, _G, "ray_serve_deployment_replica_healthy", "ray_serve_autoscaling_target_replicas",
+              "ray_node_mem_used", "ray_node_mem_total"),
+    *_foreign(Source.RAY, _C, "ray_serve_deployment_replica_starts_total"),
     *_foreign(Source.GPU, _G, "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_FREE",
               "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_XID_ERRORS"),
     *_foreign(Source.HOST, _C, "node_cpu_seconds_total", "node_network_receive_bytes_total",

@@ -70,10 +70,11 @@ BLOCKING = "schema: 1\nname: blocking\nchecks:\n  - {name: secrets, direction: o
 KEY = "sk-proj-9fK2mQ7xLbT4vN8cR1yW5zA3dE6hJ0pS2uG4iO7kM9nB1qX3 "
 """What those guardrails block."""
 
+EXPORTED_ELSEWHERE = ("vllm", "ray", "dcgm", "node")
+
 SILENT = {
     "ALERTS": "no alert fires",
     "tidegate_mirrored_requests_total": "nothing is mirrored",
-    "ray_vllm_": "engines are asked directly here",
     'role="draining"': "nothing drains",
     'verdict="block"': "the policy of a version without one only observes",
 }
@@ -197,14 +198,15 @@ async def collected(folder: Path) -> AsyncIterator[tuple[Rig, Asked, set[str]]]:
     """A platform under load and the Prometheus that has looked at it for some seconds."""
     program = require("prometheus")
     exporters = Exporters()
-    files = {name: (EXPORTERS / f"{name}.prom").read_bytes() for name in ("vllm", "dcgm", "node")}
+    files = {name: (EXPORTERS / f"{name}.prom").read_bytes() for name in EXPORTED_ELSEWHERE}
     try:
         async with rig(folder / "home", first=with_policy(table(1, 50), BLOCKING)) as r:
-            engine, gpu, host = (exporters.serve(lambda name=name: files[name]) for name in ("vllm", "dcgm", "node"))
+            engine, ray, gpu, host = (exporters.serve(lambda name=name: files[name]) for name in EXPORTED_ELSEWHERE)
+            (folder / "ray.json").write_text(json.dumps([{"labels": {"job": "ray"}, "targets": [ray]}]))
             targets = Targets(
                 gateways=(f"127.0.0.1:{r.gateway.admin_port}",), controls=(exporters.serve(control_plane),),
                 drifts=(exporters.serve(drift_watch),),
-                engines=(engine,), gpus=(gpu,), hosts=(host,),
+                engines=(engine,), gpus=(gpu,), hosts=(host,), discovery_files=(str(folder / "ray.json"),),
             )  # fmt: skip
             rules = rules_document(ServiceLevels())
             for group in rules["groups"]:
@@ -283,7 +285,7 @@ async def test_every_panel_and_rule_has_data_and_every_name_is_exported(tmp_path
         assert unhealthy == {}
         targets = (await asyncio.to_thread(asked.get, "/api/v1/targets"))["activeTargets"]
         assert {t["labels"]["job"]: t["health"] for t in targets} == dict.fromkeys(
-            ("tidegate-gateway", "tidegate-control", "tidegate-drift", "tidegate-engine", "dcgm", "node"), "up"
+            ("tidegate-gateway", "tidegate-control", "tidegate-drift", "tidegate-engine", "ray", "dcgm", "node"), "up"
         )
 
         ours = {m.name.removesuffix("_created") for m in EXPORTED}
