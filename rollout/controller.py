@@ -15,14 +15,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 
 from rollout import commands
 from rollout.accounting import Accounting
 from rollout.accounts.base import AccountStore
 from rollout.accounts.memory import MemoryAccountStore
-from rollout.actions import Deployed, Trigger
+from rollout.actions import Deployed
 from rollout.actuate import TrafficActuator, WorkloadActuator
 from rollout.analysis.ledger import EvidenceIncrement, Ledger
 from rollout.asks import Asked
@@ -148,13 +148,9 @@ class Controller:
         return tuple(self._statuses.values())
 
     @property
-    def rollbacks(self) -> Counter[tuple[str, str]]:
-        """By (model, trigger), since the log began."""
-        return self._fold_of_log.rollbacks
-
-    def taken_back_by(self, model: str) -> Trigger | None:
-        """Why a model's last rollout was taken back; None when it was not."""
-        return self._fold_of_log.taken_back.get(model)
+    def folded(self) -> Fold:
+        """What the log says so far; nobody else may change it."""
+        return self._fold_of_log
 
     @property
     def store_message(self) -> str:

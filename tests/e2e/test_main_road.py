@@ -132,6 +132,8 @@ def test_prometheus_knows_of_the_rollout_of_the_engines_and_of_ray(platform):
         jobs = {t["labels"]["job"]: t["health"] for t in asked.get("/api/v1/targets")["activeTargets"]}
         needed = ("gateway", "control", "drift", "engines")
         assert jobs.items() >= {**{f"tidegate-{job}": "up" for job in needed}, "ray": "up"}.items()
+        # No client has seen a failure, and the start's own waiting is none.
+        assert asked.query('ALERTS{alertname="TidegateAvailabilityBurn",alertstate="firing"}') == []
         empty = []
         for board, rows in READ.items():
             for title, series in panels(asked, board, rows):
