@@ -10,7 +10,7 @@ from rollout.actions import Trigger
 from rollout.decision import Decision
 from rollout.event_log.base import Entry
 from rollout.observation import Observation, SignalReading
-from rollout.specs import DRIFT_GATES
+from rollout.specs import GATES
 from rollout.status import ModelStatus, Phase, RolloutState, kept_versions
 from rollout.strategy_specs import AbStrategy, AnyStrategy, BlueGreenStrategy, CanaryStrategy, ShadowStrategy
 from rollout.wording import describe, describe_effect
@@ -170,7 +170,7 @@ def _measured(signal: SignalReading) -> SignalMeasurement:
         threshold <= 0 or signal.absolute_log_e / signal.absolute_threshold > log_e / threshold
     ):
         log_e, threshold = signal.absolute_log_e, signal.absolute_threshold
-    gate = signal.name in DRIFT_GATES
+    gate = signal.name in GATES
     return SignalMeasurement(
         name=signal.name,
         verdict=signal.verdict.value,

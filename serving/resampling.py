@@ -25,8 +25,8 @@ from serving.mirroring import mirrored_body
 from serving.openai_protocol import Operation
 
 LEAST_TEMPERATURE = 0.7
-"""Below it a model says the same again whether it knows or not; far above it a small one babbles even where it knows: at
-1.0 the score told true answers from false ones less well (docs/benchmarks/monitoring.md)."""
+"""Below it a model says the same again whether it knows or not; far above it a small one babbles even where it knows:
+at 1.0 the score told true answers from false ones less well (docs/benchmarks/monitoring.md)."""
 
 _LEFT_OUT = ("stream", "stream_options", "logprobs", "top_logprobs", "seed", "n", "best_of", "max_completion_tokens",
              "store", "echo")  # fmt: skip

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rollout.accounts.base import AccountStore
     from rollout.actions import Deployed
     from rollout.analysis.ledger import EvidenceIncrement
+    from rollout.bias_gate import BiasGate
     from rollout.control_api.plane import ControlPlane
     from rollout.controller import Controller
     from rollout.drift_gate import DriftGate
@@ -132,7 +133,8 @@ def build_drift_gate(settings: Settings, controller: Controller) -> DriftGate:
 
     import httpx
 
-    from rollout.drift_gate import DriftGate, DriftUnavailable, gated
+    from rollout.drift_gate import DRIFT, DriftGate, DriftUnavailable
+    from rollout.gates import gated
 
     client = httpx.AsyncClient(timeout=DRIFT_TIMEOUT_S, trust_env=False)
 
@@ -155,7 +157,34 @@ def build_drift_gate(settings: Settings, controller: Controller) -> DriftGate:
 
     return DriftGate(
         read,
-        wanted=lambda: gated(controller.statuses) if controller.leads else (),
+        wanted=lambda: gated(controller.statuses, DRIFT) if controller.leads else (),
+        sink=book,
+        boot=secrets.token_hex(8),
+        clock=time.time,
+    )
+
+
+def build_bias_gate(settings: Settings, controller: Controller) -> BiasGate:
+    """What reads the reports of bias probes below the home, for rollouts that have the signal probe/bias."""
+    import secrets
+    import time
+    from collections.abc import Mapping
+
+    from rollout.bias_gate import PROBE, BiasGate
+    from rollout.gates import gated
+    from tidegate.probing import read_report
+
+    def gaps(model: str, version: str) -> Mapping[str, float] | None:
+        report = read_report(settings, model, version)
+        return None if report is None else {f"{gap.attribute}.{gap.measure}": gap.mean for gap in report.found}
+
+    def book(model: str, increment: EvidenceIncrement) -> None:
+        if controller.leads:
+            controller.on_measured(model, increment)
+
+    return BiasGate(
+        gaps,
+        wanted=lambda: gated(controller.statuses, PROBE) if controller.leads else (),
         sink=book,
         boot=secrets.token_hex(8),
         clock=time.time,

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from rollout.drift_gate import DriftGate, DriftUnavailable, gated
+from rollout.drift_gate import DriftGate, DriftUnavailable
 from rollout.errors import InvalidSpec
 from rollout.event_log.base import Kind
+from rollout.gates import gated
 from rollout.observation import Verdict
 from rollout.replay import replay
 from rollout.specs import parse_spec
@@ -46,7 +47,7 @@ def gate(world: World, watch: Watch) -> DriftGate:
         return {"written_at": world.now - watch.behind_s, "streams": [stream] if watch.references else []}
 
     return DriftGate(
-        read, wanted=lambda: gated(world.controller.statuses), sink=world.controller.on_measured, boot="b",
+        read, wanted=lambda: gated(world.controller.statuses, "drift"), sink=world.controller.on_measured, boot="b",
         clock=lambda: world.now,
     )  # fmt: skip
 
