@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from monitoring.dashboards.boards import BAD, FIRST_TOKEN
 from monitoring.rules.collection import ALERTMANAGER_EXAMPLE, GRAFANA_PROVIDER, Targets, prometheus_text
 from monitoring.rules.document import RUNBOOKS, rules_text
 from monitoring.slo import ServiceLevels
@@ -68,16 +69,20 @@ def exported_files(targets: Targets, levels: ServiceLevels, runbooks: str, folde
         "alertmanager.example.yml": ALERTMANAGER_EXAMPLE,
         "grafana-provider.yml": GRAFANA_PROVIDER.format(path=folder / "dashboards"),
         "README.md": README.format(rules=RULES),
-        **{f"dashboards/{name}": _leading_to(text, runbooks) for name, text in dashboards().items()},
+        **{f"dashboards/{name}": _with_promises(text, levels, runbooks) for name, text in dashboards().items()},
     }
 
 
-def _leading_to(dashboard: str, runbooks: str) -> str:
-    """A dashboard whose links to runbooks begin with this address, unless somebody writes another one into it."""
+def _with_promises(dashboard: str, levels: ServiceLevels, runbooks: str) -> str:
+    """A dashboard with these promises as limits, whose links to runbooks begin with this address."""
+    limits = {BAD.title: round(1.0 - levels.availability.objective, 9), FIRST_TOKEN.title: levels.first_token.within_s}
     found = json.loads(dashboard)
     for variable in found["templating"]["list"]:
         if variable["name"] == "runbooks":
             variable["query"] = runbooks.rstrip("/")
+    for panel in found["panels"]:
+        if panel["title"] in limits:
+            panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1]["value"] = limits[panel["title"]]
     return json.dumps(found, indent=2, sort_keys=True) + "\n"
 
 

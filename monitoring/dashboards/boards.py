@@ -23,8 +23,12 @@ from monitoring.dashboards.rollouts import (
     share_of_threshold,
 )
 from monitoring.dashboards.words import SEVERITIES
+from monitoring.slo import ServiceLevels
 
 GREEN_TO_RED = ((None, "green"), (0.5, "yellow"), (1.0, "red"))
+LEVELS = ServiceLevels()
+"""What is promised unless somebody exports the dashboards with promises of their own."""
+_BAD_SHARE = round(1.0 - LEVELS.availability.objective, 9)
 TROUBLE = ((None, "green"), (1.0, "red"))
 
 ALERTS = Panel(
@@ -40,15 +44,15 @@ ALERTS = Panel(
 )  # fmt: skip
 BAD = Panel(
     "Bad requests, stable against canary",
-    "Errors and time-outs, of the requests that count, over 5 minutes. Above the line the budget of 99.9 % burns.",
+    "Errors and time-outs, of the requests that count, over 5 minutes. Above the line the promised share is broken.",
     by_role(f"model_version:tidegate_requests_bad:ratio_rate5m{{{MODEL}}}"), unit=Unit.RATIO, height=8,
-    steps=((None, "green"), (0.001, "red")), links=(("latency and tokens", "tidegate-latency"),),
+    steps=((None, "green"), (_BAD_SHARE, "red")), links=(("latency and tokens", "tidegate-latency"),),
 )  # fmt: skip
 FIRST_TOKEN = Panel(
     "Time to first token, p95",
-    "From a request's arrival at the gateway to its first output, of streams. 95 % are promised below the line.",
+    "From a request's arrival at the gateway to its first output, of streams. What is promised is below the line.",
     by_role(f"model_version:tidegate_first_token_seconds:p95_5m{{{MODEL}}}"), unit=Unit.SECONDS, height=8,
-    steps=((None, "green"), (2.5, "red")), links=(("latency and tokens", "tidegate-latency"),),
+    steps=((None, "green"), (LEVELS.first_token.within_s, "red")), links=(("latency and tokens", "tidegate-latency"),),
 )  # fmt: skip
 
 OVERVIEW = Dashboard(
