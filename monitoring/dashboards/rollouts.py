@@ -34,7 +34,7 @@ ROLLOUTS = Panel(
     "What is rolling out now, or did last; what it waits for, or why it was taken back. A click on the model opens its "
     "rollout; `tidegate rollout explain MODEL` tells the whole story.",
     (
-        Query(_latest("info", "stable", "version", "strategy", "stage"), ""),
+        Query(_latest("info", "model_namespace", "stable", "version", "strategy", "stage"), ""),
         Query(f"{_latest('phase', 'phase')} == 1", ""),
         Query(_latest("cause_info", "cause"), ""),
         Query(f'max by (model) (tidegate_rollout_weight_ratio{{{MODEL},state="desired"}})', ""),
@@ -44,7 +44,8 @@ ROLLOUTS = Panel(
     ),
     Shape.TABLE, width=24, height=6,
     columns=(
-        Column("model", "Model", link=ONE_ROLLOUT), Column("phase", "Phase", words=PHASES),
+        Column("model_namespace", "Namespace"), Column("model", "Model", link=ONE_ROLLOUT),
+        Column("phase", "Phase", words=PHASES),
         Column("stable", "Stable version"), Column("version", "New version"),
         Column("stage", "The new version", words=STAGES), Column("Value #D", "Its part of traffic", Unit.RATIO),
         Column("Value #E", "Step"), Column("Value #F", "of"), Column("cause", "Why", words=CAUSES),

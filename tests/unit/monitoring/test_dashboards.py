@@ -144,8 +144,9 @@ def shown(panel: dict[str, Any]) -> list[str]:
 
 ASKED = {
     "Which version is rolling out": {
-        "Rollouts, one line for each model": ["Model", "Phase", "Stable version", "New version", "The new version",
-                                              "Its part of traffic", "Step", "of", "Why", "Strategy", "Began"],
+        "Rollouts, one line for each model": ["Namespace", "Model", "Phase", "Stable version", "New version",
+                                              "The new version", "Its part of traffic", "Step", "of", "Why",
+                                              "Strategy", "Began"],
         "Canary's part of new requests": None,
         "Requests that met the new version": None,
     },
