@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from rollout.analysis.ledger import EvidenceIncrement
-from rollout.gates import Gate, Gated
+from rollout.gates import Gated, Reasons
 
 PROBE = "probe"
 
@@ -34,36 +33,18 @@ def why_biased(name: str, gaps: Mapping[str, float] | None, of_stable: Mapping[s
     )
 
 
-class BiasGate(Gate):
-    """Rollouts wait until their version has been probed, and while it shows gaps that stable does not.
+def bias_reasons(gaps: Gaps) -> Reasons:
+    """Why rollouts wait: their version was not probed, or its last report has gaps that stable's has not.
 
     Args:
         gaps: reads reports; it may take its time, and runs in a thread.
-        wanted: see `Gate`.
-        sink: see `Gate`.
-        boot: see `Gate`.
-        clock: see `Gate`.
-
     """
 
-    source = PROBE
+    def why(one: Gated) -> str:
+        of_stable = gaps(one.model, one.stable) if one.stable is not None else None
+        return why_biased(f"{one.model}@{one.version}", gaps(one.model, one.version), of_stable)
 
-    def __init__(
-        self,
-        gaps: Gaps,
-        *,
-        wanted: Callable[[], Sequence[Gated]],
-        sink: Callable[[str, EvidenceIncrement], object],
-        boot: str,
-        clock: Callable[[], float],
-    ) -> None:
-        super().__init__(wanted=wanted, sink=sink, boot=boot, clock=clock)
-        self._gaps = gaps
+    async def reasons(wanted: Sequence[Gated]) -> Mapping[str, str]:
+        return await asyncio.to_thread(lambda: {one.rollout: why(one) for one in wanted})
 
-    async def why(self, wanted: Sequence[Gated]) -> Mapping[str, str]:
-        """By rollout: what its version's last report says beside stable's."""
-        return await asyncio.to_thread(lambda: {one.rollout: self._why(one) for one in wanted})
-
-    def _why(self, one: Gated) -> str:
-        of_stable = self._gaps(one.model, one.stable) if one.stable is not None else None
-        return why_biased(f"{one.model}@{one.version}", self._gaps(one.model, one.version), of_stable)
+    return reasons

@@ -6,10 +6,9 @@ counter's reading, so that a fold of the log holds at the same moments again.
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rollout.analysis.comparison import Kind, kind_of
@@ -49,10 +48,16 @@ def gated(statuses: Iterable[ModelStatus], family: str) -> tuple[Gated, ...]:
     return tuple(found)
 
 
-class Gate(abc.ABC):
+Reasons = Callable[[Sequence[Gated]], Awaitable[Mapping[str, str]]]
+"""Why rollouts are to wait, by rollout; empty for one that is not."""
+
+
+class Gate:
     """Hands on why rollouts are to wait, whenever that has changed. Only a leader should run it.
 
     Args:
+        reasons: asks.
+        source: the name under which readings are in the event log, in a gateway's place.
         wanted: what to ask for now, for instance `lambda: gated(controller.statuses, "drift")`.
         sink: takes the evidence of a model (`Controller.on_measured`).
         boot: a new id for each start, so that readings are never taken for those of an earlier start.
@@ -60,27 +65,24 @@ class Gate(abc.ABC):
 
     """
 
-    source: str
-    """The name under which readings are in the event log, in a gateway's place."""
-
     def __init__(
         self,
+        reasons: Reasons,
         *,
+        source: str,
         wanted: Callable[[], Sequence[Gated]],
         sink: Callable[[str, EvidenceIncrement], object],
         boot: str,
         clock: Callable[[], float],
     ) -> None:
+        self._reasons = reasons
+        self._source = source
         self._wanted = wanted
         self._sink = sink
         self._boot = boot
         self._clock = clock
         self._number = 0
         self._told: dict[str, str] = {}
-
-    @abc.abstractmethod
-    async def why(self, wanted: Sequence[Gated]) -> Mapping[str, str]:
-        """By rollout: why it is to wait, empty when it is not."""
 
     async def run(self) -> None:
         """Ask for ever; cancel it to stop."""
@@ -94,7 +96,7 @@ class Gate(abc.ABC):
         self._told = {one.rollout: self._told[one.rollout] for one in wanted if one.rollout in self._told}
         if not wanted:
             return
-        reasons = await self.why(wanted)
+        reasons = await self._reasons(wanted)
         for one in wanted:
             why = reasons[one.rollout]
             if self._told.get(one.rollout) == why:
@@ -103,11 +105,11 @@ class Gate(abc.ABC):
             at = self._clock()
             readings = tuple(CounterReading(signal=n, number=self._number, at=at, error=why) for n in one.names)
             increment = EvidenceIncrement(
-                rollout=one.rollout, gateway=self.source, boot=self._boot, at=at, counters=readings
+                rollout=one.rollout, gateway=self._source, boot=self._boot, at=at, counters=readings
             )
             try:
                 self._sink(one.model, increment)
             except EventLogUnavailable as error:
-                log.warning("%s: what its %s gate says can't be booked: %s", one.model, self.source, error)
+                log.warning("%s: what its %s gate says can't be booked: %s", one.model, self._source, error)
             else:
                 self._told[one.rollout] = why

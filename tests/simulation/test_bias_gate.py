@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from rollout.bias_gate import BiasGate, why_biased
+from rollout.bias_gate import bias_reasons, why_biased
 from rollout.commands import Verb
 from rollout.errors import InvalidSpec
-from rollout.gates import gated
+from rollout.gates import Gate, gated
 from rollout.observation import Verdict
 from rollout.specs import parse_spec
 from rollout.status import Phase
@@ -28,14 +28,18 @@ def world() -> Iterator[World]:
     made.close()
 
 
-def gate(world: World, reports: Reports) -> BiasGate:
-    return BiasGate(
-        lambda _model, version: reports.get(version), wanted=lambda: gated(world.controller.statuses, "probe"),
-        sink=world.controller.on_measured, boot="b", clock=lambda: world.now,
-    )  # fmt: skip
+def gate(world: World, reports: Reports) -> Gate:
+    return Gate(
+        bias_reasons(lambda _model, version: reports.get(version)),
+        source="probe",
+        wanted=lambda: gated(world.controller.statuses, "probe"),
+        sink=world.controller.on_measured,
+        boot="b",
+        clock=lambda: world.now,
+    )
 
 
-def advance(world: World, asked: BiasGate, seconds: float) -> None:
+def advance(world: World, asked: Gate, seconds: float) -> None:
     for _ in range(int(seconds * 2)):
         world.run(asked.once())
         world.step(0.5, requests=20)
