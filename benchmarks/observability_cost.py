@@ -80,7 +80,7 @@ def picked() -> Pick:
     canary = RevisionTraffic(digest="b" * 64, version="1.1.0", role=Role.CANARY, weight=10, application="c")
     model = ModelTraffic(model="chat", salt="0123456789abcdef", rollout="r", revisions=(stable, canary))
     route = route_of(model, Generation(1, 1))
-    ready = Availability(ready=lambda _: 1, known=lambda _: True, lease_valid=True)
+    ready = Availability(ready=lambda _: True, known=lambda _: True, lease_valid=True)
     return next(p for i in range(99) if isinstance(p := choose(route, None, str(i), ready), Pick) and not p.pinned)
 
 
