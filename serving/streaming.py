@@ -97,8 +97,8 @@ def _chat_payloads(data: bytes) -> list[bytes]:
     """The `data` of each event of a chat stream, a long run of events that differ in their text alone joined to one.
 
     Engines send hundreds of events that are the same up to the text, byte for byte; copying and comparing bytes is many
-    times faster than parsing each. The run is put together again from its texts and must be what was sent, and the texts
-    together must be the inside of one JSON string; otherwise nothing is joined.
+    times faster than parsing each. The run is put together again from its texts and must be what was sent, and the
+    texts together must be the inside of one JSON string; otherwise nothing is joined.
 
     >>> event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}' + bytes([10, 10])
     >>> _chat_payloads(b"".join(event % letter for letter in (b"a", b"b", b"c")) + b"data: [DONE]")

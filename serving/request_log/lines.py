@@ -16,6 +16,7 @@ import orjson
 from serving.openai_protocol import Operation
 from serving.request_log.frames import Frame
 from serving.request_log.redacting import Redactor
+from serving.request_log.tool_calls import tool_calls_in
 from serving.streaming import read_body, read_stream, sse_payloads
 
 VERSION = 1
@@ -76,6 +77,9 @@ class LineMaker:
         if may_tell:
             answer = read_stream(operation, data) if streamed else read_body(operation, data)
             facts["answers"] = [self._redactor.text(text) for text in answer.texts]
+            calls = tool_calls_in(operation, data, event_stream=streamed)
+            if calls:
+                facts["tool_calls"] = [self._redactor.call(call.name, call.arguments) for call in calls]
         numbers = logprobs_in(data, streamed=streamed)
         if numbers:
             facts["logprobs"] = numbers

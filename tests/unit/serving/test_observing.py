@@ -113,7 +113,7 @@ def test_a_line_has_verdicts_and_neither_prompt_nor_answer() -> None:
 def test_text_goes_where_the_policy_lets_it_and_the_trace_is_told_to_hold_it() -> None:
     (record,), (frame,) = finished(may_tell=True, content=True)
     assert (frame.prompt, frame.answer) == (orjson.dumps(BODY), ANSWER)
-    assert record.content == (orjson.dumps(BODY), ("planted",))
+    assert record.content == (orjson.dumps(BODY), ANSWER, "chat", False)
     (record,), _ = finished(may_tell=False, content=True)
     assert record.content is None
 
