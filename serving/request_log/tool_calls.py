@@ -1,7 +1,7 @@
 """The tool calls of an answer: which function a model wanted called, and with what. Pure.
 
-A stream brings a call in pieces: its name with the first, its arguments bit by bit. Chat has them below each choice, and
-the older `function_call` beside them; responses have them as items of the output.
+A stream brings a call in pieces: its name with the first, its arguments bit by bit. Chat has them below each choice,
+and the older `function_call` beside them; responses have them as items of the output.
 """
 
 from __future__ import annotations
