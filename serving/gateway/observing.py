@@ -32,6 +32,7 @@ from serving.gateway.transcript import Transcript
 from serving.openai_protocol import Request, operation_of
 from serving.outcomes import Signal
 from serving.request_log.frames import pack
+from serving.request_log.marks import user_of
 from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, Role, TrafficTable
 
@@ -54,7 +55,6 @@ _BY_CANARY: Final = Reason.CANARY
 _TAKEN_BACK: Final = Reason.TAKEN_BACK
 _LOOKED_FOR: Final = ":units"
 """Ends the name of an event that says only that its signal was looked for."""
-_USER_FIELDS: Final = ("user", "safety_identifier")
 
 
 class Sender(Protocol):
@@ -363,7 +363,7 @@ class Observer:
             "finish_reasons": answer.finish_reasons,
             "signals": _signals(unit),
             "key": trail.key or None,
-            "user": _user(trail.fields),
+            "user": user_of(trail.fields),
             "session": trail.session,
             "trace_id": f"{trail.trace_id:032x}" if trail.traced else None,
             "attempts": [
@@ -420,11 +420,3 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, float]:
     """What a body says of sampling: numbers only, and only those that the conventions have a name for."""
     told = names.REQUEST_PARAMETERS
     return {told[n]: value for n, value in fields.items() if n in told and (type(value) is int or type(value) is float)}
-
-
-def _user(fields: Mapping[str, Any]) -> str | None:
-    for name in _USER_FIELDS:
-        value = fields.get(name)
-        if isinstance(value, str) and value:
-            return value
-    return None

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.processes import Processes, free_port, furnish
 from serving.gateway.config import GatewayConfig
 from serving.gateway.request_ids import load_secret
-from serving.request_log.lines import mark_of
+from serving.request_log.marks import mark_of
 from serving.request_log.reading import RequestLog, Wanted
 from serving.request_log.settings import RequestLogSettings
 from serving.specs import digest_of_text
