@@ -112,8 +112,10 @@ def _chat_payloads(data: bytes) -> list[bytes]:
     first, last = data.count(b"\n", 0, at), len(lines) - 1
     while last > first and not (lines[last].startswith(prefix) and lines[last].endswith(suffix)):
         last -= 1
-    start, end = len(prefix), -len(suffix)
-    texts = [line[start:end] for line in lines[first : last + 1 : 2]]
+    of_run, start = lines[first : last + 1 : 2], len(prefix)
+    if min(map(len, of_run)) < start + len(suffix):  # compiled, such a slice of a shorter line fails (mypyc 2.4)
+        return sse_payloads(data)
+    texts = [line[start : len(line) - len(suffix)] for line in of_run]
     run = prefix + (suffix + b"\n\n" + prefix).join(texts) + suffix
     after, text = data[at + len(run) :], b"".join(texts)
     if not data.startswith(run, at) or (after and after[:2] != b"\n\n") or not _is_inside_of_string(text):
