@@ -10,12 +10,9 @@ anew to be rid of those too.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +21,7 @@ from serving.drift.archive import LOCK, every_segment, rows_in
 from serving.drift.config import Places
 from serving.errors import ServingError
 from serving.gateway.durable import replace_file
+from serving.request_log.locks import unless_held
 
 NOTED_FOR_S = 86_400.0
 LOOK_S = 0.1
@@ -104,7 +102,7 @@ def erase(places: Places, dimensions: int, mark: str, until: float, wait_s: floa
     gone = held(places.archive, dimensions, mark, until)
     places.erased.mkdir(parents=True, exist_ok=True, mode=0o700)
     replace_file(places.erased / f"{mark}.json", json.dumps({"user": mark, "until": until}).encode())
-    with lock(places.archive) as free:
+    with unless_held(places.archive / LOCK) as free:
         if free:
             take_out(places.archive, dimensions, {mark: until})
             return gone
@@ -117,18 +115,3 @@ def erase(places: Places, dimensions: int, mark: str, until: float, wait_s: floa
             )
         time.sleep(LOOK_S)
     return gone
-
-
-@contextmanager
-def lock(archive: Path) -> Iterator[bool]:
-    """Hold the archive's lock, unless a watch does; says which."""
-    descriptor = os.open(archive / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
