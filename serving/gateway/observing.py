@@ -49,6 +49,8 @@ MOST_LINKED: Final = 8192
 _ERROR: Final = RequestOutcome.ERROR
 _TIMEOUT: Final = RequestOutcome.TIMEOUT
 _RETRIED: Final = RequestOutcome.RETRIED
+_BLOCKED: Final = RequestOutcome.BLOCKED
+_UNCHECKED: Final = "guardrail"
 _ERROR_EVENT: Final = Signal.ERROR.value
 _CANARY: Final = Role.CANARY
 _BY_CANARY: Final = Reason.CANARY
@@ -207,6 +209,8 @@ class Observer:
         """
         outcome, events = over.outcome, over.unit.events
         failed = outcome is _ERROR or outcome is _TIMEOUT or outcome is _RETRIED or _ERROR_EVENT in events
+        if outcome is _BLOCKED and _was_not_checked(over.unit):  # 503, as fast as clients ask
+            failed = failed or self._refusals.take(_UNCHECKED, over.unit.started + over.duration_s)
         if self._sink is not None and (failed or int.from_bytes(over.trail.nonce[:4], "big") < self._log_below):
             self._log(self._sink, over)
         if self._sender is None or not self._trace(self._sender, over, failed=failed):
@@ -388,6 +392,11 @@ def _found(unit: Unit) -> tuple[Found, ...]:
         return ()
     counts = sorted(unit.guard.counts.items())
     return tuple(Found(check, direction.value, verdict.value, n) for (direction, check, verdict), n in counts)
+
+
+def _was_not_checked(unit: Unit) -> bool:
+    """Whether a prompt was refused because its checks could not run, not for what it says."""
+    return unit.guard is not None and (unit.guard.input is None or unit.guard.input.value == "error")
 
 
 def _guard(over: Over) -> GuardSpan | None:
