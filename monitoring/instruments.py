@@ -92,10 +92,15 @@ class GatewayInstruments:
             "tidegate_telemetry_dropped", "Finished requests that a trace or the request log lost.", ("kind",),
             registry=self.registry,
         )  # fmt: skip
+        self.rejections_unkept = Counter(
+            "tidegate_rejections_unkept", "Rejections that neither a trace nor the request log holds: too many.",
+            registry=self.registry,
+        )  # fmt: skip
         self._read: dict[tuple[str, str], int] = {}
         """Of each version, what `answers_read` was not told yet: it is when it is shown, since that takes longest."""
         self._dropped = 0
         self._untold = 0
+        self._unkept = 0
         self._telemetry_dropped: dict[str, int] = {}
         self._retired: set[tuple[str, str]] = set()
         self._revisions: set[tuple[str, str]] = set()
@@ -147,6 +152,11 @@ class GatewayInstruments:
         """Bring the counter of what the drift watch was not told of to `total`, which only grows."""
         self.drift_untold.inc(total - self._untold)
         self._untold = total
+
+    def set_rejections_unkept(self, total: int) -> None:
+        """Bring the counter of rejections that nothing holds to `total`, which only grows."""
+        self.rejections_unkept.inc(total - self._unkept)
+        self._unkept = total
 
     def rated(self, model: str, version: str, rating: str) -> None:
         """Count a vote on an answer of `version`."""

@@ -14,7 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from monitoring.tracing.settings import Transport
+from monitoring.tracing.settings import Told, Transport
 from rollout.access import parse_networks
 from rollout.notifications.base import Happening
 
@@ -179,6 +179,15 @@ class Settings(BaseSettings):
     otlp_protocol: Transport = Field(default=Transport.GRPC, description="How: grpc, or http/protobuf (port 4318).")
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Part of the traces that begin here and are kept; failures always are."
+    )
+    trace_canaries_per_s: Annotated[float, Field(ge=0)] = Field(
+        default=10.0,
+        description="So many requests of canaries a second each gateway samples beyond that: their traces are whole.",
+    )
+    trace_engines: Told = Field(
+        default=Told.HEAD,
+        description="Traces that engines add a span to: head (those sampled at the start), or always (then the "
+        "collector must drop what no gateway kept).",
     )
     trace_content: bool = Field(
         default=False, description="Have traces hold prompts and answers, redacted, where a version's policy allows it."

@@ -82,6 +82,7 @@ EXPORTED = (
     _gateway("tidegate_revision_info", _G, "model", "version", "revision", "role"),
     _gateway("tidegate_gateway_events_dropped_total", _C),
     _gateway("tidegate_telemetry_dropped_total", _C, "kind"),
+    _gateway("tidegate_rejections_unkept_total", _C),
     _gateway("tidegate_feedback_total", _C, "model", "version", "rating"),
     _gateway("tidegate_gateway_lease_valid", _G),
     _control("tidegate_rollout_weight_ratio", _G, "model", "state"),

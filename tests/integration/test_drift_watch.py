@@ -177,5 +177,5 @@ async def test_a_change_of_topic_is_found_and_survives_kill_9(watch: Watch, tmp_
         assert all("acknowledged" in a for a in watch.stream()["alarms"])
     watch.close()
     files = written(tmp_path)
-    assert any(name.endswith(".rows") for name in files)
+    assert any(name.endswith(".vectors") for name in files)
     assert [name for name, content in files.items() if CANARY_WORD.encode() in content] == []
