@@ -54,7 +54,8 @@ async def serve(config: DriftConfig) -> int:
 
     """
     listener = bind(config.host, config.port, "--drift-port")
-    worker = Worker(Book(config, embed, DIMENSIONS, np.random.default_rng()))
+    book = Book(config, embed, DIMENSIONS, np.random.default_rng())
+    worker = Worker(book)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,6 +63,7 @@ async def serve(config: DriftConfig) -> int:
     server = HttpServer(DriftApp(lambda: worker.status), LIMITS)
     await server.start(listener)
     await asyncio.to_thread(shared_encoder)
+    await asyncio.to_thread(book.hold)
     worker.start()
     await asyncio.to_thread(worker.ready.wait)
     gateways = await listen(config.places.socket, worker)  # from now on nothing that gateways tell has to wait long

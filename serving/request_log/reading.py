@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -15,8 +13,8 @@ from typing import Any
 import orjson
 
 from serving.errors import ServingError
+from serving.request_log.locks import unless_held
 from serving.request_log.segments import (
-    MODE,
     PARQUET,
     Erasure,
     began_at,
@@ -173,7 +171,7 @@ class RequestLog:
         gone = sum(1 for line in self.lines() if is_erased(line, (erasure,)))
         for folder in self._folders():
             note_erasure(folder, erasure)
-            with _unless_written(folder) as free:
+            with unless_held(folder / LOCK) as free:
                 if free:
                     take_out(folder, (erasure,))
                     continue
@@ -207,21 +205,6 @@ def take_out(folder: Path, erased: tuple[Erasure, ...]) -> None:
             stat = path.stat()
             replace_lines(path, (orjson.dumps(line) + b"\n" for line in kept))
             os.utime(path, (stat.st_atime, stat.st_mtime))
-
-
-@contextmanager
-def _unless_written(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock, unless a gateway's writer does; says which."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, MODE)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def _boot(path: Path) -> str:

@@ -28,6 +28,7 @@ from serving.request_log.segments import (
     MODE,
     Erasure,
     Writing,
+    compact_erasures,
     erasures,
     is_erased,
     segments,
@@ -102,6 +103,10 @@ class Writer:
             self._writing.rotate()
         self._obey_erasures()
         self._writing.prune(now)
+        if self._erased:
+            left = compact_erasures(self._settings.folder, now, self._erased_size)
+            if left is not None:
+                self._erased, self._erased_size = left
         if self._converting is not None and self._converting.poll() is not None:
             if self._converting.returncode:
                 logger.error("a segment could not be turned into columns; it stays as JSON lines")
