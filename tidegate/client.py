@@ -21,6 +21,7 @@ from tidegate.replies import (
     ModelStatus,
     NewKey,
     PlatformStatus,
+    Quota,
     ReplayedDecision,
     Reply,
     RolloutStatus,
@@ -152,6 +153,20 @@ class ControlClient:
         """Revoke a key; again does nothing."""
         found = self._call("POST", f"/api/v1/keys/{quote(key_id, safe='')}/revoke")
         return self._read(Key, found.get("record"))
+
+    def quotas(self) -> tuple[Quota, ...]:
+        """What the keys of each namespace may use together."""
+        return self._list(Quota, self._call("GET", "/api/v1/quotas"), "quotas")
+
+    def set_quota(self, namespace: str, **limits: int | None) -> Quota:
+        """Set all limits of a namespace; None means no limit. The names are those of `PUT /api/v1/quotas/NAMESPACE`."""
+        found = self._call("PUT", f"/api/v1/quotas/{quote(namespace, safe='*')}", body=limits)
+        return self._read(Quota, found.get("quota"))
+
+    def remove_quota(self, namespace: str) -> Quota:
+        """Let a namespace have no quota; returns the one it had."""
+        found = self._call("DELETE", f"/api/v1/quotas/{quote(namespace, safe='*')}")
+        return self._read(Quota, found.get("quota"))
 
     def usage(self, *, since: float, until: float | None = None, key: str = "", model: str = "") -> Usage:
         """Usage between two times (seconds since the epoch; None means now), summed by key, model and version."""

@@ -185,7 +185,7 @@ async def serve(settings: Settings) -> int:
     authenticator = Authenticator(
         token=token,
         namespaced=settings.platform == "kubernetes",
-        keys=KeyIndex(controller, controller),
+        keys=KeyIndex(controller, controller.accounting),
         clock=time.time,
         monotonic=time.monotonic,
         trusted_proxies=parse_networks(settings.trusted_proxies),
@@ -194,7 +194,7 @@ async def serve(settings: Settings) -> int:
         controller=controller,
         router=router,
         versions=versions,
-        keys=controller,
+        keys=controller.accounting,
         accounts=accounts,
         authenticator=authenticator,
     )

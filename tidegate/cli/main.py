@@ -20,6 +20,7 @@ from tidegate.cli import (
     monitor,
     platform,
     probe,
+    quota,
     rollback,
     rollout,
     schema,
@@ -40,6 +41,7 @@ deploy.add_to(app)
 app.add_typer(rollout.app, name="rollout")
 rollback.add_to(app)
 app.add_typer(key.app, name="key")
+app.add_typer(quota.app, name="quota")
 app.add_typer(guard.app, name="guard")
 usage.add_to(app)
 schema.add_to(app)
