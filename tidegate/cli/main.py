@@ -21,12 +21,13 @@ from tidegate.cli import (
     platform,
     probe,
     quota,
+    reach,
     rollback,
     rollout,
     schema,
     usage,
 )
-from tidegate.errors import TidegateError
+from tidegate.errors import TidegateError, WrongUse
 
 app = typer.Typer(
     name="tidegate",
@@ -61,6 +62,9 @@ def run(argv: Sequence[str] | None = None, *, plugin: bool = False) -> int:
         plugin: as `kubectl tidegate`: every command that can drive a cluster does.
     """
     cluster.begin(always=plugin)
+    if told_why := reach.refusal(sys.argv[1:] if argv is None else argv, plugin=plugin):
+        print(f"tidegate: {told_why}", file=sys.stderr)
+        return WrongUse.exit_code
     name = "kubectl tidegate" if plugin else "tidegate"
     try:
         code = app(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidegate.cli import session
+from tidegate.cli.cluster import ControlCommand, hint
 from tidegate.cli.output import Format, JsonOption, OutputOption, age, chosen, print_data, print_rows
 from tidegate.errors import WrongUse
 
@@ -20,7 +21,7 @@ Named = Annotated[
 ]
 
 
-@app.command("set")
+@app.command("set", cls=ControlCommand)
 def set_(
     namespace: Named,
     rpm: Annotated[int | None, typer.Option("--rpm", min=1, help="Requests per minute.")] = None,
@@ -35,13 +36,14 @@ def set_(
     """
     output = chosen(output, as_json)
     if rpm is None and tpm is None and concurrency is None:
-        raise WrongUse("give at least one of --rpm, --tpm and --concurrency; `tidegate quota remove` takes all away")
+        way_out = hint(f"quota remove {namespace}")
+        raise WrongUse(f"give at least one of --rpm, --tpm and --concurrency; {way_out} takes all away")
     with session.connect() as client:
         found = client.set_quota(namespace, requests_per_minute=rpm, tokens_per_minute=tpm, concurrency=concurrency)
     _print(found, f"the keys of {found.namespace} have together {_told(found)}", output)
 
 
-@app.command("list")
+@app.command("list", cls=ControlCommand)
 def list_(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
     """List the quotas that there are, by namespace."""
     output = chosen(output, as_json)
@@ -53,11 +55,11 @@ def list_(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> N
         names=[q.namespace for q in found],
         columns=["namespace", "requests/min", "tokens/min", "at once", "age"],
         rows=[[q.namespace, q.requests_per_minute, q.tokens_per_minute, q.concurrency, age(q.set_at)] for q in found],
-        empty="no quotas; `tidegate quota set NAMESPACE` sets one",
+        empty=f"no quotas; {hint('quota set NAMESPACE')} sets one",
     )
 
 
-@app.command("remove")
+@app.command("remove", cls=ControlCommand)
 def remove(namespace: Named, output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
     """Let the keys of a namespace have their own limits alone."""
     output = chosen(output, as_json)

@@ -255,7 +255,7 @@ def test_an_error_of_the_control_plane_is_passed_on(plane: Plane, capsys: pytest
 def test_what_is_not_a_control_plane_is_said_so(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
     plane.on("GET", "/api/v1/rollouts/chat", {"phase": 3})
     assert run(["rollout", "get", "chat"]) == 1
-    assert "not this version's control plane" in one_line(capsys.readouterr().err)
+    assert "is not of this version" in one_line(capsys.readouterr().err)
 
 
 # ------------------------------------------------------------------------------------------------------- rollout
