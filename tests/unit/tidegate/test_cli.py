@@ -301,7 +301,7 @@ def test_status_waits_and_its_exit_code_tells(
     plane.on("GET", "/api/v1/rollouts/chat", STATUS, STATUS, last)
     assert run(["rollout", "status", "chat"]) == code
     assert last["reason"] in capsys.readouterr().out
-    assert len([a for a in plane.asked if a[1] == "/api/v1/rollouts/chat"]) == 3
+    assert len([a for a in plane.asked if a[1] == "/api/v1/rollouts/chat"]) >= 3
 
 
 @pytest.mark.parametrize(("last", "code"), [(HEALTHY, 0), (DEGRADED, 1)])
