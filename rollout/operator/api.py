@@ -83,6 +83,15 @@ class Address:
         return str(chosen["context"].get("namespace") or "default")
 
 
+def credentials(configuration: client.Configuration) -> dict[str, str]:
+    """The headers by which a configuration's user is known; none for who has a certificate.
+
+    Asked of the client, which has kept its tokens under other names from one version to the next.
+    """
+    settings: dict[str, Any] = dict(configuration.auth_settings())
+    return {s["key"]: s["value"] for s in settings.values() if s.get("in") == "header" and s.get("value")}
+
+
 def asked(call: Callable[[], T], what: str) -> T:
     """Make one call, its failures translated.
 

@@ -28,7 +28,7 @@ from websocket import (
 )
 
 from rollout.errors import ClusterUnavailable
-from rollout.operator.api import ANSWER_S, CONNECT_S, Address, asked, translated
+from rollout.operator.api import ANSWER_S, CONNECT_S, Address, asked, credentials, translated
 
 LEADER = "app.kubernetes.io/component=controller,tidegate.dev/leader=true"
 CONTROL_PORT = 8080
@@ -182,7 +182,7 @@ def forward(configuration: client.Configuration, namespace: str, pod: str, port:
             url,
             timeout=ANSWER_S,
             subprotocols=[PROTOCOL],
-            header=_credentials(configuration),
+            header=credentials(configuration),
             sslopt=_tls(configuration) if url.startswith("wss:") else None,
             **_proxy(configuration),
         )
@@ -194,12 +194,6 @@ def forward(configuration: client.Configuration, namespace: str, pod: str, port:
         raise ClusterUnavailable(f"{what}: the API server does not answer ({type(error).__name__})") from None
     line.settimeout(SILENT_S)
     return PodConnection(line, port, f"{namespace}/{pod}")
-
-
-def _credentials(configuration: client.Configuration) -> dict[str, str]:
-    """The headers by which the configuration's user is known; none for who has a certificate."""
-    settings: dict[str, Any] = dict(configuration.auth_settings())
-    return {s["key"]: s["value"] for s in settings.values() if s.get("in") == "header" and s.get("value")}
 
 
 def _tls(configuration: client.Configuration) -> dict[str, Any]:

@@ -13,19 +13,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import kopf
 
-from rollout.errors import ClusterError, ResourceGone
-from rollout.operator.api import Address, ResourceApi
+from rollout.errors import ClusterError, ClusterRejected, ResourceGone
+from rollout.operator.api import Address, ResourceApi, credentials
 from rollout.operator.names import DEFINITION, GROUP, PLURAL, VERSION
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = (1.0, 30.0)
 """The first and the longest pause before watching is begun anew."""
+LASTED_S = 60.0
+"""A watch that went on for so long was one: what ended it has nothing to do with the pauses before."""
+REFUSALS = frozenset({"APIForbiddenError", "APIUnauthorizedError", "LoginError"})
+"""kopf's errors for which somebody has to put a right in order; it gives them no public names."""
 WATCH_S = 300
 """How long the API server may keep one watch open; then it is opened again from where it was."""
 SILENT_S = 120.0
@@ -62,6 +67,8 @@ class Watcher:
         self._stop = threading.Event()
         self.message = ""
         """Why nothing is seen; empty while it is."""
+        self.refused = False
+        """Whether that is for want of a right, so that it lasts until somebody puts it right."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -84,23 +91,28 @@ class Watcher:
     def _watch_for_ever(self, loop: asyncio.AbstractEventLoop) -> None:
         pause_s = AGAIN_S[0]
         while not self._stop.is_set():
+            began = time.monotonic()
             try:
                 self._list(loop)
-                pause_s = AGAIN_S[0]
                 self._watch(loop)
             except ResourceGone:
                 self._failed(f"the cluster does not know {DEFINITION}; install the chart's crds/ folder")
             except ClusterError as error:
-                self._failed(str(error))
+                self._failed(str(error), refused=isinstance(error, ClusterRejected))
             except Exception as error:  # kopf raises what its parts raise; all of it means: begin anew
-                self._failed(f"watching {PLURAL} ended: {type(error).__name__}: {error}"[:500])
+                refused = not REFUSALS.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+                way_out = "; see the table of rights in docs/kubernetes.md" if refused else ""
+                said = error.args[0] if refused and error.args else error
+                told = f"watching {PLURAL} ended: {type(error).__name__}: {said}"[:400]
+                self._failed(told + way_out, refused=refused)
+            pause_s = AGAIN_S[0] if time.monotonic() - began > LASTED_S else pause_s
             self._stop.wait(pause_s)
             pause_s = min(AGAIN_S[1], 2 * pause_s)
 
-    def _failed(self, message: str) -> None:
+    def _failed(self, message: str, *, refused: bool = False) -> None:
         if message != self.message:
             log.warning("%s; trying again", message)
-        self.message = message
+        self.message, self.refused = message, refused
 
     def _list(self, loop: asyncio.AbstractEventLoop) -> None:
         """A complete listing first: only who has all of them can tell who claims a model's name."""
@@ -109,7 +121,8 @@ class Watcher:
             found = api.list_all(self._namespaces)
         finally:
             api.close()
-        self.message = ""
+        if not self.refused or not found:  # else the first resource that the watch brings says that it works again
+            self.message, self.refused = "", False
         _hand_over(loop, lambda: self._listed(found))
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -119,6 +132,7 @@ class Watcher:
         @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
         async def seen(event: Mapping[str, Any], **_: object) -> None:
             body, gone = dict(event["object"]), event["type"] == "DELETED"
+            self.message, self.refused = "", False
             _hand_over(loop, lambda: self._changed(body, gone))
 
         own = asyncio.new_event_loop()
@@ -141,7 +155,7 @@ class Watcher:
         @kopf.on.login(registry=registry)
         def login(**_: object) -> kopf.ConnectionInfo:
             found = self._address.configuration()
-            token = str((found.api_key or {}).get("authorization") or "")
+            token = credentials(found).get("authorization", "")
             return kopf.ConnectionInfo(
                 server=found.host,
                 ca_path=found.ssl_ca_cert,

@@ -30,7 +30,7 @@ from tests.kubernetes.faults import Asked, Fault, Faults, Trouble, refusal
 from tests.kubernetes.kinds import Kind
 from tests.kubernetes.kubelet import Kubelet
 from tests.kubernetes.patches import json_patch, merge_patch, set_at_path
-from tests.kubernetes.rbac import ACCOUNT, Access, Request, grants_in
+from tests.kubernetes.rbac import ADMIN, ANONYMOUS, Access, Request, grants_in
 from tests.kubernetes.routes import Route, discovery, open_api, route, scale_of, table
 from tests.kubernetes.selectors import matches
 
@@ -136,7 +136,7 @@ class ApiServer:
 
     def kubeconfig(self, token: str = "", namespace: str = "default") -> Object:
         """A kubeconfig with one context, `stand-in`."""
-        user = {"token": token} if token else {}
+        user = {"token": token or ADMIN}
         server: Object = {"server": self.url}
         if self._authority is not None:
             server["certificate-authority-data"] = base64.b64encode(self._authority.cert_pem.bytes()).decode()
@@ -438,7 +438,7 @@ def _wants_table(request: web.Request) -> bool:
 
 def _user(request: web.Request) -> str:
     token = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-    return token if token.startswith(ACCOUNT) else "admin"
+    return token or (ADMIN if request.headers.get("User-Agent", "").startswith("kubectl") else ANONYMOUS)
 
 
 def _manager(request: web.Request) -> str:
