@@ -361,7 +361,7 @@ def test_what_keeps_a_version_from_starting_is_in_the_resource_until_it_is_put_r
     progressing = next(c for c in world.told()["conditions"] if c["type"] == "Progressing")
     assert (progressing["status"], progressing["reason"]) == ("True", "Starting")
     assert trouble in progressing["message"]
-    for _ in range(10):
+    for _ in range(50):  # longer than it takes after a start until all is seen
         world.step(requests=5)
     before, posted = len(world.writer.writes), len(world.writer.notes)
     for _ in range(100):
