@@ -83,6 +83,17 @@ class Address:
         return str(chosen["context"].get("namespace") or "default")
 
 
+def token_of(configuration: client.Configuration) -> str:
+    """The bearer token that a configuration stands for, without its scheme; empty when it has none.
+
+    Not by a name in `api_key`: that name, and how the scheme is spelt, differ between the client's versions and between
+    a pod's account and a kubeconfig.
+    """
+    settings: Any = configuration.auth_settings()
+    scheme, _, token = str((settings.get("BearerToken") or {}).get("value") or "").strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else scheme
+
+
 def asked(call: Callable[[], T], what: str) -> T:
     """Make one call, its failures translated.
 

@@ -19,7 +19,7 @@ from typing import Any
 import kopf
 
 from rollout.errors import ClusterError, ResourceGone
-from rollout.operator.api import Address, ResourceApi
+from rollout.operator.api import Address, ResourceApi, token_of
 from rollout.operator.names import DEFINITION, GROUP, PLURAL, VERSION
 
 log = logging.getLogger(__name__)
@@ -141,12 +141,12 @@ class Watcher:
         @kopf.on.login(registry=registry)
         def login(**_: object) -> kopf.ConnectionInfo:
             found = self._address.configuration()
-            token = str((found.api_key or {}).get("authorization") or "")
+            token = token_of(found)
             return kopf.ConnectionInfo(
                 server=found.host,
                 ca_path=found.ssl_ca_cert,
                 insecure=not found.verify_ssl,
-                token=token.removeprefix("Bearer ").strip() or None,
+                token=token or None,
                 scheme="Bearer" if token else None,
                 username=found.username or None,
                 password=found.password or None,

@@ -26,7 +26,7 @@ from tests.kubernetes.cluster import Cluster, Write
 from tests.kubernetes.faults import Asked, Fault, Faults, Trouble, refusal
 from tests.kubernetes.kinds import Kind
 from tests.kubernetes.patches import json_patch, merge_patch, set_at_path
-from tests.kubernetes.rbac import ACCOUNT, Access, Request, grants_in
+from tests.kubernetes.rbac import ACCOUNT, ANONYMOUS, Access, Request, grants_in
 from tests.kubernetes.routes import Route, discovery, open_api, route, scale_of, table
 from tests.kubernetes.selectors import matches
 
@@ -123,15 +123,14 @@ class ApiServer:
         """The writes that were asked for, but for those to some resources."""
         return [a for a, _ in self.asked if a.writes and a.resource not in set(but)]
 
-    def kubeconfig(self, token: str = "", namespace: str = "default") -> Object:
+    def kubeconfig(self, token: str = "admin", namespace: str = "default") -> Object:
         """A kubeconfig with one context, `stand-in`."""
-        user = {"token": token} if token else {}
         return {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "stand-in",
             "clusters": [{"name": "stand-in", "cluster": {"server": self.url}}],
-            "users": [{"name": "me", "user": user}],
+            "users": [{"name": "me", "user": {"token": token}}],
             "contexts": [
                 {"name": "stand-in", "context": {"cluster": "stand-in", "user": "me", "namespace": namespace}}
             ],
@@ -418,7 +417,11 @@ def _wants_table(request: web.Request) -> bool:
 
 
 def _user(request: web.Request) -> str:
-    token = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+    """Whose token came along; the scheme is read without regard to case, and who shows none is nobody."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        # Without TLS kubectl keeps its token to itself, so here it is taken at its word.
+        return "admin" if request.headers.get("User-Agent", "").startswith("kubectl/") else ANONYMOUS
     return token if token.startswith(ACCOUNT) else "admin"
 
 

@@ -1,0 +1,45 @@
+"""How the API server is reached: as whom, from a pod and by a kubeconfig, and times as it takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import kubernetes
+import pytest
+import yaml
+from kubernetes.config import incluster_config
+
+from rollout.operator.api import Address, token_of
+
+
+def in_a_pod(folder: Path) -> kubernetes.client.Configuration:
+    """What the official client makes of a pod's service account."""
+    (folder / "token").write_text("pods-own")
+    (folder / "ca.crt").write_text("a certificate")
+    found = kubernetes.client.Configuration()
+    incluster_config.InClusterConfigLoader(
+        token_filename=str(folder / "token"),
+        cert_filename=str(folder / "ca.crt"),
+        environ={"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"},
+    ).load_and_set(found)
+    return found
+
+
+def by_kubeconfig(folder: Path, user: dict[str, str]) -> kubernetes.client.Configuration:
+    context = {"name": "c", "context": {"cluster": "c", "user": "me"}}
+    clusters = [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}]
+    body = {"clusters": clusters, "users": [{"name": "me", "user": user}], "contexts": [context]}
+    (folder / "config").write_text(yaml.safe_dump({**body, "current-context": "c"}))
+    return Address(kubeconfig=folder / "config", context="c").configuration()
+
+
+def test_the_token_is_found_however_the_client_keeps_it(tmp_path: Path) -> None:
+    """kopf is handed this token: without it every watch would be anonymous, and refused."""
+    assert token_of(in_a_pod(tmp_path)) == "pods-own"
+    assert token_of(by_kubeconfig(tmp_path, {"token": "mine"})) == "mine"
+    assert token_of(by_kubeconfig(tmp_path, {})) == ""
+
+
+@pytest.mark.parametrize("kept", [{"authorization": "Bearer old"}, {"BearerToken": "bearer old"}, {"BearerToken": "old"}])
+def test_every_spelling_of_it(kept: dict[str, str]) -> None:
+    assert token_of(kubernetes.client.Configuration(api_key=kept)) == "old"
