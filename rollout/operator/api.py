@@ -6,6 +6,7 @@ knows how often and after how long.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -92,6 +93,20 @@ def token_of(configuration: client.Configuration) -> str:
     settings: Any = configuration.auth_settings()
     scheme, _, token = str((settings.get("BearerToken") or {}).get("value") or "").strip().partition(" ")
     return token.strip() if scheme.lower() == "bearer" else scheme
+
+
+def with_microseconds(lease: client.V1Lease) -> client.V1Lease:
+    """The Lease with times that an API server reads: it wants six digits behind the second, and the client writes none
+    of a whole second, be it ours or one that was read.
+    """
+    spec = lease.spec
+    if spec is not None:
+        spec.acquire_time, spec.renew_time = _fractional(spec.acquire_time), _fractional(spec.renew_time)
+    return lease
+
+
+def _fractional(at: dt.datetime | None) -> dt.datetime | None:
+    return at.replace(microsecond=1) if at is not None and at.microsecond == 0 else at
 
 
 def asked(call: Callable[[], T], what: str) -> T:
@@ -242,7 +257,7 @@ class ResourceApi:
         """Make a Lease."""
         call = self._leases.create_namespaced_lease
         made: client.V1Lease = asked(
-            lambda: call(namespace, lease, _request_timeout=self._limits), f"create a lease in {namespace}"
+            lambda: call(namespace, with_microseconds(lease), _request_timeout=self._limits), f"create a lease in {namespace}"
         )
         return made
 
@@ -250,6 +265,6 @@ class ResourceApi:
         """Write a Lease that must not have changed since it was read."""
         call = self._leases.replace_namespaced_lease
         written: client.V1Lease = asked(
-            lambda: call(name, namespace, lease, _request_timeout=self._limits), f"renew lease {namespace}/{name}"
+            lambda: call(name, namespace, with_microseconds(lease), _request_timeout=self._limits), f"renew lease {namespace}/{name}"
         )
         return written

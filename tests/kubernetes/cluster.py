@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.kubernetes import structural
 from tests.kubernetes.api_errors import Refused, already_exists, bad_request, conflict, gone, invalid, not_found
+from tests.kubernetes.built_in import complaints
 from tests.kubernetes.kinds import BUILT_IN, Kind, kinds_of_definition
 from tests.kubernetes.managed_fields import Shape, apply, updated
 from tests.kubernetes.selectors import matches
@@ -232,6 +233,8 @@ class Cluster:
         if kind.plural == "customresourcedefinitions":
             for version in new["spec"]["versions"]:
                 structural.check_structural(version["schema"]["openAPIV3Schema"], name)
+        if causes := complaints(kind.plural, new):
+            raise invalid(kind.kind, name, causes)
         if kind.schema is None:
             return new
         return structural.admitted(kind.kind, name, new, old, kind.schema, write.strictness)

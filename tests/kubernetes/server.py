@@ -170,7 +170,7 @@ class ApiServer:
             self.asked.append((asked, code))
 
     async def _admit_and_do(self, asked: Asked, to: Route, body: Any, request: web.Request) -> web.StreamResponse:
-        self._authorize(asked, to, request)
+        self._authorize(asked, to, body, request)
         fault = self.faults.strike(asked)
         if fault is not None and fault.trouble is not Trouble.LOST_ANSWER:
             await self._struck(fault, request)
@@ -189,7 +189,7 @@ class ApiServer:
             request.transport.abort()
         raise Refused(503, "ServiceUnavailable", "the connection was cut")
 
-    def _authorize(self, asked: Asked, to: Route, request: web.Request) -> None:
+    def _authorize(self, asked: Asked, to: Route, body: Any, request: web.Request) -> None:
         user = asked.user
         verbs = [asked.verb]
         if asked.verb == "patch" and _content_type(request) == "application/apply-patch+yaml" and not to.subresource:
@@ -198,6 +198,19 @@ class ApiServer:
             name = to.name or _field_name(request)
             if not self.access.allows(user, Request(verb, to.kind.group, to.resource, to.namespace, name)):
                 raise forbidden(user, verb, to.resource, to.kind.group, to.namespace, asked.name)
+        self._authorize_owners(user, to, body)
+
+    def _authorize_owners(self, user: str, to: Route, body: Any) -> None:
+        """Who holds up an owner's deletion must have the right to its finalizers (OwnerReferencesPermissionEnforcement)."""
+        owners = ((body if isinstance(body, dict) else {}).get("metadata") or {}).get("ownerReferences") or ()
+        for owner in owners:
+            kind = next((k for k in self.cluster.kinds.values() if k.kind == owner["kind"]), None)
+            if kind is None or not owner.get("blockOwnerDeletion"):
+                continue
+            finalizers = f"{kind.plural}/finalizers"
+            asked = Request("update", kind.group, finalizers, to.namespace, owner["name"])
+            if not self.access.allows(user, asked):
+                raise forbidden(user, "update", finalizers, kind.group, to.namespace, owner["name"])
 
     async def _body(self, request: web.Request) -> Any:
         raw = await request.read()

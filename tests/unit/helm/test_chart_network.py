@@ -196,3 +196,17 @@ def test_every_service_leads_to_a_port_of_a_pod(name: str) -> None:
         assert len(targets) == 1, service["metadata"]["name"]
         names = {port["name"] for container in targets[0]["containers"] for port in container["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+
+
+def test_nobody_beside_the_release_may_be_named() -> None:
+    """An empty list of peers leaves the release's own, and a manifest that can still be read."""
+    nobody = {"networkPolicy": {"monitoringFrom": [], "kuberayFrom": []}, "redis": {"enabled": True}}
+    peers = [
+        peer
+        for policy in objects(nobody)
+        if policy["kind"] == "NetworkPolicy"
+        for rule in policy["spec"].get("ingress") or ()
+        for peer in rule.get("from") or ()
+    ]
+    assert peers
+    assert all("podSelector" in peer for peer in peers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import kubernetes
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from kubernetes.config import incluster_config
 
-from rollout.operator.api import Address, token_of
+from rollout.operator.api import Address, token_of, with_microseconds
 
 
 def in_a_pod(folder: Path) -> kubernetes.client.Configuration:
@@ -43,3 +44,13 @@ def test_the_token_is_found_however_the_client_keeps_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [{"authorization": "Bearer old"}, {"BearerToken": "bearer old"}, {"BearerToken": "old"}])
 def test_every_spelling_of_it(kept: dict[str, str]) -> None:
     assert token_of(kubernetes.client.Configuration(api_key=kept)) == "old"
+
+
+def test_a_lease_of_a_whole_second_has_six_digits_all_the_same() -> None:
+    whole = dt.datetime(2026, 11, 27, 12, 0, 0, tzinfo=dt.UTC)
+    spec = kubernetes.client.V1LeaseSpec(acquire_time=whole, renew_time=whole.replace(microsecond=250))
+    sent = kubernetes.client.ApiClient().sanitize_for_serialization(
+        with_microseconds(kubernetes.client.V1Lease(spec=spec))
+    )
+    assert sent["spec"]["acquireTime"] == "2026-11-27T12:00:00.000001+00:00"
+    assert sent["spec"]["renewTime"] == "2026-11-27T12:00:00.000250+00:00"
