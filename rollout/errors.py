@@ -108,6 +108,17 @@ class ClusterRejected(ClusterError):
     """It refused what was sent, or a right is missing."""
 
 
+class UndeclaredFields(ClusterRejected):
+    """The resource's definition in the cluster does not know these fields: it is older than this release.
+
+    `fields`: the outermost ones, by name.
+    """
+
+    def __init__(self, message: str, fields: frozenset[str]) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
 class ResourceGone(ClusterError):
     """There is no such resource any more."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,15 @@ from kubernetes import config as _config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
-from rollout.errors import ClusterConflict, ClusterError, ClusterRejected, ClusterUnavailable, ResourceGone
+from rollout.cluster_api import UNTYPED
+from rollout.errors import (
+    ClusterConflict,
+    ClusterError,
+    ClusterRejected,
+    ClusterUnavailable,
+    ResourceGone,
+    UndeclaredFields,
+)
 from rollout.operator.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from rollout.operator.resource import Key
 
@@ -96,8 +105,9 @@ def token_of(configuration: client.Configuration) -> str:
 
 
 def with_microseconds(lease: client.V1Lease) -> client.V1Lease:
-    """The Lease with times that an API server reads: it wants six digits behind the second, and the client writes none
-    of a whole second, be it ours or one that was read.
+    """The Lease with times that an API server reads.
+
+    It wants six digits behind the second; of a whole second the client writes none, be it ours or one that was read.
     """
     spec = lease.spec
     if spec is not None:
@@ -132,6 +142,10 @@ def translated(error: ApiException, what: str) -> ClusterError:
         return ResourceGone(f"{what}: {told}")
     if code == 409:
         return ClusterConflict(f"{what}: {told}")
+    if UNTYPED in told:  # code 500, though it is the object that is at fault
+        way_out = "the definition may be older than this release: kubectl apply --server-side -f helm/tidegate/crds/"
+        fields = frozenset(re.findall(r"\.(?:spec|status)\.(\w+)[^\n]*field not declared in schema", told))
+        return UndeclaredFields(f"{what}: {told}; {way_out}", fields) if fields else ClusterRejected(f"{what}: {told}")
     if code == 429 or code >= 500 or code == 0:
         after = str((error.headers or {}).get("Retry-After", "") or "")
         return ClusterUnavailable(f"{what}: {told}", float(after) if after.isdigit() else 0.0)
@@ -257,7 +271,8 @@ class ResourceApi:
         """Make a Lease."""
         call = self._leases.create_namespaced_lease
         made: client.V1Lease = asked(
-            lambda: call(namespace, with_microseconds(lease), _request_timeout=self._limits), f"create a lease in {namespace}"
+            lambda: call(namespace, with_microseconds(lease), _request_timeout=self._limits),
+            f"create a lease in {namespace}",
         )
         return made
 
@@ -265,6 +280,7 @@ class ResourceApi:
         """Write a Lease that must not have changed since it was read."""
         call = self._leases.replace_namespaced_lease
         written: client.V1Lease = asked(
-            lambda: call(name, namespace, with_microseconds(lease), _request_timeout=self._limits), f"renew lease {namespace}/{name}"
+            lambda: call(name, namespace, with_microseconds(lease), _request_timeout=self._limits),
+            f"renew lease {namespace}/{name}",
         )
         return written

@@ -433,14 +433,15 @@ class Reconciler:
         rest_s = ACTIVE_S if moving else RESYNC_S
         if memory.tried is not None and memory.tried.retry_at is not None:
             rest_s = min(rest_s, max(HOLD_S, memory.tried.retry_at - now))
-        if same(after.written(), there.written):
+        written = {name: value for name, value in after.written().items() if name not in self._writer.undeclared}
+        if same(written, there.written):
             return rest_s
         only_counts = without_evidence(after) == without_evidence(before) and before.signals != after.signals
         if only_counts and now - memory.written_at < EVIDENCE_S:
             return rest_s
         for note in notes(before, after):
             await self._writer.post(resource, note)
-        body = await self._writer.write_status(resource, after.written())
+        body = await self._writer.write_status(resource, written)
         memory.written_at = now
         self._back(resource.key, body, held=True)
         return rest_s

@@ -209,7 +209,12 @@ class Cluster:
             if namespace is not None and (namespace_object := self.find("namespaces", None, namespace)) is None:
                 raise not_found("namespaces", namespace)
             if namespace is not None and namespace_object["metadata"].get("deletionTimestamp"):
-                raise Refused(403, "Forbidden", f"namespace {namespace} is being terminated")
+                raise Refused(
+                    403,
+                    "Forbidden",
+                    f'{kind.full_name} "{new["metadata"]["name"]}" is forbidden: unable to create '
+                    f"new content in namespace {namespace} because it is being terminated",
+                )
         return str(name)
 
     def _born(self, kind: Kind, namespace: str | None, new: Object, write: Write) -> Object:
@@ -305,6 +310,7 @@ class Cluster:
                 body.pop("status", None)
             if write.subresource == "status":
                 body = {k: v for k, v in body.items() if k in ("apiVersion", "kind", "status")} | {"metadata": {}}
+            _typed(kind, namespace, name, body)
             new = apply(live, body, Shape(kind.schema), write.manager, write.subresource, self.now(), force=force)
             if live is None:
                 self._named(kind, namespace, new)
@@ -415,6 +421,19 @@ class Cluster:
                 everyone = {o["metadata"]["uid"] for objects in self._objects.values() for o in objects.values()}
                 if not everyone & {o["uid"] for o in owners} and (namespace, name) in self._store(kind):
                     self.delete(kind, namespace or None, name)
+
+
+def _typed(kind: Kind, namespace: str | None, name: str, body: Object) -> None:
+    """What is applied must fit the schema before anything is merged: an unknown field is a 500 and is not pruned."""
+    undeclared: list[str] = []
+    if kind.schema is not None:
+        own = {k: v for k, v in body.items() if k not in ("apiVersion", "kind", "metadata")}
+        structural.pruned(own, kind.schema, undeclared)
+    if undeclared:
+        said = [f".{path}: field not declared in schema" for path in undeclared]
+        why = said[0] if len(said) == 1 else "\n  ".join(["errors:", *said])
+        about = f"{namespace or ''}/{name}; {kind.api_version}, Kind={kind.kind}"
+        raise Refused(500, "", f"failed to create typed patch object ({about}): {why}")
 
 
 def _essence(found: Object) -> Object:

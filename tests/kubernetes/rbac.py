@@ -1,7 +1,7 @@
 """Who may do what: Roles and bindings, as rendered from a chart, put before every request.
 
-A bearer token `system:serviceaccount:<namespace>:<name>` is that ServiceAccount; any other token is an administrator, as
-which tests act. Who shows none is nobody and may do nothing.
+A bearer token `system:serviceaccount:<namespace>:<name>` is that ServiceAccount; any other token is an administrator,
+as which tests act. Who shows none is nobody and may do nothing.
 """
 
 from __future__ import annotations

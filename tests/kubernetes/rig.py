@@ -155,7 +155,7 @@ async def _keep_loading(workloads: MemoryWorkloads) -> None:
 async def operating(
     api: ApiServer, folder: Path, log: EventLog | None = None, token: str = ACCOUNT, also: tuple[str, ...] = ()
 ) -> AsyncIterator[Rig]:
-    """A controller with its operator, which looks into further namespaces too. Leaving is a crash: nothing is given back."""
+    """A controller with its operator, for further namespaces too. Leaving is a crash: nothing is given back."""
     router, workloads, ids = GatewayRouter(time.monotonic), MemoryWorkloads(load_ticks=1), itertools.count(1)
     controller = Controller(
         event_log=log or MemoryEventLog(),

@@ -201,7 +201,7 @@ class ApiServer:
         self._authorize_owners(user, to, body)
 
     def _authorize_owners(self, user: str, to: Route, body: Any) -> None:
-        """Who holds up an owner's deletion must have the right to its finalizers (OwnerReferencesPermissionEnforcement)."""
+        """Who holds up an owner's deletion must have a right over it (OwnerReferencesPermissionEnforcement)."""
         owners = ((body if isinstance(body, dict) else {}).get("metadata") or {}).get("ownerReferences") or ()
         for owner in owners:
             kind = next((k for k in self.cluster.kinds.values() if k.kind == owner["kind"]), None)

@@ -124,6 +124,12 @@ def test_a_releases_name_leaves_room_for_those_made_of_it() -> None:
         render({}, release="r" * 41)
 
 
+@pytest.mark.parametrize("release", ["2nd", "tide.gate"])
+def test_a_releases_name_must_do_for_a_service(release: str) -> None:
+    with pytest.raises(helm.HelmError, match="can't begin the name of a Service"):
+        render({}, release=release)
+
+
 @pytest.mark.parametrize("source", ["monitoring/rules/tidegate.rules.yml", "monitoring/dashboards/*.json"])
 def test_copied_files_are_what_monitoring_says(source: str) -> None:
     originals = sorted(ROOT.glob(source))

@@ -41,7 +41,9 @@ def test_the_token_is_found_however_the_client_keeps_it(tmp_path: Path) -> None:
     assert token_of(by_kubeconfig(tmp_path, {})) == ""
 
 
-@pytest.mark.parametrize("kept", [{"authorization": "Bearer old"}, {"BearerToken": "bearer old"}, {"BearerToken": "old"}])
+@pytest.mark.parametrize(
+    "kept", [{"authorization": "Bearer old"}, {"BearerToken": "bearer old"}, {"BearerToken": "old"}]
+)
 def test_every_spelling_of_it(kept: dict[str, str]) -> None:
     assert token_of(kubernetes.client.Configuration(api_key=kept)) == "old"
 
