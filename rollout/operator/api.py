@@ -238,12 +238,16 @@ class ResourceApi:
 
     def annotate(self, key: Key, annotations: Mapping[str, str | None], *, manager: str) -> dict[str, Any]:
         """Set annotations, or with None take them away."""
-        body = {"metadata": {"annotations": dict(annotations)}}
+        return self.change_metadata(key, {"annotations": dict(annotations)}, manager=manager)
+
+    def change_metadata(self, key: Key, metadata: Mapping[str, Any], *, manager: str) -> dict[str, Any]:
+        """Change metadata by a merge patch; with a `resourceVersion` among it only if nobody else has meanwhile."""
+        body = {"metadata": dict(metadata)}
         call = self._objects.patch_namespaced_custom_object
         where = (GROUP, VERSION, key.namespace, PLURAL, key.name)
         return asked(
             lambda: dict(call(*where, body, field_manager=manager, _content_type=MERGE, _request_timeout=self._limits)),
-            f"annotate {key.namespace}/{key.name}",
+            f"change the metadata of {key.namespace}/{key.name}",
         )
 
     def post_event(self, namespace: str, event: Mapping[str, Any]) -> None:

@@ -75,9 +75,19 @@ class ApiWriter:
     async def hold(self, resource: Resource, *, held: bool) -> Mapping[str, Any]:
         """See `ResourceWriter`. What an apply leaves out goes, if nobody else owns it; so does the finalizer."""
         finalizers = {"finalizers": [FINALIZER]} if held else {}
-        return await self._run(
+        found = await self._run(
             lambda: self._api.apply(resource.key, {}, manager=OPERATOR_MANAGER, uid=resource.uid, metadata=finalizers)
         )
+        left = found["metadata"].get("finalizers") or []
+        if held or FINALIZER not in left:
+            return found
+        # A backup that was restored, or somebody's apply of a whole resource, owns it too: it would stay for ever.
+        others = {
+            "uid": resource.uid,
+            "resourceVersion": found["metadata"]["resourceVersion"],
+            "finalizers": [name for name in left if name != FINALIZER],
+        }
+        return await self._run(lambda: self._api.change_metadata(resource.key, others, manager=OPERATOR_MANAGER))
 
     async def post(self, resource: Resource, note: Note) -> None:
         """See `ResourceWriter`. The name follows from what it says and when: said twice in a minute is said once."""

@@ -1,4 +1,8 @@
-"""An operator that is newer than the definition in the cluster: Helm upgrades no definitions by itself."""
+"""What the operator writes where it finds the cluster other than it would have left it.
+
+A definition that is older than the operator, since Helm upgrades none by itself; a resource that a backup brought
+back; no right to post Events.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import pytest
 from rollout.errors import UndeclaredFields
 from rollout.operator.api import ResourceApi
 from rollout.operator.crd import definition
-from rollout.operator.names import API_VERSION, KIND
+from rollout.operator.names import API_VERSION, FINALIZER, KIND
 from rollout.operator.resource import Key, Resource, read_resource
 from rollout.operator.telling import Note
 from rollout.operator.writer import UNDECLARED_S, ApiWriter
@@ -80,3 +84,13 @@ async def test_an_event_that_is_refused_is_let_go(older: Older, api: ApiServer, 
     assert api.cluster.list("events", NAMESPACE) == []
     await older.writer.post(older.resource, Note("Normal", "Stable", "1.0.0 serves"))
     assert [e["reason"] for e in api.cluster.list("events", NAMESPACE)] == ["Stable"]
+
+
+async def test_a_finalizer_that_somebody_else_owns_too_is_taken_off(older: Older) -> None:
+    """A restored backup owns all that it wrote, so leaving the finalizer out of an apply takes nothing off."""
+    restored = {**BODY, "metadata": {"name": "back", "finalizers": ["other.dev/keeps", FINALIZER]}}
+    older.cluster.create(older.cluster.kind(KIND), NAMESPACE, restored, Write("velero"))
+    older.cluster.delete(KIND, NAMESPACE, "back")
+    found = read_resource(older.cluster.get(KIND, NAMESPACE, "back"))
+    body = await older.writer.hold(found, held=False)
+    assert body["metadata"]["finalizers"] == ["other.dev/keeps"]
