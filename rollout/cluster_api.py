@@ -16,7 +16,7 @@ import urllib3
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from rollout.errors import ClusterRejected, ClusterUnavailable
+from rollout.errors import ClusterRejected, ClusterUnavailable, MissingRight
 
 Object = dict[str, Any]
 
@@ -175,7 +175,5 @@ def _judged(method: str, path: str, code: int, text: bytes) -> Object | None:
         hint = "; its definition in the cluster is older than this release needs" if NOT_DECLARED in message else ""
         raise ClusterRejected(f"the API server refused {path.rpartition('/')[2]}: {message}{hint}")
     if code in (401, 403):
-        raise ClusterUnavailable(
-            f"not allowed ({code}): {message or path}; grant it to the controller's service account"
-        )
+        raise MissingRight(f"not allowed ({code}): {message or path}; grant it to the controller's service account")
     raise ClusterUnavailable(f"the API server answered {code} to {method} {path}: {message}")

@@ -98,6 +98,10 @@ class ClusterUnavailable(ClusterError):
         self.retry_after_s = retry_after_s
 
 
+class MissingRight(ClusterUnavailable):
+    """A right is missing: nothing is known of what it is about, and it heals when the right is there."""
+
+
 class ClusterConflict(ClusterError):
     """The resource has changed since it was read."""
 

@@ -336,6 +336,22 @@ async def test_a_right_that_was_revoked(api: ApiServer) -> None:
         await port.observe()
 
 
+async def test_a_namespace_that_may_not_be_read_matters_only_where_something_is_wanted(
+    api: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a served namespace was deleted, and its Role with it."""
+    prepared(api, objects())
+    KubeRay(api.cluster)
+    port = KubeRayWorkloads(cluster_api(api, token=ACCOUNT), CLUSTER, ["deleted", RELEASE_NAMESPACE])
+    wanted = workload("1.0.0", namespace=RELEASE_NAMESPACE)
+    for _ in range(2):
+        await port.apply([wanted])
+    assert list(await port.observe()) == [wanted.application]
+    assert caplog.text.count("namespace deleted, where nothing is wanted, is left alone") == 1
+    with pytest.raises(WorkloadUnavailable, match="not allowed"):
+        await port.apply([wanted, workload("1.1.0", namespace="deleted")])
+
+
 async def test_replicas_that_died_are_counted_by_the_dashboard(rig: Rig, api: ApiServer) -> None:
     wanted = workload("1.0.0")
     await rig.settle([wanted])
