@@ -146,7 +146,7 @@ def translated(error: ApiException, what: str) -> ClusterError:
         way_out = "the definition may be older than this release: kubectl apply --server-side -f helm/tidegate/crds/"
         fields = frozenset(re.findall(r"\.(?:spec|status)\.(\w+)[^\n]*field not declared in schema", told))
         return UndeclaredFields(f"{what}: {told}; {way_out}", fields) if fields else ClusterRejected(f"{what}: {told}")
-    if code == 429 or code >= 500 or code == 0:
+    if code in (0, 410, 429) or code >= 500:  # 410: the pages of a listing have expired, which is begun anew
         after = str((error.headers or {}).get("Retry-After", "") or "")
         return ClusterUnavailable(f"{what}: {told}", float(after) if after.isdigit() else 0.0)
     if code in (401, 403):

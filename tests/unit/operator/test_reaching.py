@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from pathlib import Path
 
 import kubernetes
@@ -10,7 +11,8 @@ import pytest
 import yaml
 from kubernetes.config import incluster_config
 
-from rollout.operator.api import Address, token_of, with_microseconds
+from rollout.errors import ClusterConflict, ClusterRejected, ClusterUnavailable, ResourceGone, UndeclaredFields
+from rollout.operator.api import Address, token_of, translated, with_microseconds
 
 
 def in_a_pod(folder: Path) -> kubernetes.client.Configuration:
@@ -56,3 +58,23 @@ def test_a_lease_of_a_whole_second_has_six_digits_all_the_same() -> None:
     )
     assert sent["spec"]["acquireTime"] == "2026-11-27T12:00:00.000001+00:00"
     assert sent["spec"]["renewTime"] == "2026-11-27T12:00:00.000250+00:00"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        (404, "not found", ResourceGone),
+        (409, "the object has been modified", ClusterConflict),
+        (410, "The provided continue parameter is too old", ClusterUnavailable),
+        (429, "too many requests", ClusterUnavailable),
+        (500, "etcdserver: request timed out", ClusterUnavailable),
+        (500, "failed to create typed patch object (a/b): .spec.x: field not declared in schema", UndeclaredFields),
+        (500, 'failed to create typed patch object (a/b): .spec.x: expected string, got "{1}"', ClusterRejected),
+        (403, 'User "me" cannot patch resource', ClusterRejected),
+        (422, "is invalid", ClusterRejected),
+    ],
+)
+def test_what_an_answer_means_for_one_resource(code: int, message: str, kind: type[Exception]) -> None:
+    answer = kubernetes.client.ApiException(status=code, reason="")
+    answer.body = json.dumps({"message": message})
+    assert type(translated(answer, "apply a/b")) is kind
