@@ -26,7 +26,6 @@ from tests.kubernetes.cluster import Cluster, Write
 from tests.kubernetes.faults import Asked, Fault, Faults, Trouble, refusal
 from tests.kubernetes.kinds import Kind
 from tests.kubernetes.patches import json_patch, merge_patch, set_at_path
-from tests.kubernetes.port_forward import forwarded
 from tests.kubernetes.rbac import ACCOUNT, ANONYMOUS, Access, Request, grants_in
 from tests.kubernetes.routes import Route, discovery, open_api, route, scale_of, table
 from tests.kubernetes.selectors import matches
@@ -46,8 +45,6 @@ class ApiServer:
         self.access = Access()
         self.asked: list[tuple[Asked, int]] = []
         """Every request with the code it was answered with (0: the connection was cut)."""
-        self.forwards: dict[tuple[str, str, int], int] = {}
-        """What `pods/portforward` leads to: see port_forward.py."""
         self._continued: dict[str, tuple[str, list[Object]]] = {}
         self._watches: dict[int, web.Request] = {}
         self._loop = asyncio.new_event_loop()
@@ -152,8 +149,6 @@ class ApiServer:
                     await self._struck(fault, request)
                 code = 200
                 return _json(found)
-            if (socket := await forwarded(request, _user(request), self.access, self.forwards)) is not None:
-                return socket
             to = route(self.cluster, request.method, request.path, watch=watch)
             body = await self._body(request)
             name = (

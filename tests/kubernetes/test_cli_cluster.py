@@ -6,14 +6,11 @@ import asyncio
 import json
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from rollout.errors import ClusterError
 from rollout.operator.api import ResourceApi
-from rollout.operator.forward import open_controller
 from rollout.operator.remote import Remote, resource_spec
 from rollout.specs import parse_spec
 from tests.kubernetes.cluster import Write
@@ -127,37 +124,6 @@ def test_what_only_the_log_knows_is_asked_through_a_connection(cluster: ApiServe
     remote = Remote(ResourceApi(address(cluster, tmp_path, "").configuration()), NAMESPACE)
     client = ClusterClient(remote, lambda: socket.create_connection(("127.0.0.1", cluster.port)), token="t")
     assert client._call("GET", "/version")["major"] == "1"
-    client.close()
-
-
-PERSON = f"system:serviceaccount:{NAMESPACE}:person"
-"""Somebody who has the rights that docs/kubernetes.md names for the command line, and no others."""
-
-
-def person_may(*verbs: str) -> list[dict[str, Any]]:
-    rules = [
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
-        {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": list(verbs)},
-    ]
-    role = {"kind": "Role", "metadata": {"name": "person", "namespace": NAMESPACE}, "rules": rules}
-    to = {"roleRef": {"kind": "Role", "name": "person"}, "subjects": [{"kind": "ServiceAccount", "name": "person"}]}
-    return [role, {"kind": "RoleBinding", "metadata": {"name": "person", "namespace": NAMESPACE}, **to}]
-
-
-def test_the_leading_controller_is_reached_through_the_api_server(cluster: ApiServer, tmp_path: Path) -> None:
-    labels = {"app.kubernetes.io/component": "controller"}
-    for name, more in (("r-controller-0", {}), ("r-controller-1", {"tidegate.dev/leader": "true"})):
-        cluster.cluster.create("pods", NAMESPACE, {"metadata": {"name": name, "labels": labels | more}})
-    cluster.forwards[NAMESPACE, "r-controller-1", 8080] = cluster.port
-    where = address(cluster, tmp_path, PERSON)
-    cluster.grant(person_may("get"))
-    with pytest.raises(ClusterError, match="portforward"):
-        open_controller(where, NAMESPACE)
-    cluster.grant(person_may("get", "create"))
-    remote = Remote(ResourceApi(where.configuration()), NAMESPACE)
-    client = ClusterClient(remote, lambda: open_controller(where, NAMESPACE), token="admin")
-    for _ in range(2):
-        assert client._call("GET", "/version")["major"] == "1"
     client.close()
 
 
