@@ -31,6 +31,7 @@ from rollout.controller import Controller
 from rollout.errors import ClusterError, EventLogUnavailable, InvalidSpec, LogConflict, UnusableStore
 from rollout.event_log.sql import SqlEventLog
 from rollout.judges import judge_from_file, judge_policy
+from rollout.notifications.sql import SqlCursors
 from rollout.operator.election import Election
 from rollout.operator.running import Operator
 from rollout.status import ModelStatus, Stage
@@ -52,7 +53,7 @@ from tidegate.on_kubernetes import build_cluster_parts
 from tidegate.request_log import HomesRequestLog
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
-from tidegate.webhooks import FileCursors, build_webhooks
+from tidegate.webhooks import adopt_cursors, build_webhooks
 
 log = logging.getLogger("tidegate.control_plane")
 
@@ -139,6 +140,8 @@ async def serve(settings: Settings) -> int:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
         return WrongUse.exit_code if isinstance(error, WrongUse | InvalidSpec) else 1
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
+    cursors = SqlCursors(database)
+    adopt_cursors(cursors, settings.webhook_cursors_file)
     if gateway_key is not None:
         book_gateway_key(accounts, gateway_key, now=time.time())
     router = cluster.router if cluster is not None else GatewayRouter(time.monotonic)
@@ -177,7 +180,7 @@ async def serve(settings: Settings) -> int:
     announcer = Announcer(
         event_log=event_log,
         notifiers=webhooks,
-        cursors=FileCursors(settings.webhook_cursors_file),
+        cursors=cursors,
         leads=lambda: controller.leads,
         clock=time.time,
     )

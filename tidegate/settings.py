@@ -272,7 +272,7 @@ class Settings(BaseSettings):
 
     @property
     def webhook_cursors_file(self) -> Path:
-        """How far each webhook has been told."""
+        """How far each webhook had been told, as older versions kept it; it is in the store now."""
         return self.home / "webhooks.json"
 
     @property
