@@ -108,6 +108,12 @@ class Settings(BaseSettings):
     )
     drift: bool = Field(default=True, description="Run the drift watch; without a reference it only keeps vectors.")
     drift_port: Port = Field(default=8090, description="The drift watch's metrics and status, on loopback.")
+    drift_watch_url: str = Field(
+        default="", description="The drift watch of a cluster, http://HOST:PORT; empty means this machine's own."
+    )
+    drift_key_file: Path | None = Field(
+        default=None, description="The key that the drift watch of a cluster asks for; readable by the owner alone."
+    )
     drift_embeddings_per_s: Annotated[float, Field(ge=0)] = Field(
         default=20.0, description="Requests that it embeds, at most; one takes 1 to 5 ms of one core."
     )
@@ -309,7 +315,7 @@ class Settings(BaseSettings):
     @property
     def drift_url(self) -> str:
         """Where the drift watch says what it knows."""
-        return f"http://127.0.0.1:{self.drift_port}/status"
+        return f"{self.drift_watch_url.rstrip('/') or f'http://127.0.0.1:{self.drift_port}'}/status"
 
     @property
     def control_url(self) -> str:

@@ -108,6 +108,10 @@ class GatewayConfig:
     """How much may be mirrored to a shadow; whether anything is, the traffic table says."""
     drift_socket: Path | None = None
     """Where the drift watch of this machine listens; None tells nobody of requests."""
+    drift_address: str | None = None
+    """Where the drift watch of a cluster listens, in place of that, `HOST:PORT`; with `drift_key_file`."""
+    drift_key_file: Path | None = None
+    """The key that gateways and watch prove to each other."""
     drift_per_s: float = 50.0
     """Requests per second that it is told of, at most: one costs some 20 us here."""
     quality_per_s: float = 20.0
@@ -136,6 +140,12 @@ class GatewayConfig:
         if min(self.drift_per_s, self.quality_per_s) < 0:
             raise InvalidConfig(
                 f"drift_per_s is {self.drift_per_s}, quality_per_s {self.quality_per_s}; give rates, 0 for none"
+            )
+        if (self.drift_address is None) != (self.drift_key_file is None):
+            raise InvalidConfig("a cluster's drift watch needs drift_address and drift_key_file; give both, or neither")
+        if self.drift_address is not None and (self.drift_socket is not None or not _is_address(self.drift_address)):
+            raise InvalidConfig(
+                f"drift_address is {self.drift_address!r}; give HOST:PORT, a port from 1 to 65535, and no drift_socket"
             )
         if not 0 < self.limit_share <= 1:
             raise InvalidConfig(f"limit_share is {self.limit_share}; give a part above 0 and at most 1")
@@ -178,6 +188,11 @@ class GatewayConfig:
             first = e.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise InvalidConfig(f"--config: {where} is {first['input']!r}; {first['msg']}") from None
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 65536
 
 
 def _is_loopback(host: str) -> bool:

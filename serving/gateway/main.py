@@ -43,6 +43,7 @@ from serving.gateway.discovery import EndpointSource, StaticEndpoints
 from serving.gateway.discovery_cluster import ClusterAccess, ClusterEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
 from serving.gateway.drift_feed import DriftFeed
+from serving.gateway.drift_line import LocalWatch, RemoteWatch
 from serving.gateway.feedback import Feedback
 from serving.gateway.guard_models import GuardModels
 from serving.gateway.guarded_way import GuardedWay
@@ -125,8 +126,9 @@ class Gateway:
         secret = load_secret(config.secret_file)
         self.drift: DriftFeed | None = None
         self.resampler: Resampler | None = None
-        if config.drift_socket is not None and config.drift_per_s > 0:
-            self.drift = DriftFeed(config.drift_socket, secret, config.drift_per_s, time.monotonic)
+        watch = _drift_watch(config)
+        if watch is not None and config.drift_per_s > 0:
+            self.drift = DriftFeed(watch, secret, config.drift_per_s, time.monotonic)
             self.drift.on_score = self.recorder.scored
             self.recorder.after_reading.append(self.drift)
             self.resampler = Resampler(
@@ -290,6 +292,13 @@ class Gateway:
         self.client.close()
         await self.telemetry.stop()
         log(logging.INFO, "gateway-stopped", name=self.config.name)
+
+
+def _drift_watch(config: GatewayConfig) -> LocalWatch | RemoteWatch | None:
+    if config.drift_address is not None and config.drift_key_file is not None:
+        host, _, port = config.drift_address.rpartition(":")
+        return RemoteWatch(host.strip("[]"), int(port), config.drift_key_file)
+    return LocalWatch(config.drift_socket) if config.drift_socket is not None else None
 
 
 def _complain_if_dead(task: asyncio.Task[None]) -> None:
