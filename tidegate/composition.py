@@ -145,8 +145,8 @@ def build_drift_gate(settings: Settings, controller: Controller) -> DriftGate:
     async def read() -> Mapping[str, Any]:
         if not settings.drift:
             raise DriftUnavailable(
-                "the drift watch is off; switch it on (drift = true in config.toml, on a cluster drift.enabled), or leave "
-                "the signal out"
+                "the drift watch is off; switch it on (drift = true in config.toml, on a cluster drift.enabled), or "
+                "leave the signal out"
             )
         try:
             headers = _drift_key(settings)

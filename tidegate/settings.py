@@ -106,6 +106,11 @@ class Settings(BaseSettings):
     prometheus_retention_mib: Annotated[int, Field(ge=64)] = Field(
         default=2048, description="How much of the disk it may take, in MiB; the oldest goes first."
     )
+    request_secret_file: Path | None = Field(
+        default=None,
+        description="What gateways sign request ids with, where it is not below the home: users stand in the request "
+        "log under a mark that is made with it.",
+    )
     drift: bool = Field(default=True, description="Run the drift watch; without a reference it only keeps vectors.")
     drift_port: Port = Field(default=8090, description="The drift watch's metrics and status, on loopback.")
     drift_watch_url: str = Field(
@@ -288,8 +293,8 @@ class Settings(BaseSettings):
 
     @property
     def gateway_secret_file(self) -> Path:
-        """What the gateways of this home sign request ids with."""
-        return self.home / "gateway" / "secret"
+        """What the gateways of this home, or of this release, sign request ids with."""
+        return self.request_secret_file or self.home / "gateway" / "secret"
 
     @property
     def request_log_dir(self) -> Path:

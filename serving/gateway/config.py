@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter, ValidationError
 
 from monitoring.tracing.settings import TracingSettings
+from serving.addresses import host_and_port
 from serving.errors import ServingError
 from serving.gateway.guard_settings import GuardSettings
 from serving.knobs import Picking, QueueSettings
@@ -143,10 +144,13 @@ class GatewayConfig:
             )
         if (self.drift_address is None) != (self.drift_key_file is None):
             raise InvalidConfig("a cluster's drift watch needs drift_address and drift_key_file; give both, or neither")
-        if self.drift_address is not None and (self.drift_socket is not None or not _is_address(self.drift_address)):
-            raise InvalidConfig(
-                f"drift_address is {self.drift_address!r}; give HOST:PORT, a port from 1 to 65535, and no drift_socket"
-            )
+        if self.drift_address is not None:
+            if self.drift_socket is not None:
+                raise InvalidConfig("drift_socket and drift_address are both given; there is one drift watch")
+            try:
+                host_and_port(self.drift_address)
+            except ValueError as error:
+                raise InvalidConfig(f"drift_address: {error}") from None
         if not 0 < self.limit_share <= 1:
             raise InvalidConfig(f"limit_share is {self.limit_share}; give a part above 0 and at most 1")
         object.__setattr__(self, "table_file", self.table_file or self.home / "gateway" / "table.json")
@@ -188,11 +192,6 @@ class GatewayConfig:
             first = e.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise InvalidConfig(f"--config: {where} is {first['input']!r}; {first['msg']}") from None
-
-
-def _is_address(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isdecimal() and 0 < int(port) < 65536
 
 
 def _is_loopback(host: str) -> bool:
