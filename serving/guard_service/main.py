@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from guardrails.model_checks.threads import ThreadModelChecks  # noqa: E402
 from guardrails.model_checks.wire import read_request, write_answer  # noqa: E402
 from serving.gateway.logs import configure  # noqa: E402
 from serving.guard_service.app import application  # noqa: E402
+from serving.orderly_server import OrderlyServer  # noqa: E402
 from serving.ray_app.asgi import Scope  # noqa: E402
 
 BATCH_TEXTS = 64
@@ -38,8 +40,8 @@ CLOSING_S = 10.0
 class Models:
     """The models of one process."""
 
-    def __init__(self) -> None:
-        learned = LearnedChecks()
+    def __init__(self, learned: LearnedChecks | None = None) -> None:
+        learned = learned or LearnedChecks()
         self._checks = ThreadModelChecks(
             learned.by_kind, warm_up=learned.warm_up, batch_texts=BATCH_TEXTS, waiting_texts=WAITING_TEXTS
         )
@@ -81,8 +83,10 @@ async def serve(host: str, port: int) -> None:
         host=host, port=port, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
         limit_concurrency=MOST_CALLS, timeout_keep_alive=30, timeout_graceful_shutdown=int(CLOSING_S),
     )  # fmt: skip
+    server = OrderlyServer(config)
+    server.stop_on(signal.SIGTERM, signal.SIGINT)
     loading = asyncio.create_task(models.warm_up())
-    await uvicorn.Server(config).serve()
+    await server.serve()
     loading.cancel()
 
 
