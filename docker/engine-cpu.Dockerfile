@@ -12,9 +12,9 @@ RUN python -m venv /usr/local/tidegate
 WORKDIR /src
 COPY requirements/base.lock requirements/cpu.lock requirements/torch-cpu.lock requirements/
 # First and alone: pip wants hashes for all of a call or for none, and this build is published in more than one form.
-# hadolint ignore=DL3059
 RUN /usr/local/tidegate/bin/pip install --no-deps --only-binary :all: --index-url "${TORCH_INDEX}" \
     -r requirements/torch-cpu.lock
+# hadolint ignore=DL3059
 RUN /usr/local/tidegate/bin/pip install --no-deps --require-hashes --only-binary :all: \
     -r requirements/base.lock -r requirements/cpu.lock
 COPY pyproject.toml README.md LICENSE ./

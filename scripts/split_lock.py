@@ -1,10 +1,11 @@
 """Split cumulative resolutions into lock files that don't overlap: `split_lock.py FROM TO`, called by lock.sh.
 
-FROM holds base.lock (no extras), cpu.lock (base and the engine), demo.lock and compile.lock (that and the bundled model,
-or the gateway's compiler), gpu.lock (base and the engine for GPUs) and all.lock (base, the engine for CPUs and the
-developers' tools). TO receives base.lock, torch-cpu.lock, cpu.lock, demo.lock, compile.lock, gpu.lock and dev.lock: what an
-image needs is one of these files or several, and nothing else is in it. PyTorch's CPU build gets a file of its own without hashes: the same version is published in more than one
-place, and pip wants hashes for all requirements of a call or for none.
+FROM holds base.lock (no extras), cpu.lock (base and the engine), demo.lock and compile.lock (that and the bundled
+model, or the gateway's compiler), gpu.lock (base and the engine for GPUs) and all.lock (base, the engine for CPUs and
+the developers' tools). TO receives base.lock, torch-cpu.lock, cpu.lock, demo.lock, compile.lock, gpu.lock and dev.lock:
+what an image needs is one of these files or several, and nothing else is in it. PyTorch's CPU build gets a file of its
+own without hashes: the same version is published in more than one place, and pip wants hashes for all requirements of a
+call or for none.
 """
 
 from __future__ import annotations
