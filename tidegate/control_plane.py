@@ -188,7 +188,7 @@ async def serve(settings: Settings) -> int:
     authenticator = Authenticator(
         token=token,
         namespaced=settings.platform == "kubernetes",
-        keys=KeyIndex(controller, controller),
+        keys=KeyIndex(controller, controller.accounting),
         clock=time.time,
         monotonic=time.monotonic,
         trusted_proxies=parse_networks(settings.trusted_proxies),
@@ -197,7 +197,7 @@ async def serve(settings: Settings) -> int:
         controller=controller,
         router=router,
         versions=versions,
-        keys=controller,
+        keys=controller.accounting,
         accounts=accounts,
         authenticator=authenticator,
     )

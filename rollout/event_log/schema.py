@@ -53,6 +53,13 @@ API_KEYS = sa.Table(
     sa.Column("record", sa.Text, nullable=False),
 )
 
+QUOTAS = sa.Table(
+    "quotas",
+    METADATA,
+    sa.Column("namespace", sa.String(63), primary_key=True),
+    sa.Column("record", sa.Text, nullable=False),
+)
+
 USAGE_HOURS = sa.Table(
     "usage_hours",
     METADATA,

