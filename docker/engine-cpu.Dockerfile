@@ -12,7 +12,7 @@ RUN python -m venv /usr/local/tidegate
 WORKDIR /src
 COPY requirements/base.lock requirements/cpu.lock requirements/torch-cpu.lock requirements/
 # First and alone: pip wants hashes for all of a call or for none, and this build is published in more than one form.
-RUN /usr/local/tidegate/bin/pip install --no-deps --only-binary :all: --index-url "${TORCH_INDEX}" \
+RUN PIP_INDEX_URL="${TORCH_INDEX}" /usr/local/tidegate/bin/pip install --no-deps --only-binary :all: \
     -r requirements/torch-cpu.lock
 # hadolint ignore=DL3059
 RUN /usr/local/tidegate/bin/pip install --no-deps --require-hashes --only-binary :all: \
