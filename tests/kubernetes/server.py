@@ -10,14 +10,17 @@ away (`api.away()`), cut its watches or make it answer badly (`api.faults`).
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime
 import json
+import ssl
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
+import trustme
 import yaml
 from aiohttp import web
 
@@ -25,6 +28,7 @@ from tests.kubernetes.api_errors import Refused, bad_request, forbidden, gone
 from tests.kubernetes.cluster import Cluster, Write
 from tests.kubernetes.faults import Asked, Fault, Faults, Trouble, refusal
 from tests.kubernetes.kinds import Kind
+from tests.kubernetes.kubelet import Kubelet
 from tests.kubernetes.patches import json_patch, merge_patch, set_at_path
 from tests.kubernetes.rbac import ACCOUNT, ANONYMOUS, Access, Request, grants_in
 from tests.kubernetes.routes import Route, discovery, open_api, route, scale_of, table
@@ -39,8 +43,11 @@ KEPT_CONTINUATIONS = 100
 class ApiServer:
     """A Cluster behind HTTP."""
 
-    def __init__(self, cluster: Cluster | None = None) -> None:
+    def __init__(self, cluster: Cluster | None = None, authority: trustme.CA | None = None) -> None:
+        """With an `authority` it speaks HTTPS, with a certificate of that."""
         self.cluster = cluster or Cluster()
+        self.kubelet = Kubelet()
+        self._authority = authority
         self.faults = Faults()
         self.access = Access()
         self.asked: list[tuple[Asked, int]] = []
@@ -70,14 +77,18 @@ class ApiServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._authority else 'http'}://127.0.0.1:{self.port}"
 
     async def _listen(self) -> None:
         app = web.Application(client_max_size=16 << 20)
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        secure = None
+        if self._authority is not None:
+            secure = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._authority.issue_cert("127.0.0.1").configure_cert(secure)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=secure)
         await site.start()
         assert site._server is not None
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
@@ -125,11 +136,14 @@ class ApiServer:
 
     def kubeconfig(self, token: str = "admin", namespace: str = "default") -> Object:
         """A kubeconfig with one context, `stand-in`."""
+        server: Object = {"server": self.url}
+        if self._authority is not None:
+            server["certificate-authority-data"] = base64.b64encode(self._authority.cert_pem.bytes()).decode()
         return {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "stand-in",
-            "clusters": [{"name": "stand-in", "cluster": {"server": self.url}}],
+            "clusters": [{"name": "stand-in", "cluster": server}],
             "users": [{"name": "me", "user": {"token": token}}],
             "contexts": [
                 {"name": "stand-in", "context": {"cluster": "stand-in", "user": "me", "namespace": namespace}}
@@ -176,6 +190,9 @@ class ApiServer:
             await self._struck(fault, request)
         if to.verb == "watch":
             return await self._watch(to, request)
+        if to.subresource == "portforward":
+            self.cluster.get(to.kind, to.namespace, to.name)
+            return await self.kubelet.forward(request, to.namespace or "", to.name)
         answer = self._done(to, body, request)
         if fault is not None:
             await self._struck(fault, request)
@@ -192,6 +209,8 @@ class ApiServer:
     def _authorize(self, asked: Asked, to: Route, body: Any, request: web.Request) -> None:
         user = asked.user
         verbs = [asked.verb]
+        if to.subresource == "portforward":
+            verbs.append("create")  # since 1.35 a WebSocket needs both
         if asked.verb == "patch" and _content_type(request) == "application/apply-patch+yaml" and not to.subresource:
             verbs += [] if self.cluster.find(to.kind, to.namespace, to.name) else ["create"]
         for verb in verbs:

@@ -109,7 +109,7 @@ async def test_what_cannot_be_is_told_in_a_line(cluster: ApiServer, tmp_path: Pa
         said = await shell("deploy", "chat@2.0.0", "-y", code=1)
         assert 'conflict with "argocd"' in said
         assert "Change it where it is managed" in said
-    assert "No such option" in await shell("doctor", code=2)
+    assert "looks at this machine; on a cluster: `helm test" in await shell("doctor", code=2)
     assert "name a context" in await shell("rollout", "list", "--context", "nowhere", code=1)
 
 

@@ -39,6 +39,14 @@
 {{- end }}
 - {name: TIDEGATE_WEBHOOKS, value: {{ toJson $hooks | quote }}}
 {{- end }}
+- {name: TIDEGATE_DRIFT, value: {{ .Values.drift.enabled | quote }}}
+{{- if .Values.drift.enabled }}
+- {name: TIDEGATE_DRIFT_WATCH_URL, value: {{ printf "http://%s-drift.%s.svc:8090" .Release.Name .Release.Namespace | quote }}}
+- {name: TIDEGATE_DRIFT_KEY_FILE, value: /etc/tidegate/secrets/drift/key}
+{{- end }}
+{{- if include "tidegate.requestLogClaim" . }}
+- {name: TIDEGATE_REQUEST_SECRET_FILE, value: /etc/tidegate/secrets/requests/request-id-secret}
+{{- end }}
 {{- with .Values.tracing.endpoint }}
 - {name: TIDEGATE_OTLP_ENDPOINT, value: {{ . | quote }}}
 - {name: TIDEGATE_OTLP_PROTOCOL, value: {{ $.Values.tracing.protocol }}}

@@ -231,8 +231,7 @@ def test_prometheus_finds_the_jobs_that_alerts_ask_for() -> None:
     monitors = [o for o in found if o["kind"] == "ServiceMonitor"]
     jobs = {r["replacement"] for m in monitors for e in m["spec"]["endpoints"] for r in e["relabelings"]}
     rules = json.dumps(one(found, "PrometheusRule", "r")["spec"])
-    absent = {"tidegate-drift"}  # the chart runs no drift watch yet (docs/adr/0006), so its alerts stay silent
-    assert set(re.findall(r'job=\\\\?"(tidegate-[a-z]+)', rules)) - absent <= jobs
+    assert set(re.findall(r'job=\\\\?"(tidegate-[a-z]+)', rules)) == jobs
     for monitor in monitors:
         wanted = monitor["spec"]["selector"]["matchLabels"].items()
         (service,) = (o for o in found if o["kind"] == "Service" and wanted <= o["metadata"]["labels"].items())
@@ -261,7 +260,7 @@ def secret_entries(found: tuple[Object, ...]) -> Iterator[tuple[str, str]]:
 
 def named_in_values(name: str) -> set[str]:
     text = (ROOT / "helm" / "tidegate" / "ci" / f"{name}-values.yaml").read_text() if name else ""
-    return set(re.findall(r"(?:existingSecret|credentialsSecret): ([a-z-]+)", text))
+    return set(re.findall(r"(?:existingSecret|credentialsSecret|headersSecret): ([a-z-]+)", text))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -317,7 +316,8 @@ def test_the_controllers_rights_are_those_of_the_documents_table() -> None:
         for role in (o for o in objects(name) if o["kind"] in ("Role", "ClusterRole")):
             if role["metadata"]["name"].endswith("first-secrets"):
                 continue
-            who = "gateway" if role["metadata"]["name"].endswith("-gateway") else "controller"
+            last = re.split("[:-]", role["metadata"]["name"])[-1]
+            who = last if last in ("gateway", "view", "edit") else "controller"
             for rule in role["rules"]:
                 for resource in rule["resources"]:
                     group = rule["apiGroups"][0]
@@ -342,7 +342,7 @@ def test_nobody_may_do_everything_and_nothing_is_cluster_wide_by_default(name: s
             if "secrets" in rule["resources"]:
                 assert rule["verbs"] == ["create"] or rule["resourceNames"], "secrets are read by name only"
         if o["kind"] in CLUSTER_SCOPED:
-            assert name == "gpu", "only engine.checkRoom asks for it"
+            assert name == "gpu", "only engine.checkRoom and userRoles.aggregate ask for it"
 
 
 @pytest.mark.parametrize("name", EVERY)
