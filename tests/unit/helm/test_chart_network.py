@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.unit.helm.charts import SETS, Object, objects, pods
+from tests.unit.helm.charts import SETS, Object, objects, pods, values_of
 
 EVERY = ["", *SETS]
 
@@ -223,13 +223,16 @@ def test_every_service_leads_to_a_port_of_a_pod(name: str) -> None:
 
 def test_nobody_beside_the_release_may_be_named() -> None:
     """An empty list of peers leaves the release's own, and a manifest that can still be read."""
-    nobody = {"networkPolicy": {"monitoringFrom": [], "kuberayFrom": []}, "redis": {"enabled": True}}
-    peers = [
-        peer
-        for policy in objects(nobody)
-        if policy["kind"] == "NetworkPolicy"
-        for rule in policy["spec"].get("ingress") or ()
-        for peer in rule.get("from") or ()
-    ]
-    assert peers
-    assert all("podSelector" in peer for peer in peers)
+    names = ("monitoringFrom", "kuberayFrom", "controllerFrom")
+    for name in SETS:
+        nobody = {**values_of(name), "networkPolicy": dict.fromkeys(names, [])}
+        rules = [
+            rule
+            for policy in objects(nobody)
+            if policy["kind"] == "NetworkPolicy"
+            for rule in policy["spec"].get("ingress") or ()
+            if "from" in rule
+        ]
+        assert rules
+        # Without any peer in it a rule would let everybody in.
+        assert all(rule["from"] and all("podSelector" in peer for peer in rule["from"]) for rule in rules)
