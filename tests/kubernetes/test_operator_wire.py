@@ -152,6 +152,19 @@ async def test_a_revoked_right_is_told_and_heals(cluster: ApiServer, tmp_path: P
         await rig.until(lambda: rig.serving("1.1.0"))
 
 
+async def test_a_namespace_that_may_not_be_read_holds_no_other_up(cluster: ApiServer, tmp_path: Path) -> None:
+    """As after somebody has deleted a watched namespace: the rights in it are gone with it."""
+    async with operating(cluster, tmp_path, also=("deleted",)) as rig:
+        for version in ("1.0.0", "1.1.0"):
+            rig.apply(version)
+            await rig.until(lambda v=version: rig.serving(v))  # type: ignore[misc]
+        assert "nothing of namespace deleted is seen" in rig.operator.message
+        rig.annotate("rollback", "now")
+        await rig.until(lambda: rig.serving("1.0.0"))
+        refused = {a.namespace for a, code in cluster.asked if code == 403}
+        assert refused == {"deleted"}
+
+
 def many_that_serve(cluster: ApiServer) -> EventLog:
     """So many models that serve, their resources as the operator has left them, and the log of all that.
 

@@ -1,5 +1,5 @@
 {{/* The controller's settings: fields of tidegate/settings.py. Secrets are files; their paths are here. */}}
-{{- define "tidegate.controllerEnv" -}}
+{{- define "tidegate.controllerOwnEnv" -}}
 - {name: PYTHONUNBUFFERED, value: "1"}
 - {name: TIDEGATE_HOME, value: /var/lib/tidegate}
 - {name: TIDEGATE_HOST, value: {{ .Values.gateway.bindAddress | quote }}}
@@ -82,7 +82,17 @@
 - {name: TIDEGATE_REDIS_SECRET, value: {{ include "tidegate.redisSecret" $ | quote }}}
 {{- end }}
 {{- end }}
-{{- range $name, $value := .Values.controller.env }}
+{{- end -}}
+
+{{/* What controller.env names wins over the chart's own: Helm 4 applies on the server, where a name may stand there once. */}}
+{{- define "tidegate.controllerEnv" -}}
+{{- $given := .Values.controller.env }}
+{{- range fromYamlArray (include "tidegate.controllerOwnEnv" .) }}
+{{- if not (hasKey $given .name) }}
+- {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- range $name, $value := $given }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}
 {{- end -}}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.unit.helm.charts import SETS, Object, objects, pods
+from tests.unit.helm.charts import SETS, Object, objects, pods, values_of
 
 EVERY = ["", *SETS]
 
@@ -219,3 +219,20 @@ def test_every_service_leads_to_a_port_of_a_pod(name: str) -> None:
         assert len(targets) == 1, service["metadata"]["name"]
         names = {port["name"] for container in targets[0]["containers"] for port in container["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+
+
+def test_nobody_beside_the_release_may_be_named() -> None:
+    """An empty list of peers leaves the release's own, and a manifest that can still be read."""
+    empty = {"monitoringFrom": [], "kuberayFrom": [], "controllerFrom": []}
+    for name in SETS:
+        nobody = {**values_of(name), "networkPolicy": empty}
+        rules = [
+            rule
+            for policy in objects(nobody)
+            if policy["kind"] == "NetworkPolicy"
+            for rule in policy["spec"].get("ingress") or ()
+            if "from" in rule
+        ]
+        assert rules
+        # Without any peer in it a rule would let everybody in.
+        assert all(rule["from"] and all("podSelector" in peer for peer in rule["from"]) for rule in rules)

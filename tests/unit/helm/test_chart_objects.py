@@ -132,6 +132,37 @@ def test_limits_of_keys_are_shared_out(gateway: Mapping[str, Any], share: float)
     assert gateway_config(objects({"gateway": gateway})).limit_share == pytest.approx(share)
 
 
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "containers": ("name",), "initContainers": ("name",), "env": ("name",), "volumes": ("name",),
+    "volumeMounts": ("mountPath",), "imagePullSecrets": ("name",), "topologySpreadConstraints": ("topologyKey",),
+    "ports": ("containerPort", "port", "endPort", "protocol"),
+}  # fmt: skip
+"""What the items of a list are told apart by in a server-side apply, which is how Helm 4 installs."""
+
+
+def repeated(found: Any, path: str = "") -> Iterator[str]:
+    """Items of lists that stand there twice; an API server refuses the object for one of them."""
+    for name, part in found.items() if isinstance(found, Mapping) else ():
+        if isinstance(part, list) and name in KEYS:
+            keys = [tuple(item.get(key) for key in KEYS[name]) for item in part]
+            yield from (f"{path}.{name}: {key}" for index, key in enumerate(keys) if key in keys[:index])
+        yield from repeated(part, f"{path}.{name}")
+    for item in found if isinstance(found, list) else ():
+        yield from repeated(item, path)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_list_that_a_server_merges_names_an_item_twice(name: str) -> None:
+    assert [where for o in objects(name) for where in repeated(o, o["kind"])] == []
+
+
+def test_an_environment_that_is_given_wins_over_the_charts_own() -> None:
+    found = objects({"controller": {"env": {"TIDEGATE_HOST": "::1", "OTHER": "1"}}})
+    env = one(found, "Deployment", "r-controller")["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert [e["value"] for e in env if e["name"] in ("TIDEGATE_HOST", "OTHER")] == ["1", "::1"]
+    assert list(repeated({"env": env})) == []
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_the_controllers_environment_is_good_for_its_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = objects(name)

@@ -124,6 +124,12 @@ def test_a_releases_name_leaves_room_for_those_made_of_it() -> None:
         render({}, release="r" * 41)
 
 
+@pytest.mark.parametrize("release", ["2nd", "tide.gate"])
+def test_a_releases_name_must_do_for_a_service(release: str) -> None:
+    with pytest.raises(helm.HelmError, match="can't begin the name of a Service"):
+        render({}, release=release)
+
+
 def test_copied_dashboards_are_what_monitoring_says() -> None:
     originals = sorted(ROOT.glob("monitoring/dashboards/*.json"))
     copies = sorted((CHART / "files" / "dashboards").glob("*.json"))
