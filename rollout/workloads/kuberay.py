@@ -16,7 +16,7 @@ from rollout.cluster_api import ClusterApi, Object
 from rollout.engine_specs import Capacity
 from rollout.errors import ClusterRejected, ClusterUnavailable, MissingRight, WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
-from rollout.workloads.engine_pods import EngineCluster
+from rollout.workloads.engine_pods import NODE_TYPE, EngineCluster
 from rollout.workloads.ray_dashboards import RayDashboards
 from rollout.workloads.rayservice import (
     MADE_OF,
@@ -30,7 +30,7 @@ from rollout.workloads.rayservice import (
     resized,
 )
 from rollout.workloads.rayservice_status import application_of, spare_pods, status_of_service
-from rollout.workloads.room import Room, room_for
+from rollout.workloads.room import Room, fits_given, room_for
 from rollout.workloads.serve_account import Deaths
 from serving.specs import object_name
 
@@ -163,8 +163,7 @@ class KubeRayWorkloads:
     async def shortage(self, wanted: Workload) -> str:
         """Compare what the replicas would ask for with what the nodes have left. See `WorkloadPort`."""
         engine = wanted.engine
-        # A queue admits by its own book, and where replicas are given by stable they are there already.
-        if not engine.check_room or engine.queue_name is not None or engine.capacity is Capacity.REPLACE:
+        if not engine.check_room or engine.queue_name is not None:  # a queue admits by its own book
             return ""
         try:
             nodes, pods = await asyncio.gather(
@@ -180,6 +179,9 @@ class KubeRayWorkloads:
         if any(_belongs(pod, wanted) for pod in pods):
             return ""
         group = rayservice(wanted, self._cluster, None)["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+        given = [pod for pod in pods if _gives_way(pod, wanted)]
+        if engine.capacity is Capacity.REPLACE and given:
+            return _too_little_given(wanted, *fits_given(group["template"], engine, nodes, pods, given))
         return _shortage(wanted, room_for(group["template"], engine, nodes, pods))
 
     async def close(self) -> None:
@@ -311,8 +313,33 @@ def _belongs(pod: Object, workload: Workload) -> bool:
     return _key(pod) == (workload.namespace, workload.revision.model, workload.revision.digest[:8])
 
 
+def _gives_way(pod: Object, workload: Workload) -> bool:
+    """Whether a pod is an engine of another revision of the same model."""
+    namespace, model, revision = _key(pod)
+    labels = pod["metadata"].get("labels") or {}
+    other = (namespace, model) == (workload.namespace, workload.revision.model)
+    return other and revision != workload.revision.digest[:8] and labels.get(NODE_TYPE) == "worker"
+
+
+def _too_little_given(wanted: Workload, first: Room, every: Room) -> str:
+    """Why what stable gives is not enough for `capacity: replace`; empty when it is."""
+    name, count = f"{wanted.revision.model}@{wanted.revision.version}", wanted.replicas
+    out = "free or add a node, or let engine.resources ask for what one replica of the present version has"
+    if first.fits < 1:
+        return (
+            f"{name} finds no room where stable gives one replica (capacity: replace): "
+            f"{first.scarce or 'a node that it may use'} is scarce; {out}"
+        )
+    if every.fits < count:
+        return (
+            f"{name} needs room for {count} replicas, and where stable gives all of its (capacity: replace) there is "
+            f"room for {every.fits}: {every.scarce} is scarce; {out}, or lower minReplicas"
+        )
+    return ""
+
+
 def _shortage(wanted: Workload, room: Room) -> str:
-    count, _ = bounds_of(wanted)
+    count = max(bounds_of(wanted)[0], wanted.replicas)
     if room.fits >= count:
         return ""
     name = f"{wanted.revision.model}@{wanted.revision.version}"

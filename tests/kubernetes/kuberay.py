@@ -163,7 +163,8 @@ class KubeRay:
             condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
             return {"phase": "Pending", "conditions": [condition]}
         bound = {"type": "PodScheduled", "status": "True"}
-        if containers[0]["image"] in self.unpullable:
+        about = {containers[0]["image"], pod["metadata"]["labels"].get("tidegate.dev/version")}
+        if not self._age.get(uid) and not self.unpullable.isdisjoint(about):  # what runs has its image
             waiting = {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{containers[0]["image"]}"'}
             return _pending(containers[0], waiting, bound)
         missing = self._missing_secret(pod)

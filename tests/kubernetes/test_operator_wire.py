@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from rollout.operator.names import KIND
 from rollout.operator.reconciler import WORKERS
 from rollout.operator.resource import wish_of
 from rollout.specs import parse_spec
+from tests.kubectl import require
 from tests.kubernetes.faults import Trouble
 from tests.kubernetes.rig import ACCOUNT, NAMESPACE, operating, prepared
 from tests.kubernetes.server import ApiServer
@@ -58,14 +58,14 @@ async def test_a_whole_life_with_the_chart_s_rights(cluster: ApiServer, tmp_path
     assert places == {NAMESPACE}, "a release stays in the namespaces that it watches"
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 async def test_kubectl_drives_it(cluster: ApiServer, tmp_path: Path) -> None:
+    program = require()
     config, manifest = tmp_path / "admin", tmp_path / "chat.yaml"
     config.write_text(yaml.safe_dump(cluster.kubeconfig(namespace=NAMESPACE)))
     body = {"apiVersion": "tidegate.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "chat"}}
 
     async def kubectl(*words: str) -> str:
-        command = ["kubectl", "--kubeconfig", str(config), "--cache-dir", str(tmp_path / "cache"), *words]
+        command = [program, "--kubeconfig", str(config), "--cache-dir", str(tmp_path / "cache"), *words]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30, check=False)
         return done.stdout + done.stderr
 
