@@ -180,6 +180,11 @@ def test_gateways_ask_the_models_service_where_there_is_one() -> None:
     assert "replicas" not in one(objects("ha"), "Deployment", "r-guardrails")["spec"]
 
 
+def test_mlflow_starts_nothing_beside_its_server() -> None:
+    """Seven runners of 235 MB each (measured, 3.17) would be ended by the container's limit, and the server with them."""
+    assert environment(objects("minimal"), "mlflow")["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
 # -- people and neighbours -----------------------------------------------------------------------------------------
 
 
