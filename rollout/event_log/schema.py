@@ -87,3 +87,12 @@ USAGE_DAYS = sa.Table(
     sa.Column("output_tokens", sa.BigInteger, nullable=False),
     sa.Column("unmetered", sa.BigInteger, nullable=False),
 )
+
+NOTIFIED = sa.Table(
+    "notified",
+    METADATA,
+    sa.Column("receiver", sa.String(255), primary_key=True),
+    # A `Position`: the entry of the log, and which of the things that it tells.
+    sa.Column("entry", sa.BigInteger, nullable=False),
+    sa.Column("place", sa.BigInteger, nullable=False),
+)

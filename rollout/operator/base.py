@@ -20,6 +20,11 @@ class ResourceWriter(Protocol):
 
     """
 
+    @property
+    def undeclared(self) -> frozenset[str]:
+        """Fields of the status that the definition in the cluster does not know, and that are left out therefore."""
+        ...
+
     async def write_status(self, resource: Resource, status: Mapping[str, Any]) -> Mapping[str, Any]:
         """Let the status be this; returns the resource as it is then."""
         ...
@@ -29,5 +34,5 @@ class ResourceWriter(Protocol):
         ...
 
     async def post(self, resource: Resource, note: Note) -> None:
-        """Post an Event about it. The same one again is not posted twice."""
+        """Post an Event about it. The same one again is not posted twice; one that is refused is let go."""
         ...

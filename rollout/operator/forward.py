@@ -28,7 +28,7 @@ from websocket import (
 )
 
 from rollout.errors import ClusterUnavailable
-from rollout.operator.api import ANSWER_S, CONNECT_S, Address, asked, credentials, translated
+from rollout.operator.api import ANSWER_S, CONNECT_S, Address, asked, token_of, translated
 
 LEADER = "app.kubernetes.io/component=controller,tidegate.dev/leader=true"
 CONTROL_PORT = 8080
@@ -182,7 +182,7 @@ def forward(configuration: client.Configuration, namespace: str, pod: str, port:
             url,
             timeout=ANSWER_S,
             subprotocols=[PROTOCOL],
-            header=credentials(configuration),
+            header=_credentials(configuration),
             sslopt=_tls(configuration) if url.startswith("wss:") else None,
             **_proxy(configuration),
         )
@@ -194,6 +194,12 @@ def forward(configuration: client.Configuration, namespace: str, pod: str, port:
         raise ClusterUnavailable(f"{what}: the API server does not answer ({type(error).__name__})") from None
     line.settimeout(SILENT_S)
     return PodConnection(line, port, f"{namespace}/{pod}")
+
+
+def _credentials(configuration: client.Configuration) -> dict[str, str]:
+    """The header by which the configuration's user is known; none for who has a certificate."""
+    token = token_of(configuration)
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def _tls(configuration: client.Configuration) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, assert_never
 
 from registry.errors import RegistryError, UnknownModel, UnknownVersion
@@ -143,11 +143,11 @@ class Reconciler:
         own = (r for r in self._resources.values() if r.model == model and r.uid not in self._rivals)
         return next((_owner(r) for r in own), None)
 
-    def replace_all(self, bodies: Iterable[Mapping[str, Any]]) -> None:
-        """Take a complete listing: what is not in it is gone."""
+    def replace_all(self, bodies: Iterable[Mapping[str, Any]], unseen: Collection[str] = ()) -> None:
+        """Take a listing: what is not in it is gone, but for namespaces that it can tell nothing of."""
         found = [read_resource(body) for body in bodies]
         kept = {r.key: r for r in found}
-        for key in [k for k in self._resources if k not in kept]:
+        for key in [k for k in self._resources if k not in kept and k.namespace not in unseen]:
             self._forget(key)
         for resource in found:
             self._take(resource)
@@ -437,14 +437,15 @@ class Reconciler:
         rest_s = ACTIVE_S if moving else RESYNC_S
         if memory.tried is not None and memory.tried.retry_at is not None:
             rest_s = min(rest_s, max(HOLD_S, memory.tried.retry_at - now))
-        if same(after.written(), there.written):
+        written = {name: value for name, value in after.written().items() if name not in self._writer.undeclared}
+        if same(written, there.written):
             return rest_s
         only_counts = without_evidence(after) == without_evidence(before) and before.signals != after.signals
         if only_counts and now - memory.written_at < EVIDENCE_S:
             return rest_s
         for note in notes(before, after):
             await self._post(resource, note)
-        body = await self._writer.write_status(resource, after.written())
+        body = await self._writer.write_status(resource, written)
         memory.written_at = now
         self._back(resource.key, body, held=True)
         return rest_s

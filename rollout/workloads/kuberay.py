@@ -14,7 +14,7 @@ from typing import Any
 
 from rollout.cluster_api import ClusterApi, Object
 from rollout.engine_specs import Capacity
-from rollout.errors import ClusterRejected, ClusterUnavailable, WorkloadRejected, WorkloadUnavailable
+from rollout.errors import ClusterRejected, ClusterUnavailable, MissingRight, WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
 from rollout.workloads.engine_pods import NODE_TYPE, EngineCluster
 from rollout.workloads.ray_dashboards import RayDashboards
@@ -86,6 +86,10 @@ class KubeRayWorkloads:
         """By application: pods whose engine has stopped, as they were seen last."""
         self._seen: dict[str, WorkloadStatus] = {}
         self._room_unknown = False
+        self._needed: frozenset[str] = frozenset()
+        """Namespaces in which something is wanted."""
+        self._closed: frozenset[str] = frozenset()
+        """Namespaces in which nothing is wanted, and that may not be read."""
         self._made: dict[str, tuple[tuple[Workload, Owner | None, str], Object]] = {}
         self.writes = 0
         """How many objects were written or deleted, for tests and metrics."""
@@ -94,6 +98,7 @@ class KubeRayWorkloads:
         """Make the RayServices equal to `desired`. One that is refused holds up no other. See `WorkloadPort`."""
         wanted = {w.application: w for w in desired}
         async with self._lock:
+            self._needed = frozenset(w.namespace for w in desired)
             given = tuple(desired)
             if given == self._applied and self._is_fresh(self._applied_at):
                 return
@@ -191,8 +196,23 @@ class KubeRayWorkloads:
 
     async def _every(self, api_version: str, plural: str) -> list[Object]:
         paths = [collection(api_version, plural, namespace) for namespace in self._namespaces]
-        listed = await asyncio.gather(*(self._api.every(path, labels=self._labels) for path in paths))
-        return [found for part in listed for found in part]
+        listed = await asyncio.gather(
+            *(self._api.every(path, labels=self._labels) for path in paths), return_exceptions=True
+        )
+        parts = dict(zip(self._namespaces, listed, strict=True))
+        closed = {n for n, part in parts.items() if isinstance(part, MissingRight) and n not in self._needed}
+        closed = closed if len(closed) < len(parts) else set()  # then it is no single namespace's matter
+        for namespace in closed - self._closed:
+            log.warning("namespace %s, where nothing is wanted, is left alone: %s", namespace, parts[namespace])
+        self._closed = frozenset(closed)
+        found: list[Object] = []
+        for namespace, part in parts.items():
+            if namespace in closed:
+                continue
+            if isinstance(part, BaseException):
+                raise part
+            found += part
+        return found
 
     async def _ask(self, services: Mapping[str, Object]) -> Mapping[str, Mapping[str, Any]]:
         if self._dashboards is None:

@@ -44,6 +44,7 @@ SHELL = {
     "rollout.versions": "asks the registry, in threads",
     "rollout.watching": "asks workloads and gateways",
     "monitoring.instruments": "the home of prometheus_client",
+    "serving.orderly_server": "is a server",
 }
 """Modules at the top of a package that are not pure, and why. Folders below a package are ports and adapters."""
 

@@ -1,7 +1,7 @@
 """Who may do what: Roles and bindings, as rendered from a chart, put before every request.
 
-A bearer token `system:serviceaccount:<namespace>:<name>` is that ServiceAccount, any other one an administrator: tests
-act as one. Who shows no token may do nothing; but for kubectl, which sends none without TLS.
+A bearer token `system:serviceaccount:<namespace>:<name>` is that ServiceAccount; any other token is an administrator,
+as which tests act. Who shows none is nobody and may do nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 Object = dict[str, Any]
 ACCOUNT = "system:serviceaccount:"
-ADMIN = "admin"
 ANONYMOUS = "system:anonymous"
 
 
@@ -50,14 +49,16 @@ class Grant:
 
 
 class Access:
-    """The grants of a cluster; without any, everybody is an administrator."""
+    """The grants of a cluster, to ServiceAccounts."""
 
     def __init__(self, grants: Iterable[Grant] = ()) -> None:
         self.grants = list(grants)
 
     def allows(self, user: str, asked: Request) -> bool:
+        if user == ANONYMOUS:
+            return False
         if not user.startswith(ACCOUNT):
-            return user != ANONYMOUS
+            return True
         return any(g.subject == user and g.allows(asked) for g in self.grants)
 
     def revoke(self, verb: str, resource: str) -> list[Grant]:

@@ -30,7 +30,7 @@ from tests.kubernetes.faults import Asked, Fault, Faults, Trouble, refusal
 from tests.kubernetes.kinds import Kind
 from tests.kubernetes.kubelet import Kubelet
 from tests.kubernetes.patches import json_patch, merge_patch, set_at_path
-from tests.kubernetes.rbac import ADMIN, ANONYMOUS, Access, Request, grants_in
+from tests.kubernetes.rbac import ACCOUNT, ANONYMOUS, Access, Request, grants_in
 from tests.kubernetes.routes import Route, discovery, open_api, route, scale_of, table
 from tests.kubernetes.selectors import matches
 
@@ -134,9 +134,8 @@ class ApiServer:
         """The writes that were asked for, but for those to some resources."""
         return [a for a, _ in self.asked if a.writes and a.resource not in set(but)]
 
-    def kubeconfig(self, token: str = "", namespace: str = "default") -> Object:
+    def kubeconfig(self, token: str = "admin", namespace: str = "default") -> Object:
         """A kubeconfig with one context, `stand-in`."""
-        user = {"token": token or ADMIN}
         server: Object = {"server": self.url}
         if self._authority is not None:
             server["certificate-authority-data"] = base64.b64encode(self._authority.cert_pem.bytes()).decode()
@@ -145,7 +144,7 @@ class ApiServer:
             "kind": "Config",
             "current-context": "stand-in",
             "clusters": [{"name": "stand-in", "cluster": server}],
-            "users": [{"name": "me", "user": user}],
+            "users": [{"name": "me", "user": {"token": token}}],
             "contexts": [
                 {"name": "stand-in", "context": {"cluster": "stand-in", "user": "me", "namespace": namespace}}
             ],
@@ -185,7 +184,7 @@ class ApiServer:
             self.asked.append((asked, code))
 
     async def _admit_and_do(self, asked: Asked, to: Route, body: Any, request: web.Request) -> web.StreamResponse:
-        self._authorize(asked, to, request)
+        self._authorize(asked, to, body, request)
         fault = self.faults.strike(asked)
         if fault is not None and fault.trouble is not Trouble.LOST_ANSWER:
             await self._struck(fault, request)
@@ -207,7 +206,7 @@ class ApiServer:
             request.transport.abort()
         raise Refused(503, "ServiceUnavailable", "the connection was cut")
 
-    def _authorize(self, asked: Asked, to: Route, request: web.Request) -> None:
+    def _authorize(self, asked: Asked, to: Route, body: Any, request: web.Request) -> None:
         user = asked.user
         verbs = [asked.verb]
         if to.subresource == "portforward":
@@ -218,6 +217,19 @@ class ApiServer:
             name = to.name or _field_name(request)
             if not self.access.allows(user, Request(verb, to.kind.group, to.resource, to.namespace, name)):
                 raise forbidden(user, verb, to.resource, to.kind.group, to.namespace, asked.name)
+        self._authorize_owners(user, to, body)
+
+    def _authorize_owners(self, user: str, to: Route, body: Any) -> None:
+        """Who holds up an owner's deletion must have a right over it (OwnerReferencesPermissionEnforcement)."""
+        owners = ((body if isinstance(body, dict) else {}).get("metadata") or {}).get("ownerReferences") or ()
+        for owner in owners:
+            kind = next((k for k in self.cluster.kinds.values() if k.kind == owner["kind"]), None)
+            if kind is None or not owner.get("blockOwnerDeletion"):
+                continue
+            finalizers = f"{kind.plural}/finalizers"
+            asked = Request("update", kind.group, finalizers, to.namespace, owner["name"])
+            if not self.access.allows(user, asked):
+                raise forbidden(user, "update", finalizers, kind.group, to.namespace, owner["name"])
 
     async def _body(self, request: web.Request) -> Any:
         raw = await request.read()
@@ -437,8 +449,12 @@ def _wants_table(request: web.Request) -> bool:
 
 
 def _user(request: web.Request) -> str:
-    token = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-    return token or (ADMIN if request.headers.get("User-Agent", "").startswith("kubectl") else ANONYMOUS)
+    """Whose token came along; the scheme is read without regard to case, and who shows none is nobody."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        # Without TLS kubectl keeps its token to itself, so here it is taken at its word.
+        return "admin" if request.headers.get("User-Agent", "").startswith("kubectl/") else ANONYMOUS
+    return token if token.startswith(ACCOUNT) else "admin"
 
 
 def _manager(request: web.Request) -> str:

@@ -12,7 +12,6 @@ from kubernetes.client.exceptions import ApiException
 
 from tests.kubernetes.definitions import GATES
 from tests.kubernetes.faults import Trouble
-from tests.kubernetes.rbac import ADMIN
 from tests.kubernetes.server import ApiServer
 from tests.kubernetes.structural import RULES_RUN
 
@@ -24,9 +23,9 @@ WHERE = ("tests.dev", "v1", "default", "gates")
 class Client:
     """The official client's three calls that these tests are about."""
 
-    def __init__(self, api: ApiServer, token: str = ADMIN) -> None:
+    def __init__(self, api: ApiServer, token: str = "admin") -> None:
         configuration = kubernetes.client.Configuration(host=api.url)
-        configuration.api_key = {"authorization": f"Bearer {token}"} if token else {}
+        configuration.api_key = {"authorization": f"Bearer {token}"}
         configuration.retries = False
         self.api = kubernetes.client.ApiClient(configuration)
         self.objects = kubernetes.client.CustomObjectsApi(self.api)

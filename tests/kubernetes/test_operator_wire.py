@@ -175,9 +175,10 @@ async def test_a_watch_that_is_refused_is_told_in_the_resources_and_heals(
         rig.apply("1.1.0")
         await rig.until(lambda: rig.serving("1.1.0"))  # a list may still be read, now and then
         cluster.access.grants = before
-        await rig.until(lambda: rig.operator.message == "")
-        rig.operator.reconciler.wake(key)
-        await rig.until(lambda: rig.condition("Degraded") == "AsExpected")
+        rig.apply("1.2.0")
+        await rig.until(lambda: rig.serving("1.2.0"))
+        rig.annotate("ack", "seen")  # the watch brings something, so it works
+        await rig.until(lambda: rig.operator.message == "" and rig.condition("Degraded") == "AsExpected")
 
 
 async def test_events_that_are_refused_keep_nothing_from_being_told(cluster: ApiServer, tmp_path: Path) -> None:
@@ -187,6 +188,19 @@ async def test_events_that_are_refused_keep_nothing_from_being_told(cluster: Api
             rig.apply(version)
             await rig.until(lambda v=version: rig.serving(v))  # type: ignore[misc]
     assert cluster.cluster.list("events", NAMESPACE) == []
+
+
+async def test_a_namespace_that_may_not_be_read_holds_no_other_up(cluster: ApiServer, tmp_path: Path) -> None:
+    """As after somebody has deleted a watched namespace: the rights in it are gone with it."""
+    async with operating(cluster, tmp_path, also=("deleted",)) as rig:
+        for version in ("1.0.0", "1.1.0"):
+            rig.apply(version)
+            await rig.until(lambda v=version: rig.serving(v))  # type: ignore[misc]
+        assert "nothing of namespace deleted is seen" in rig.operator.message
+        rig.annotate("rollback", "now")
+        await rig.until(lambda: rig.serving("1.0.0"))
+        refused = {a.namespace for a, code in cluster.asked if code == 403}
+        assert refused == {"deleted"}
 
 
 def many_that_serve(cluster: ApiServer) -> EventLog:

@@ -39,7 +39,7 @@ def with_leader(api: ApiServer, namespace: str = NAMESPACE) -> ApiServer:
     return api
 
 
-def client_of(api: ApiServer, folder: Path, user: str = "") -> ClusterClient:
+def client_of(api: ApiServer, folder: Path, user: str = "admin") -> ClusterClient:
     file = folder / f"kubeconfig-{user[-6:]}"
     file.write_text(yaml.safe_dump(api.kubeconfig(user, NAMESPACE)))
     address = Address(kubeconfig=file, context="stand-in")

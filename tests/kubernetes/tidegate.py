@@ -9,14 +9,13 @@ import kubernetes
 from rollout.cluster_api import ClusterApi
 from rollout.workloads.engine_pods import EngineCluster
 from rollout.workloads.kuberay import KubeRayWorkloads
-from tests.kubernetes.rbac import ADMIN
 from tests.kubernetes.server import ApiServer
 
 CLUSTER = EngineCluster(release="tide", ray_version="2.60.0", ray_auth_secret="tide-ray-token")
 
 
-def cluster_api(api: ApiServer, token: str = ADMIN, timeout_s: tuple[float, float] = (1.0, 5.0)) -> ClusterApi:
-    """A client of this server; with a token, as that service account."""
+def cluster_api(api: ApiServer, token: str = "admin", timeout_s: tuple[float, float] = (1.0, 5.0)) -> ClusterApi:
+    """A client of this server; by a token, as that service account or an administrator."""
     configuration = kubernetes.client.Configuration(host=api.url)
     configuration.api_key = {"BearerToken": f"Bearer {token}"}
     configuration.retries = False

@@ -43,6 +43,8 @@ class DirectWriter:
     writes: list[tuple[str, str]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
+    undeclared: frozenset[str] = frozenset()
+
     async def write_status(self, resource: Resource, status: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._apply("status", resource, {"status": dict(status)}, "status", force=True)
 

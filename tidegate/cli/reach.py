@@ -21,8 +21,11 @@ class Reach(enum.StrEnum):
 
 _REGISTRY = "asks the registry that TIDEGATE_TRACKING_URI names, wherever the platform is"
 _NO_PLATFORM = "needs no platform"
-_DRIFT = "asks this machine's drift watch; the chart runs none"
-_LOG = "reads the request log of this machine's gateways; on a cluster it lies in each gateway's pod: `kubectl cp`"
+_DRIFT = (
+    "works on the files of this machine's drift watch; on a cluster: "
+    "`kubectl exec deploy/RELEASE-drift -- tidegate drift ...`"
+)
+_REPLAY = "asks this machine's gateway; `tidegate log export` from the cluster and port-forward its gateway"
 _PROBE = "asks this machine's gateway; port-forward the cluster's and send requests to that"
 
 COMMANDS: Mapping[str, tuple[Reach, str]] = {
@@ -33,7 +36,8 @@ COMMANDS: Mapping[str, tuple[Reach, str]] = {
         (Reach.RESOURCES, ""),
     ),
     **dict.fromkeys(
-        ("key create", "key list", "key revoke", "quota set", "quota list", "quota remove", "usage"),
+        ("key create", "key list", "key revoke", "quota set", "quota list", "quota remove", "usage",
+         "log show", "log list", "log export", "log erase"),
         (Reach.CONTROLLER, ""),
     ),
     **dict.fromkeys(
@@ -60,7 +64,7 @@ COMMANDS: Mapping[str, tuple[Reach, str]] = {
         (Reach.MACHINE, _DRIFT),
     ),
     **dict.fromkeys(("probe run", "probe show"), (Reach.MACHINE, _PROBE)),
-    **dict.fromkeys(("log show", "log list", "log export", "log replay", "log erase"), (Reach.MACHINE, _LOG)),
+    "log replay": (Reach.MACHINE, _REPLAY),
 }  # fmt: skip
 """Every command: how it reaches a cluster, and for those that don't, why and what does."""
 
