@@ -28,7 +28,7 @@ from websocket import (
 )
 
 from rollout.errors import ClusterUnavailable
-from rollout.operator.api import ANSWER_S, CONNECT_S, Address, asked, translated
+from rollout.operator.api import ANSWER_S, CONNECT_S, Address, asked, token_of, translated
 
 LEADER = "app.kubernetes.io/component=controller,tidegate.dev/leader=true"
 CONTROL_PORT = 8080
@@ -197,9 +197,9 @@ def forward(configuration: client.Configuration, namespace: str, pod: str, port:
 
 
 def _credentials(configuration: client.Configuration) -> dict[str, str]:
-    """The headers by which the configuration's user is known; none for who has a certificate."""
-    settings: dict[str, Any] = dict(configuration.auth_settings())
-    return {s["key"]: s["value"] for s in settings.values() if s.get("in") == "header" and s.get("value")}
+    """The header by which the configuration's user is known; none for who has a certificate."""
+    token = token_of(configuration)
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def _tls(configuration: client.Configuration) -> dict[str, Any]:

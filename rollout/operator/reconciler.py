@@ -40,7 +40,7 @@ from rollout.operator.intent import Ask, Intent, Known, hurries, intent, rivals
 from rollout.operator.memory import Memory
 from rollout.operator.names import API_VERSION, KIND
 from rollout.operator.resource import Key, Resource, read_resource
-from rollout.operator.telling import Problem, Seen, notes, tell, without_evidence
+from rollout.operator.telling import Note, Problem, Seen, notes, tell, without_evidence
 from rollout.specs import RolloutSpec
 from rollout.status import ModelStatus
 from rollout.workloads.base import Owner
@@ -117,9 +117,13 @@ class Reconciler:
         self._busy: set[Key] = set()
         self._hurried: set[Key] = set()
         """Whom a rollback or an abort waits for."""
+        self._unposted = False
+        """Whether the last Event was refused."""
         self._wake = asyncio.Event()
         self.message = ""
         """Why the cluster does not take what is written; empty while it does."""
+        self.unseen: Callable[[], str] = lambda: ""
+        """Says why resources are not watched, where somebody has to do something about it."""
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
@@ -440,11 +444,22 @@ class Reconciler:
         if only_counts and now - memory.written_at < EVIDENCE_S:
             return rest_s
         for note in notes(before, after):
-            await self._writer.post(resource, note)
+            await self._post(resource, note)
         body = await self._writer.write_status(resource, written)
         memory.written_at = now
         self._back(resource.key, body, held=True)
         return rest_s
+
+    async def _post(self, resource: Resource, note: Note) -> None:
+        """Post an Event; one that the cluster does not accept keeps no status from being written."""
+        try:
+            await self._writer.post(resource, note)
+        except ClusterRejected as error:
+            if not self._unposted:
+                log.warning("%s/%s: %s; statuses tell it all the same", *resource.key, error)
+            self._unposted = True
+        else:
+            self._unposted = False
 
     def _seen(self, resource: Resource, memory: Memory, problem: Problem | None) -> Seen:
         owns = resource.uid not in self._rivals
@@ -453,6 +468,8 @@ class Reconciler:
         holding = (
             f"the event log is away: {store}" if store else f"the workloads are away: {workloads}" if workloads else ""
         )
+        if not holding and (unseen := self.unseen()):
+            holding = f"changes of resources are not seen: {unseen}"
         return Seen(
             status=status,
             observation=self._controller.observation(resource.model) if status is not None else None,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,12 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = (1.0, 30.0)
 """The first and the longest pause before watching is begun anew."""
+WORKS_S = 20.0
+"""A watch that has not ended by then was let in: kopf asks again for about nine seconds before it gives up."""
+LASTED_S = 30.0
+"""A watch that went on for so long was one: what ended it has nothing to do with the pauses before."""
+REFUSALS = frozenset({"APIForbiddenError", "APIUnauthorizedError", "LoginError"})
+"""kopf's errors for which somebody has to put a right in order; it gives them no public names."""
 WATCH_S = 300
 """How long the API server may keep one watch open; then it is opened again from where it was."""
 SILENT_S = 120.0
@@ -66,6 +73,8 @@ class Watcher:
         """Ends the watches that run now."""
         self.message = ""
         """Why nothing is seen; empty while it is."""
+        self.refused = False
+        """Whether that is for want of a right, so that it lasts until somebody puts it right."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -89,23 +98,28 @@ class Watcher:
     def _watch_for_ever(self, loop: asyncio.AbstractEventLoop) -> None:
         pause_s = AGAIN_S[0]
         while not self._stop.is_set():
+            began = time.monotonic()
             try:
                 opened = self._list(loop)
-                pause_s = AGAIN_S[0]
                 self._watch(loop, opened)
             except ResourceGone:
                 self._failed(f"the cluster does not know {DEFINITION}; install the chart's crds/ folder")
             except ClusterError as error:
-                self._failed(str(error))
+                self._failed(str(error), refused=isinstance(error, ClusterRejected))
             except Exception as error:  # kopf raises what its parts raise; all of it means: begin anew
-                self._failed(f"watching {PLURAL} ended: {type(error).__name__}: {error}"[:500])
+                refused = not REFUSALS.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+                way_out = "; see the table of rights in docs/kubernetes.md" if refused else ""
+                said = error.args[0] if refused and error.args else error
+                told = f"watching {PLURAL} ended: {type(error).__name__}: {said}"[:400]
+                self._failed(told + way_out, refused=refused)
+            pause_s = AGAIN_S[0] if time.monotonic() - began > LASTED_S else pause_s
             self._stop.wait(pause_s)
             pause_s = min(AGAIN_S[1], 2 * pause_s)
 
-    def _failed(self, message: str) -> None:
+    def _failed(self, message: str, *, refused: bool = False) -> None:
         if message != self.message:
             log.warning("%s; trying again", message)
-        self.message = message
+        self.message, self.refused = message, refused
 
     def _list(self, loop: asyncio.AbstractEventLoop) -> tuple[str, ...]:
         """A complete listing first: only who has all of them can tell who claims a model's name.
@@ -129,7 +143,7 @@ class Watcher:
             raise next(iter(closed.values()))
         if closed:
             self._failed("; ".join(f"nothing of namespace {n} is seen: {error}" for n, error in closed.items()))
-        else:
+        elif not self.refused:  # else it is the watch that says whether it works again
             self.message = ""
         _hand_over(loop, lambda: self._listed(found, tuple(closed)))
         return opened
@@ -139,13 +153,20 @@ class Watcher:
         if self._stop.is_set():
             return
         again = threading.Timer(CLOSED_S, over.set)
-        again.daemon = True
+        works = threading.Timer(WORKS_S, self._works)
+        again.daemon = works.daemon = True
+        works.start()
         if len(opened) < len(self._namespaces):
             again.start()
         try:
             self._watch_until(loop, opened, over)
         finally:
             again.cancel()
+            works.cancel()
+
+    def _works(self) -> None:
+        if self.refused:
+            self.message, self.refused = "", False
 
     def _watch_until(self, loop: asyncio.AbstractEventLoop, opened: tuple[str, ...], over: threading.Event) -> None:
         registry = kopf.OperatorRegistry()
@@ -154,6 +175,8 @@ class Watcher:
         @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
         async def seen(event: Mapping[str, Any], **_: object) -> None:
             body, gone = dict(event["object"]), event["type"] == "DELETED"
+            if event["type"] is not None:  # not of the list that a watch begins with, which may be allowed all the same
+                self._works()
             _hand_over(loop, lambda: self._changed(body, gone))
 
         own = asyncio.new_event_loop()

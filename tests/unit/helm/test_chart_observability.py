@@ -17,8 +17,9 @@ from monitoring.rules.document import rules_document
 from monitoring.slo import Availability, FirstToken, ServiceLevels
 from serving.drift.config import DriftConfig
 from serving.gateway.config import GatewayConfig
-from tests.unit.helm.charts import CHART, ROOT, Object, identity, objects, one
+from tests.unit.helm.charts import CHART, ROOT, SETS, Object, identity, objects, one, values_of
 
+EVERY = ("", *SETS)
 HOME = "/var/lib/tidegate"
 
 
@@ -190,9 +191,11 @@ def test_mlflow_starts_nothing_beside_its_server() -> None:
 def test_gateways_environment_can_be_added_to_and_not_taken_over() -> None:
     found = objects({"gateway": {"env": {"OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}}})
     assert environment(found, "gateway")["OTEL_EXPORTER_OTLP_COMPRESSION"] == "gzip"
-    for name in ("TIDEGATE_GATEWAY_NAME", "OTEL_EXPORTER_OTLP_HEADERS", "PYTHONUNBUFFERED"):
+    own = {v for name in EVERY for v in environment(objects(name), "gateway")}
+    for name in own:
+        values = {**values_of("external-everything"), "gateway": {"env": {name: "x"}}}
         with pytest.raises(helm.HelmError, match=name):
-            objects({"gateway": {"env": {name: "x"}}})
+            objects(values)
 
 
 def test_the_adapters_rule_in_the_documents_serves_what_the_scaler_asks_for() -> None:

@@ -115,6 +115,7 @@ def test_the_schema_refuses_with_the_place_and_the_reason(values: Mapping[str, A
         ({"gateway": {"ingress": {"enabled": True}}}, "gateway.ingress.host is empty"),
         ({"engine": {"modelCache": {"claim": "a", "path": "/b"}}}, "keep weights in one place"),
         ({"requestLog": {"storage": {"claim": "a", "create": True}}}, "bring a claim, or have one made"),
+        ({"gateway": {"env": {"TIDEGATE_GATEWAY_NAME": "me"}}}, "which the chart sets itself"),
     ],
 )
 def test_what_contradicts_itself_is_refused_with_the_way_out(values: Mapping[str, Any], told: str) -> None:
