@@ -48,6 +48,14 @@ class GatewayInstruments:
         self.queue_depth = Gauge(
             "tidegate_queue_depth", "Requests waiting for their turn.", ("model", "priority"), registry=self.registry
         )
+        self.quota_limit = Gauge(
+            "tidegate_quota_limit", "This gateway's part of what the keys of a namespace may use together.",
+            ("key_namespace", "limit"), registry=self.registry,
+        )  # fmt: skip
+        self.quota_used = Gauge(
+            "tidegate_quota_used", "What is used of that now; above it after answers that cost more than expected.",
+            ("key_namespace", "limit"), registry=self.registry,
+        )  # fmt: skip
         self.revision_info = Gauge(
             "tidegate_revision_info", "1 for each revision and the role it has now.",
             ("model", "version", "revision", "role"), registry=self.registry,
@@ -178,6 +186,14 @@ class GatewayInstruments:
         self.queue_depth.clear()
         for (model, priority), count in counts.items():
             self.queue_depth.labels(model, priority).set(count)
+
+    def set_quotas(self, use: Mapping[tuple[str, str], tuple[int, int]]) -> None:
+        """Set what is allowed and used by (namespace, limit); series of other namespaces are removed."""
+        self.quota_limit.clear()
+        self.quota_used.clear()
+        for (namespace, limit), (allowed, used) in use.items():
+            self.quota_limit.labels(namespace, limit).set(allowed)
+            self.quota_used.labels(namespace, limit).set(used)
 
     def set_in_flight(self, counts: Iterable[tuple[str, str, int]]) -> None:
         """Set the answers under way by (model, version)."""

@@ -27,6 +27,8 @@ class Right(enum.StrEnum):
     OPERATE = "operate"
     """Say verbs: deploy, promote, roll back."""
     MANAGE_KEYS = "manage-keys"
+    SET_QUOTAS = "set-quotas"
+    """Say what the keys of a namespace may use together."""
     READ_TEXT = "read-text"
     """Read logged prompts and answers."""
     ERASE_TEXT = "erase-text"
@@ -62,6 +64,9 @@ ROUTES: Mapping[tuple[str, str], Right] = {
     ("GET", "/api/v1/keys"): Right.MANAGE_KEYS,
     ("POST", "/api/v1/keys"): Right.MANAGE_KEYS,
     ("POST", "/api/v1/keys/{key_id}/revoke"): Right.MANAGE_KEYS,
+    ("GET", "/api/v1/quotas"): Right.READ,
+    ("PUT", "/api/v1/quotas/{namespace}"): Right.SET_QUOTAS,
+    ("DELETE", "/api/v1/quotas/{namespace}"): Right.SET_QUOTAS,
     (WEBSOCKET, "/internal/v1/gateway"): Right.DIAL,
 }
 """By (method, path template)."""
@@ -81,7 +86,7 @@ def needed(right: Right) -> ControlRole | None:
             return ControlRole.VIEWER
         case Right.OPERATE:
             return ControlRole.OPERATOR
-        case Right.MANAGE_KEYS | Right.ERASE_TEXT:
+        case Right.MANAGE_KEYS | Right.SET_QUOTAS | Right.ERASE_TEXT:
             return ControlRole.ADMIN
         case Right.READ_TEXT:
             return ControlRole.DATA_READER
@@ -101,13 +106,14 @@ def may(roles: Collection[ControlRole], right: Right | None, bound: str = "") ->
     `data-reader` and `gateway` stand beside the ladder: they include nothing, so that a key that leaks from a
     gateway's machine can neither read statuses nor roll anything back.
 
+    Quotas are set by those who are bound to no namespace: one that its own subjects could raise would be none.
     A user's requests are erased whatever model they went to, and a gateway is told every model's traffic and every key:
     an admin of one namespace has neither right. A gateway's own key dials whatever its namespace, since `manages`
     lets nobody make one who could not dial.
     """
     if right is None:
         return False
-    if bound and right is Right.ERASE_TEXT:
+    if bound and right in (Right.ERASE_TEXT, Right.SET_QUOTAS):
         return False
     if bound and right is Right.DIAL:
         return ControlRole.GATEWAY in roles

@@ -1,4 +1,4 @@
-"""Keys on their way to the gateways, usage on its way to the store. Shell: tasks of the leading controller.
+"""Keys and quotas on their way to the gateways, usage on its way to the store. Shell: tasks of the leading controller.
 
 Nothing here holds up a decision. The store is asked in threads, by one task for keys and one for usage; what can't be
 booked now is not acknowledged, and gateways send it again.
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from rollout.accounts.base import KEPT_S, AccountStore
 from rollout.errors import EventLogUnavailable
 from rollout.traffic_routers.gateway import GatewayRouter
-from serving.keys import KeyRecord
+from serving.keys import KeyRecord, Quota
 from serving.outcomes import UsageReport
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Accounting:
         self._clock = clock
         self._version = -1
         self._keys: tuple[KeyRecord, ...] = ()
+        self._quotas: tuple[Quota, ...] = ()
         self._loading = asyncio.Lock()
         self._reports: asyncio.Queue[Report] = asyncio.Queue(MAX_REPORTS)
 
@@ -51,11 +52,16 @@ class Accounting:
         """Every key, as last read; the same object until one changes."""
         return self._keys
 
+    def quotas(self) -> tuple[Quota, ...]:
+        """Every quota of a namespace, as last read."""
+        return self._quotas
+
     def load(self) -> None:
-        """Read the keys when they have changed. Blocks; for a thread, or before anything runs."""
+        """Read keys and quotas when they have changed. Blocks; for a thread, or before anything runs."""
         version = self._accounts.keys_version()
         if version != self._version:
-            self._keys, self._version = self._accounts.keys(), version
+            keys, quotas = self._accounts.keys(), self._accounts.quotas()
+            self._keys, self._quotas, self._version = keys, quotas, version
 
     async def put_key(self, record: KeyRecord) -> None:
         """Keep a key, or the new state of one; when this returns, the gateways that can be reached were told.
@@ -67,14 +73,29 @@ class Accounting:
         await asyncio.to_thread(self._accounts.put_key, record)
         await self.refresh()
 
+    async def put_quota(self, quota: Quota) -> None:
+        """Keep a namespace's quota; when this returns, the gateways that can be reached were told.
+
+        Raises:
+            EventLogUnavailable: it may be kept or not; putting it again does no harm.
+
+        """
+        await asyncio.to_thread(self._accounts.put_quota, quota)
+        await self.refresh()
+
+    async def drop_quota(self, namespace: str) -> None:
+        """Let a namespace have no quota any more; otherwise as `put_quota`."""
+        await asyncio.to_thread(self._accounts.drop_quota, namespace)
+        await self.refresh()
+
     async def refresh(self, *, push: bool = False) -> None:
-        """Read the keys, and tell the gateways when one has changed, or in any case with `push`."""
+        """Read keys and quotas, and tell the gateways when one has changed, or in any case with `push`."""
         async with self._loading:
             before = self._version
             await asyncio.to_thread(self.load)
             if push or self._version != before:
                 now = self._clock()
-                await self._router.set_keys([k for k in self._keys if k.valid(now)])
+                await self._router.set_keys([k for k in self._keys if k.valid(now)], self._quotas)
 
     async def follow_keys(self) -> None:
         """Tell the gateways of every change of a key, whichever process made it. For ever."""

@@ -16,6 +16,7 @@ from typing import Any
 from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
 
 from rollout.announcements import announce
+from rollout.errors import EventLogUnavailable
 from rollout.event_log.base import Entry, EventLog, Kind
 from rollout.notifications.base import Cursors, NotDelivered, Notification, Notifier, Position
 from rollout.status import ModelStatus
@@ -186,7 +187,7 @@ class Announcer:
         try:
             async with self._saving:
                 await asyncio.to_thread(self._store.save, dict(self._cursors))
-        except OSError as error:  # then it is told again after a restart
+        except (OSError, EventLogUnavailable) as error:  # then it is told again after a restart
             log.warning("how far receivers have been told can't be kept: %s", error)
 
     async def _tell(self, notifier: Notifier, notification: Notification) -> None:

@@ -16,11 +16,14 @@ import urllib3
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from rollout.errors import ClusterRejected, ClusterUnavailable
+from rollout.errors import ClusterRejected, ClusterUnavailable, MissingRight
 
 Object = dict[str, Any]
 
 FIELD_MANAGER = "tidegate"
+UNTYPED = "failed to create typed patch object"
+"""What a server-side apply is answered, with 500, whose object does not fit the schema: an older KubeRay's, say."""
+NOT_DECLARED = "field not declared in schema"
 APPLY = "application/apply-patch+yaml"
 PAGE = 500
 TIMEOUT_S = (3.0, 20.0)
@@ -166,10 +169,11 @@ def _judged(method: str, path: str, code: int, text: bytes) -> Object | None:
     message = str(found.get("message") or "")[:MESSAGE_LIMIT] if isinstance(found, dict) else ""
     if code == 410:
         raise _Expired(f"410 from the API server: {message}")
-    if code in (400, 405, 413, 415, 422) or (code == 403 and "exceeded quota" in message):
-        raise ClusterRejected(f"the API server refused {path.rpartition('/')[2]}: {message}")
+    # What admission refuses (a quota, a policy, a namespace that is going) is 403 too; a missing right names the user.
+    missing_right = code == 401 or (code == 403 and (not message or " cannot " in message))
+    if code in (400, 405, 413, 415, 422) or UNTYPED in message or (code == 403 and not missing_right):
+        hint = "; its definition in the cluster is older than this release needs" if NOT_DECLARED in message else ""
+        raise ClusterRejected(f"the API server refused {path.rpartition('/')[2]}: {message}{hint}")
     if code in (401, 403):
-        raise ClusterUnavailable(
-            f"not allowed ({code}): {message or path}; grant it to the controller's service account"
-        )
+        raise MissingRight(f"not allowed ({code}): {message or path}; grant it to the controller's service account")
     raise ClusterUnavailable(f"the API server answered {code} to {method} {path}: {message}")

@@ -40,7 +40,6 @@ from rollout.status import ModelStatus
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.watching import Watching
 from rollout.workloads.base import WorkloadPort
-from serving.keys import KeyRecord
 from serving.outcomes import Events, Totals, UsageReport
 
 log = logging.getLogger(__name__)
@@ -214,14 +213,6 @@ class Controller:
         """The log of one model."""
         kinds = None if evidence else (Kind.COMMAND, Kind.DECISION)
         return self._log.read(model=model, kinds=kinds)
-
-    def keys(self) -> tuple[KeyRecord, ...]:
-        """Every API key; the same object until one changes."""
-        return self.accounting.keys()
-
-    async def put_key(self, record: KeyRecord) -> None:
-        """See `Accounting.put_key`."""
-        await self.accounting.put_key(record)
 
     # -- leadership ---------------------------------------------------------------------------------------------
 

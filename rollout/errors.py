@@ -98,6 +98,10 @@ class ClusterUnavailable(ClusterError):
         self.retry_after_s = retry_after_s
 
 
+class MissingRight(ClusterUnavailable):
+    """A right is missing: nothing is known of what it is about, and it heals when the right is there."""
+
+
 class ClusterConflict(ClusterError):
     """The resource has changed since it was read."""
 
@@ -106,6 +110,17 @@ class ClusterConflict(ClusterError):
 
 class ClusterRejected(ClusterError):
     """It refused what was sent, or a right is missing."""
+
+
+class UndeclaredFields(ClusterRejected):
+    """The resource's definition in the cluster does not know these fields: it is older than this release.
+
+    `fields`: the outermost ones, by name.
+    """
+
+    def __init__(self, message: str, fields: frozenset[str]) -> None:
+        super().__init__(message)
+        self.fields = fields
 
 
 class ResourceGone(ClusterError):

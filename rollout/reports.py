@@ -116,8 +116,8 @@ def _steps(plan: AnyStrategy) -> list[dict[str, Any]]:
 
 
 def step_count(plan: AnyStrategy) -> int:
-    """How many steps a strategy goes through."""
-    return len(_steps(plan))
+    """How many steps a strategy goes through, as its reasons count them: neither the soak nor the end of it."""
+    return sum(step["weight"] < 100 and not step.get("soak") for step in _steps(plan))
 
 
 def measurement(

@@ -105,6 +105,8 @@ class RolloutState(Frozen):
     mirror_percent: int = 0
     room: int = 1
     """Replicas that stable has given to the canary; with `capacity: replace` only."""
+    room_at: float | None = None
+    """When it gave the last one; None before the first beyond that of the start."""
     paused: bool = False
     at_end: bool = False
     """Paused because nothing is left but a person's word."""
@@ -283,7 +285,7 @@ def _move(
             change = {"stage": Stage.MIRRORING, "step": 0, "weight": 0, "step_started_at": at}
             change["mirror_percent"] = action.percent
         case MakeRoom():
-            change = {"room": action.replicas}
+            change = {"room": action.replicas, "room_at": at}
         case Pause():
             change, phase = {"paused": True, "at_end": action.at_end}, Phase.PAUSED
         case Resume():

@@ -3,9 +3,9 @@
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
-cp monitoring/rules/tidegate.rules.yml helm/tidegate/files/
 rm -f helm/tidegate/files/dashboards/*.json
 cp monitoring/dashboards/*.json helm/tidegate/files/dashboards/
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
+PYTHONPATH=. "$python" scripts/chart_rules.py
 "$python" scripts/chart_schema.py

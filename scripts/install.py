@@ -31,7 +31,7 @@ UNFINISHED = VENV / "tidegate-unfinished"
 LOG = VENV / "tidegate-install.log"
 LOCKS = ROOT / "requirements"
 
-RUN = (("torch-cpu.lock",), ("base.lock", "cpu.lock"))
+RUN = (("torch-cpu.lock",), ("base.lock", "cpu.lock", "demo.lock", "compile.lock"))
 """One tuple per call of pip: it wants hashes for every requirement of a call, or for none. PyTorch comes first since
 it is the one package that a machine may not be able to find."""
 DEV = (("dev.lock",),)

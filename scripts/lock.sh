@@ -39,7 +39,9 @@ fi
 resolve "$work/all.lock" cpu demo compile dev
 pins "$work/all.lock" >"$work/constraints.txt"
 resolve "$work/base.lock"
-resolve "$work/cpu.lock" cpu demo compile
+resolve "$work/cpu.lock" cpu
+resolve "$work/demo.lock" cpu demo
+resolve "$work/compile.lock" cpu compile
 # Another build of vLLM and PyTorch, with needs of its own; the platform below it is the same. Without the place where
 # PyTorch's CPU build is found, which would win over the one with CUDA.
 pins "$work/base.lock" >"$work/constraints.txt"

@@ -42,6 +42,10 @@ class Reason(enum.StrEnum):
     """The key's tokens per minute are used up."""
     CONCURRENCY_LIMITED = "concurrency_limited"
     """The key has as many requests under way as it may."""
+    NAMESPACE_RATE_LIMITED = "namespace_rate_limited"
+    """What all keys of the namespace may ask for in a minute is used up; the next two likewise."""
+    NAMESPACE_TOKEN_RATE_LIMITED = "namespace_token_rate_limited"  # noqa: S105 - tokens of text
+    NAMESPACE_CONCURRENCY_LIMITED = "namespace_concurrency_limited"
     KEYS_UNAVAILABLE = "keys_unavailable"
     """The gateway itself has no keys yet, or only ones that are too old to be trusted."""
     QUEUE_FULL = "queue_full"

@@ -89,6 +89,18 @@ class KeyRecord(Frozen):
         return None if self.namespace == EVERYWHERE else frozenset({"", self.namespace})
 
 
+class Quota(Frozen):
+    """What all keys of one namespace may use together, beside each one's own limits; None means no limit."""
+
+    namespace: Annotated[str, StringConstraints(min_length=1, max_length=63)]
+    """The keys': whose models they ask does not matter. `*` is that of the keys which are good in all."""
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    set_at: float
+    """Seconds since the epoch."""
+
+
 def write_key(key_id: str, secret: str) -> str:
     """The key as its holder gets it, once."""
     return f"{PREFIX}-{key_id}-{secret}"

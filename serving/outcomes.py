@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, TypeAdapter
 
 from serving.accounting import UsageRow
-from serving.keys import KeyRecord
+from serving.keys import KeyRecord, Quota
 from serving.specs import Digest, Frozen
 from serving.traffic import Role, TrafficTable
 
@@ -208,6 +208,8 @@ class KeysPush(Frozen):
 
     type: Literal["keys"] = "keys"
     keys: tuple[KeyRecord, ...]
+    quotas: tuple[Quota, ...] = ()
+    """What the keys of a namespace may use together; one that is not listed has none."""
 
 
 class UsageAccepted(Frozen):

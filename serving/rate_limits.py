@@ -1,8 +1,8 @@
-"""Limits of one key: requests and tokens per minute, and requests under way. Pure; times are arguments, in seconds.
+"""Limits of a key or of a namespace: requests and tokens per minute, and requests under way. Pure.
 
-Each limit per minute is a token bucket (Turner 1986) that holds one minute's worth and refills evenly. So a key that
-was idle may use its whole minute at once, as OpenAI's `x-ratelimit-*` headers have it, and over any stretch of t
-seconds no more than `limit * (1 + t / 60)` is let in.
+Times are arguments, in seconds. Each limit per minute is a token bucket (Turner 1986) that holds one minute's worth
+and refills evenly. So a key that was idle may use its whole minute at once, as OpenAI's `x-ratelimit-*` headers have
+it, and over any stretch of t seconds no more than `limit * (1 + t / 60)` is let in.
 
 What an answer will cost is known only at its end. An upper estimate is taken when the request enters and trued up when
 it is over: too much taken is given back, too little leaves a debt that is refilled before anything else enters.
@@ -102,14 +102,28 @@ class Shortage:
     requested: int
     wait_s: float | None
     """When to come back; None when waiting won't help, or nobody knows how long."""
+    namespace: str = ""
+    """Whose quota it is; "" when it is the key's own limit."""
 
 
 class KeyLimits:
-    """The three limits of one key; None means unlimited."""
+    """The three limits of one key, or those that all keys of a namespace share; None means unlimited.
 
-    __slots__ = ("_concurrency", "_requests", "_tokens", "in_flight")
+    A request enters its key's and its namespace's or neither. What is counted of a namespace is counted whether or not
+    it has a quota, so that one which is set or taken away while requests are under way finds the right number.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_concurrency", "_namespace", "_requests", "_shared", "_tokens", "in_flight")
+
+    def __init__(self, shared: KeyLimits | None = None, namespace: str = "") -> None:
+        """Make limits that limit nothing yet.
+
+        Args:
+            shared: A key's: those of its namespace.
+            namespace: A namespace's: its name, for who is refused.
+        """
+        self._shared = shared
+        self._namespace = namespace
         self._requests: Bucket | None = None
         self._tokens: Bucket | None = None
         self._concurrency: int | None = None
@@ -146,13 +160,17 @@ class KeyLimits:
     def enter(self, cost_tokens: int, now: float) -> Shortage | None:
         """Take one request and its estimated tokens, or say what is short and take nothing."""
         if self._concurrency is not None and self.in_flight >= self._concurrency:
-            return Shortage(Limit.CONCURRENCY, self._concurrency, self.in_flight, 1, None)
+            return Shortage(Limit.CONCURRENCY, self._concurrency, self.in_flight, 1, None, self._namespace)
         requests, tokens = self._requests, self._tokens
         if requests is not None and requests.left(now) < 1:
-            return _short(Limit.REQUESTS, requests, 1, now)
+            return _short(Limit.REQUESTS, requests, 1, now, self._namespace)
+        if tokens is not None and tokens.left(now) < cost_tokens:
+            return _short(Limit.TOKENS, tokens, cost_tokens, now, self._namespace)
+        if self._shared is not None:  # last, since it takes where it has enough
+            shortage = self._shared.enter(cost_tokens, now)
+            if shortage is not None:
+                return shortage
         if tokens is not None:
-            if tokens.left(now) < cost_tokens:
-                return _short(Limit.TOKENS, tokens, cost_tokens, now)
             tokens.take(cost_tokens, now)
         if requests is not None:
             requests.take(1, now)
@@ -167,6 +185,8 @@ class KeyLimits:
                 self._tokens.take(used_tokens - cost_tokens, now)
             else:
                 self._tokens.give(cost_tokens - used_tokens, now)
+        if self._shared is not None:
+            self._shared.over(cost_tokens, used_tokens, now)
 
     def undo(self, cost_tokens: int, now: float) -> None:
         """A request that entered was never sent to an engine: it costs nothing."""
@@ -175,6 +195,8 @@ class KeyLimits:
             self._requests.give(1, now)
         if self._tokens is not None:
             self._tokens.give(cost_tokens, now)
+        if self._shared is not None:
+            self._shared.undo(cost_tokens, now)
 
     def headers(self, now: float) -> list[Header]:
         """OpenAI's `x-ratelimit-*` headers; none where nothing is limited per minute."""
@@ -182,16 +204,39 @@ class KeyLimits:
         return [(name, value) for name, _, value in found]
 
     def lines(self, now: float) -> bytes:
-        """The same as they are written, each with its CR LF. They go out with every answer."""
+        """The same as they are written, each with its CR LF. They go out with every answer.
+
+        Of the key's limit and the namespace's the one is told of which less is left.
+        """
         requests, tokens = self._requests, self._tokens
+        if self._shared is not None:
+            requests = _scarcer(requests, self._shared._requests, now)
+            tokens = _scarcer(tokens, self._shared._tokens, now)
         lines = requests.lines(b"requests", now) if requests is not None else b""
         return lines + tokens.lines(b"tokens", now) if tokens is not None else lines
 
+    def used(self, now: float) -> list[tuple[Limit, int, int]]:
+        """Of each limit that is set: what it allows, and how much of that is taken now (more, where there is debt)."""
+        found = [
+            (limit, int(bucket.limit), math.ceil(bucket.limit - bucket.left(now)))
+            for limit, bucket in ((Limit.REQUESTS, self._requests), (Limit.TOKENS, self._tokens))
+            if bucket is not None
+        ]
+        if self._concurrency is not None:
+            found.append((Limit.CONCURRENCY, self._concurrency, self.in_flight))
+        return found
 
-def _short(limit: Limit, bucket: Bucket, amount: int, now: float) -> Shortage:
+
+def _scarcer(own: Bucket | None, shared: Bucket | None, now: float) -> Bucket | None:
+    if own is None or shared is None:
+        return shared if own is None else own
+    return own if own.left(now) <= shared.left(now) else shared
+
+
+def _short(limit: Limit, bucket: Bucket, amount: int, now: float, namespace: str) -> Shortage:
     wait_s = bucket.wait_s(amount, now)
     used = math.ceil(bucket.limit - bucket.left(now))
-    return Shortage(limit, int(bucket.limit), used, amount, wait_s if math.isfinite(wait_s) else None)
+    return Shortage(limit, int(bucket.limit), used, amount, wait_s if math.isfinite(wait_s) else None, namespace)
 
 
 def _part(limit: int | None, share: float) -> int | None:

@@ -1,6 +1,7 @@
 """What a gateway tells the drift watch of one request, and what the watch tells back. Pure; their contract.
 
-Over a local stream socket, frames of four bytes (the length, big-endian) and JSON:
+Over a local stream socket, or over a cluster's network after an introduction (`serving.introduction`), frames of four
+bytes (the length, big-endian) and JSON:
 
     gateway -> watch    a `Sighting`
     watch -> gateway    a `Scored`, for sightings that asked for one
@@ -73,6 +74,9 @@ class Scored(NamedTuple):
     score: float
 
 
+_SIGHTING = frozenset(Sighting._fields)
+
+
 def shortened(text: str) -> str:
     """A text within the limit.
 
@@ -118,12 +122,17 @@ def _only_text(fields: Mapping[str, Any]) -> str | None:
 
 def frame(said: Sighting | Scored) -> bytes:
     """One frame."""
-    body = orjson.dumps(said._asdict())
+    return framed(said._asdict())
+
+
+def framed(said: Mapping[str, Any]) -> bytes:
+    """Any JSON as one frame."""
+    body = orjson.dumps(said)
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
 
 def sighting_of(body: bytes) -> Sighting:
-    """Read a sighting.
+    """Read a sighting. Fields that a newer gateway may add are left out: on a cluster the two are updated apart.
 
     Raises:
         BrokenFrame: it is none.
@@ -132,23 +141,23 @@ def sighting_of(body: bytes) -> Sighting:
     try:
         fields = orjson.loads(body)
         fields["samples"] = tuple(fields["samples"])
-        found = Sighting(**fields)
+        found = Sighting(**{name: value for name, value in fields.items() if name in _SIGHTING})
     except (ValueError, TypeError, KeyError):
         raise BrokenFrame("a frame that is no sighting; gateway and drift watch must be of one version") from None
     return found
 
 
 def scored_of(body: bytes) -> Scored:
-    """Read a score.
+    """Read a score; fields that a newer watch may add are left out.
 
     Raises:
         BrokenFrame: it is none.
 
     """
     try:
-        found = Scored(**orjson.loads(body))
-        return Scored(int(found.token), str(found.name), float(found.score))
-    except (ValueError, TypeError):
+        found = orjson.loads(body)
+        return Scored(int(found["token"]), str(found["name"]), float(found["score"]))
+    except (ValueError, TypeError, KeyError):
         raise BrokenFrame("a frame that is no score; gateway and drift watch must be of one version") from None
 
 
@@ -157,6 +166,8 @@ class Frames:
 
     def __init__(self) -> None:
         self._rest = b""
+        self.most_bytes = MAX_FRAME_BYTES
+        """Of one frame."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Take what was read; the bodies that are complete with it.
@@ -169,10 +180,10 @@ class Frames:
         while len(buffer) - place >= _LENGTH_BYTES:
             start = place + _LENGTH_BYTES
             length = int.from_bytes(buffer[place:start], "big")
-            if length > MAX_FRAME_BYTES:
-                raise BrokenFrame(f"a frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed")
+            if length > self.most_bytes:
+                raise BrokenFrame(f"a frame of {length} bytes, at most {self.most_bytes} are allowed")
             if len(buffer) < start + length:
                 break
-            yield buffer[start : start + length]
             place = start + length
+            yield buffer[start:place]
         self._rest = buffer[place:]

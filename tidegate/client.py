@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from tidegate.replies import (
     ModelStatus,
     NewKey,
     PlatformStatus,
+    Quota,
     ReplayedDecision,
     Reply,
     RolloutStatus,
@@ -36,6 +38,27 @@ HISTORY_PAGE = 2000
 
 
 R = TypeVar("R", bound=Reply)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The arguments of a verb."""
+
+    reason: str = ""
+    full: bool = False
+    version: str | None = None
+    dry_run: bool = False
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a control plane is, in words, and what helps there."""
+
+    name: str
+    if_away: str
+    if_key_unknown: str
+    log: str
 
 
 class ControlClient:
@@ -54,7 +77,12 @@ class ControlClient:
         headers = {"X-Tidegate-Actor": actor or user_name()}
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        self._url = base_url
+        self._place = Place(
+            name=f"the control plane at {base_url}",
+            if_away="`tidegate up` starts it, `tidegate logs controller` shows why it stopped",
+            if_key_unknown="use the TIDEGATE_HOME that it was started with, or put your key into TIDEGATE_KEY",
+            log="`tidegate logs controller`",
+        )
         self._http = httpx.Client(
             base_url=base_url, headers=headers, timeout=ANSWER_TIMEOUT_S, transport=transport, trust_env=False
         )
@@ -153,6 +181,20 @@ class ControlClient:
         found = self._call("POST", f"/api/v1/keys/{quote(key_id, safe='')}/revoke")
         return self._read(Key, found.get("record"))
 
+    def quotas(self) -> tuple[Quota, ...]:
+        """What the keys of each namespace may use together."""
+        return self._list(Quota, self._call("GET", "/api/v1/quotas"), "quotas")
+
+    def set_quota(self, namespace: str, **limits: int | None) -> Quota:
+        """Set all limits of a namespace; None means no limit. The names are those of `PUT /api/v1/quotas/NAMESPACE`."""
+        found = self._call("PUT", f"/api/v1/quotas/{quote(namespace, safe='*')}", body=limits)
+        return self._read(Quota, found.get("quota"))
+
+    def remove_quota(self, namespace: str) -> Quota:
+        """Let a namespace have no quota; returns the one it had."""
+        found = self._call("DELETE", f"/api/v1/quotas/{quote(namespace, safe='*')}")
+        return self._read(Quota, found.get("quota"))
+
     def usage(self, *, since: float, until: float | None = None, key: str = "", model: str = "") -> Usage:
         """Usage between two times (seconds since the epoch; None means now), summed by key, model and version."""
         given = {"since": since, "until": until, "key": key or None, "model": model or None}
@@ -199,8 +241,10 @@ class ControlClient:
 
         With `wait_s`, a rollback or an abort waits so long for the gateways to confirm that traffic has left.
         """
-        body = {"reason": reason, "full": full, "version": version, "dry_run": dry_run, "wait_s": wait_s}
-        return self._read(CommandReply, self._call("POST", f"/api/v1/rollouts/{model}/{verb}", body=body))
+        return self._say(model, verb, Order(reason, full, version, dry_run, wait_s))
+
+    def _say(self, model: str, verb: str, order: Order) -> CommandReply:
+        return self._read(CommandReply, self._call("POST", f"/api/v1/rollouts/{model}/{verb}", body=asdict(order)))
 
     # -------------------------------------------------------------------------------------------------- the wire
 
@@ -239,16 +283,11 @@ class ControlClient:
 
     def _away(self, error: Exception) -> ControlUnavailable:
         problem = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "does not answer"
-        return ControlUnavailable(
-            f"the control plane at {self._url} {problem}; `tidegate up` starts it, "
-            "`tidegate logs controller` shows why it stopped",
-            code="unavailable",
-        )
+        return ControlUnavailable(f"{self._place.name} {problem}; {self._place.if_away}", code="unavailable")
 
     def _stranger(self, problem: str) -> ControlError:
         return ControlError(
-            f"what answers at {self._url} is not this version's control plane ({problem}); "
-            "look who holds the port, or restart with `tidegate down` and `tidegate up`",
+            f"{self._place.name} is not of this version ({problem}); look who holds the port, or restart what is older",
             code="protocol",
         )
 
@@ -258,14 +297,11 @@ class ControlClient:
             told = response.json()["error"]
             message, code = str(told["message"]), str(told.get("code", ""))
             if status == httpx.codes.UNAUTHORIZED and code in ("unauthorized", "unknown_key"):
-                message = (
-                    f"the control plane at {self._url} does not know this key; use the TIDEGATE_HOME that it was "
-                    "started with, or put your key into TIDEGATE_KEY"
-                )
+                message = f"{self._place.name} does not know this key; {self._place.if_key_unknown}"
             return ControlError(message, code=code, status=status)
         except (ValueError, KeyError, TypeError):
             return ControlError(
-                f"the control plane at {self._url} answered {status} without a reason; see `tidegate logs controller`",
+                f"{self._place.name} answered {status} without a reason; see {self._place.log}",
                 code="protocol",
                 status=status,
             )

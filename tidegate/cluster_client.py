@@ -8,11 +8,10 @@ asked of the controller through a port-forward, with the key in `$TIDEGATE_KEY`.
 from __future__ import annotations
 
 import http.client
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httpx
 
@@ -21,7 +20,7 @@ from rollout.errors import ClusterError, ClusterUnavailable, RolloutError, Unkno
 from rollout.operator.documents import ConditionType, Handled, Outcome
 from rollout.operator.remote import Remote
 from rollout.operator.resource import Resource
-from tidegate.client import ControlClient, user_name
+from tidegate.client import ControlClient, Order, Place, user_name
 from tidegate.errors import ControlError, ControlUnavailable
 from tidegate.replies import CommandReply, DecisionReply, ModelStatus, RolloutStatus
 
@@ -43,11 +42,25 @@ class ClusterClient(ControlClient):
         dial: opens a connection to the controller's API, for what the resources do not say.
         token: the key for that API.
         actor: who asks; goes into the event log.
+        release: the namespace in which that controller is; else the resources'.
 
     """
 
-    def __init__(self, remote: Remote, dial: Callable[[], socket.socket], token: str = "", actor: str = "") -> None:
+    def __init__(
+        self, remote: Remote, dial: Callable[[], Connection], token: str = "", actor: str = "", release: str = ""
+    ) -> None:
         super().__init__("http://controller", token, actor, transport=_Forwarded(dial))
+        at = release or remote.namespace
+        logs = f"`kubectl logs -n {at} -l app.kubernetes.io/component=controller`"
+        self._place = Place(
+            name=f"the controller in namespace {at}",
+            if_away=f"{logs} shows why",
+            if_key_unknown=(
+                "put one into TIDEGATE_KEY that it does: the release's own is in its Secret RELEASE-control, entry "
+                "`token`, and with that `tidegate key create --role` makes others"
+            ),
+            log=logs,
+        )
         self._remote = remote
         self._actor = actor or user_name()
 
@@ -102,24 +115,14 @@ class ClusterClient(ControlClient):
         said = told.message if told is not None and refused else taken.status.reason
         return CommandReply(decision=DecisionReply(cause="command", reason=said), status=status_of(taken))
 
-    def command(
-        self,
-        model: str,
-        verb: str,
-        *,
-        reason: str = "",
-        full: bool = False,
-        version: str | None = None,
-        dry_run: bool = False,
-        wait_s: float = 0.0,
-    ) -> CommandReply:
-        """See `ControlClient`. How soon the gateways follow is in the status: `observedWeight`."""
+    def _say(self, model: str, verb: str, order: Order) -> CommandReply:
+        """Annotate, and wait for what becomes of it. How soon the gateways follow is in `observedWeight`."""
         resource = _told(lambda: self._remote.of(model))
-        if dry_run:
+        if order.dry_run:
             where = f"{resource.key.namespace}/{resource.key.name}"
             return CommandReply(plan={"reason": f"annotate modeldeployment {where} with tidegate.dev/{verb}"})
-        order = {"reason": reason, "to": version, "full": full, "by": self._actor}
-        handled = _told(lambda: self._remote.say(resource, Verb(verb), order))
+        said = {"reason": order.reason, "to": order.version, "full": order.full, "by": self._actor}
+        handled = _told(lambda: self._remote.say(resource, Verb(verb), said))
         now = status_of(_told(lambda: self._remote.of(model)))
         return CommandReply(decision=_decision(handled, verb, now), status=now)
 
@@ -205,20 +208,30 @@ def _changes(before: Resource | None, after: Resource) -> list[str]:
     return found if before is not None else [f"makes modeldeployment {after.key.name}"]
 
 
+class Connection(Protocol):
+    """What `http.client` needs of a socket; a socket is one."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of it."""
+
+    def makefile(self, mode: Any, /) -> Any:  # noqa: ANN401 - a file object of whatever kind
+        """What is received."""
+
+    def close(self) -> None:
+        """End it."""
+
+
 class _Forwarded(httpx.BaseTransport):
     """HTTP over connections that somebody else opens, one for each request."""
 
-    def __init__(self, dial: Callable[[], socket.socket]) -> None:
+    def __init__(self, dial: Callable[[], Connection]) -> None:
         self._dial = dial
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request, read its whole answer."""
+        connection = http.client.HTTPConnection("controller")
         try:
-            connection = http.client.HTTPConnection("controller")
             connection.sock = self._dial()
-        except ClusterError as error:
-            raise _refusal(error) from None
-        try:
             headers = {k: v for k, v in request.headers.items() if k.lower() not in ("connection", "accept-encoding")}
             path = request.url.raw_path.decode()
             connection.request(
@@ -226,6 +239,10 @@ class _Forwarded(httpx.BaseTransport):
             )
             answer = connection.getresponse()
             return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read(), request=request)
+        except ClusterError as error:
+            raise _refusal(error) from None
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(str(error), request=request) from error
         except (OSError, http.client.HTTPException) as error:
             raise httpx.ConnectError(str(error), request=request) from error
         finally:

@@ -124,6 +124,12 @@ def build_poller(settings: Settings, controller: Controller, router: GatewayRout
     )
 
 
+def _drift_key(settings: Settings) -> dict[str, str]:
+    """What shows that we may ask; read each time, so that a Secret that was changed is taken up."""
+    file = settings.drift_key_file
+    return {} if file is None else {"authorization": f"Bearer {file.read_text().strip()}"}
+
+
 def build_drift_gate(settings: Settings, controller: Controller) -> Gate:
     """What asks the drift watch for rollouts that have the signal drift/input; without a watch they hold."""
     import time
@@ -137,13 +143,17 @@ def build_drift_gate(settings: Settings, controller: Controller) -> Gate:
 
     async def read() -> Mapping[str, Any]:
         if not settings.drift:
-            raise DriftUnavailable("the drift watch is off; set drift = true in config.toml, or leave the signal out")
+            raise DriftUnavailable(
+                "the drift watch is off; switch it on (drift = true in config.toml, on a cluster drift.enabled), or "
+                "leave the signal out"
+            )
         try:
-            found = (await client.get(settings.drift_url)).raise_for_status().json()
-        except (httpx.HTTPError, ValueError) as error:
+            headers = _drift_key(settings)
+            found = (await client.get(settings.drift_url, headers=headers)).raise_for_status().json()
+        except (httpx.HTTPError, ValueError, OSError) as error:
             raise DriftUnavailable(
                 f"the drift watch at {settings.drift_url} does not answer ({type(error).__name__}); "
-                "see `tidegate status`"
+                "see `tidegate status`, or its pod's log"
             ) from None
         assert isinstance(found, dict)
         return found

@@ -6,7 +6,6 @@ Reads its settings from the environment and `$TIDEGATE_HOME`; the supervisor sta
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import signal
@@ -31,12 +30,14 @@ from rollout.controller import Controller
 from rollout.errors import ClusterError, EventLogUnavailable, InvalidSpec, LogConflict, UnusableStore
 from rollout.event_log.sql import SqlEventLog
 from rollout.judges import judge_from_file, judge_policy
+from rollout.notifications.sql import SqlCursors
 from rollout.operator.election import Election
 from rollout.operator.running import Operator
 from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
+from serving.orderly_server import OrderlyServer
 from tidegate.composition import (
     build_bias_gate,
     build_drift_gate,
@@ -53,7 +54,7 @@ from tidegate.on_kubernetes import build_cluster_parts
 from tidegate.request_log import HomesRequestLog
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
-from tidegate.webhooks import FileCursors, build_webhooks
+from tidegate.webhooks import adopt_cursors, build_webhooks
 
 log = logging.getLogger("tidegate.control_plane")
 
@@ -140,6 +141,8 @@ async def serve(settings: Settings) -> int:
         log.error("%s", error)  # noqa: TRY400 - a wrong setting needs no trace
         return WrongUse.exit_code if isinstance(error, WrongUse | InvalidSpec) else 1
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
+    cursors = SqlCursors(database)
+    adopt_cursors(cursors, settings.webhook_cursors_file)
     if gateway_key is not None:
         book_gateway_key(accounts, gateway_key, now=time.time())
     router = cluster.router if cluster is not None else GatewayRouter(time.monotonic)
@@ -178,7 +181,7 @@ async def serve(settings: Settings) -> int:
     announcer = Announcer(
         event_log=event_log,
         notifiers=webhooks,
-        cursors=FileCursors(settings.webhook_cursors_file),
+        cursors=cursors,
         leads=lambda: controller.leads,
         clock=time.time,
     )
@@ -186,7 +189,7 @@ async def serve(settings: Settings) -> int:
     authenticator = Authenticator(
         token=token,
         namespaced=settings.platform == "kubernetes",
-        keys=KeyIndex(controller, controller),
+        keys=KeyIndex(controller, controller.accounting),
         clock=time.time,
         monotonic=time.monotonic,
         trusted_proxies=parse_networks(settings.trusted_proxies),
@@ -195,7 +198,7 @@ async def serve(settings: Settings) -> int:
         controller=controller,
         router=router,
         versions=versions,
-        keys=controller,
+        keys=controller.accounting,
         accounts=accounts,
         authenticator=authenticator,
     )
@@ -237,7 +240,7 @@ async def serve(settings: Settings) -> int:
             beside["operator"] = operator.run()
         if label is not None:
             beside["leader label"] = label.run()
-        return await _run(_Server(config), lead(controller, election), beside)
+        return await _run(OrderlyServer(config), lead(controller, election), beside)
 
 
 async def lead(controller: Controller, election: Election | None) -> None:
@@ -258,27 +261,8 @@ async def lead(controller: Controller, election: Election | None) -> None:
         await election.give_back()
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to the process.
-
-    uvicorn's own handling sends itself the signal once more when it has closed, which ends the process before the
-    lease is given back: the next controller would wait for the lease's end, with each update of a cluster.
-    """
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """See `uvicorn.Server.capture_signals`."""
-        yield
-
-    def stop_on(self, *numbers: signal.Signals) -> None:
-        """Close orderly when one of these comes."""
-        loop = asyncio.get_running_loop()
-        for number in numbers:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-
-
 async def _run(
-    server: _Server, to_lead: Coroutine[Any, Any, None], beside: Mapping[str, Coroutine[Any, Any, None]]
+    server: OrderlyServer, to_lead: Coroutine[Any, Any, None], beside: Mapping[str, Coroutine[Any, Any, None]]
 ) -> int:
     """Serve and lead until one of the two ends; what runs beside them may fail without stopping rollouts."""
     others = [asyncio.create_task(work, name=name) for name, work in beside.items()]

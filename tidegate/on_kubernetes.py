@@ -53,6 +53,8 @@ def engine_cluster(settings: Settings) -> EngineCluster:
         service_account=settings.engine_service_account,
         tracking_uri=settings.engine_tracking_uri or settings.tracking_uri,
         credentials_secret=settings.engine_credentials_secret,
+        otlp_endpoint=settings.otlp_endpoint,
+        otlp_protocol=settings.otlp_protocol.value,
         cache_path=settings.model_cache_path,
         cache_claim=settings.model_cache_claim,
         pull_secrets=settings.engine_pull_secrets,

@@ -257,6 +257,16 @@ class NewKey(Reply):
     warning: str = ""
 
 
+class Quota(Reply):
+    """What all keys of a namespace may use together."""
+
+    namespace: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    set_at: float | None = None
+
+
 class UsageRow(Reply):
     """What one key used of one version."""
 

@@ -110,8 +110,19 @@ class Settings(BaseSettings):
         default=False,
         description="Let the local Ray measure itself, for the Prometheus of `monitoring`; takes CPU time.",
     )
+    request_secret_file: Path | None = Field(
+        default=None,
+        description="What gateways sign request ids with, where it is not below the home: users stand in the request "
+        "log under a mark that is made with it.",
+    )
     drift: bool = Field(default=True, description="Run the drift watch; without a reference it only keeps vectors.")
     drift_port: Port = Field(default=8090, description="The drift watch's metrics and status, on loopback.")
+    drift_watch_url: str = Field(
+        default="", description="The drift watch of a cluster, http://HOST:PORT; empty means this machine's own."
+    )
+    drift_key_file: Path | None = Field(
+        default=None, description="The key that the drift watch of a cluster asks for; readable by the owner alone."
+    )
     drift_embeddings_per_s: Annotated[float, Field(ge=0)] = Field(
         default=20.0, description="Requests that it embeds, at most; one takes 1 to 5 ms of one core."
     )
@@ -290,7 +301,7 @@ class Settings(BaseSettings):
 
     @property
     def webhook_cursors_file(self) -> Path:
-        """How far each webhook has been told."""
+        """How far each webhook had been told, as older versions kept it; it is in the store now."""
         return self.home / "webhooks.json"
 
     @property
@@ -300,8 +311,8 @@ class Settings(BaseSettings):
 
     @property
     def gateway_secret_file(self) -> Path:
-        """What the gateways of this home sign request ids with."""
-        return self.home / "gateway" / "secret"
+        """What the gateways of this home, or of this release, sign request ids with."""
+        return self.request_secret_file or self.home / "gateway" / "secret"
 
     @property
     def request_log_dir(self) -> Path:
@@ -327,7 +338,7 @@ class Settings(BaseSettings):
     @property
     def drift_url(self) -> str:
         """Where the drift watch says what it knows."""
-        return f"http://127.0.0.1:{self.drift_port}/status"
+        return f"{self.drift_watch_url.rstrip('/') or f'http://127.0.0.1:{self.drift_port}'}/status"
 
     @property
     def control_url(self) -> str:

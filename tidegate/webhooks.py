@@ -1,44 +1,38 @@
-"""The configured webhooks as receivers, and the file that remembers how far each has been told."""
+"""The configured webhooks as receivers, and how far each has been told in the file of an older version."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from rollout.notifications.base import Position
+from rollout.notifications.base import Cursors, Position
 from rollout.notifications.webhook import WebhookNotifier, parse_secret
 from tidegate.errors import WrongUse
-from tidegate.runfile import write_private
 from tidegate.settings import Settings, WebhookSettings
+
+log = logging.getLogger(__name__)
 
 _CURSORS = TypeAdapter(dict[str, Position])
 
 
-class FileCursors:
-    """Cursors in a JSON file, replaced as a whole: after a crash it holds the old ones or the new ones."""
+def adopt_cursors(store: Cursors, path: Path) -> None:
+    """Take over what an older version kept in a file of its home, once: it is in the store now.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def load(self) -> Mapping[str, Position]:
-        """See `Cursors.load`.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        try:
-            return _CURSORS.validate_json(self._path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (ValidationError, OSError) as error:
-            raise ValueError(f"{self._path} can't be read: {type(error).__name__}") from error
-
-    def save(self, cursors: Mapping[str, Position]) -> None:
-        """See `Cursors.save`."""
-        write_private(self._path, json.dumps({name: c.model_dump() for name, c in cursors.items()}))
+    What a damaged file said is forgotten: receivers are told what happens from now on.
+    """
+    try:
+        found = _CURSORS.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except (ValidationError, OSError) as error:
+        log.warning("how far webhooks were told can't be read from %s: %s", path, type(error).__name__)
+    else:
+        if not store.load():
+            store.save(found)
+    path.unlink(missing_ok=True)
 
 
 def build_webhooks(settings: Settings, clock: Callable[[], float]) -> tuple[WebhookNotifier, ...]:

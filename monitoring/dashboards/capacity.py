@@ -24,6 +24,10 @@ ENGINES = Row("Engines", (
            Query(engine("sum by (model_name) (vllm:num_requests_waiting)"), "{{model_name}} waiting"))),
     Panel("Waiting at the gateway", "By priority.",
           (Query(f"sum by (model, priority) (tidegate_queue_depth{{{MODEL}}})", "{{model}} {{priority}}"),)),
+    Panel("Quotas of namespaces", "Used share of what all keys of a namespace may ask for, over all gateways.",
+          (Query("sum by (key_namespace, limit) (tidegate_quota_used) / sum by (key_namespace, limit) "
+                 "(tidegate_quota_limit)", "{{key_namespace}} {{limit}}"),),
+          unit=Unit.RATIO, steps=FULL),
     Panel("KV cache in use", "Near 1 engines preempt requests.",
           (Query(engine("max by (model_name) (vllm:kv_cache_usage_perc)"), "{{model_name}}"),),
           unit=Unit.RATIO, most=1.0, steps=FULL),

@@ -78,6 +78,8 @@ EXPORTED = (
     _gateway("tidegate_rejections_total", _C, "model", "reason"),
     _gateway("tidegate_streams_in_flight", _G, "model", "version"),
     _gateway("tidegate_queue_depth", _G, "model", "priority"),
+    _gateway("tidegate_quota_limit", _G, "key_namespace", "limit"),
+    _gateway("tidegate_quota_used", _G, "key_namespace", "limit"),
     _gateway("tidegate_endpoints_ready", _G, "model", "version"),
     _gateway("tidegate_revision_info", _G, "model", "version", "revision", "role"),
     _gateway("tidegate_gateway_events_dropped_total", _C),

@@ -1,4 +1,4 @@
-"""The port to API keys and usage: who may ask, and who asked for how much.
+"""The port to API keys, quotas and usage: who may ask, how much, and who asked for how much.
 
 Usage is kept by the hour for `KEPT_S`, then folded into days (UTC). Sums stay exact; only the resolution gets coarser.
 A report that comes for an hour which is folded already is not counted: it could not be told from one that was.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from serving.accounting import UsageRow
-from serving.keys import KeyRecord
+from serving.keys import KeyRecord, Quota
 from serving.specs import Frozen
 
 DAY_S = 86_400
@@ -31,7 +31,7 @@ class UsageSum(Frozen):
 
 
 class AccountStore(Protocol):
-    """Keeps keys and usage. Every method may raise `EventLogUnavailable`; all may be tried again."""
+    """Keeps keys, quotas and usage. Every method may raise `EventLogUnavailable`; all may be tried again."""
 
     def put_key(self, record: KeyRecord) -> None:
         """Insert a key, or replace the one with its id."""
@@ -42,7 +42,19 @@ class AccountStore(Protocol):
         ...
 
     def keys_version(self) -> int:
-        """A number that grows with every `put_key`, whoever calls it: cheap to ask again and again."""
+        """A number that grows with every change of a key or a quota, by whomever: cheap to ask again and again."""
+        ...
+
+    def put_quota(self, quota: Quota) -> None:
+        """Insert a namespace's quota, or replace the one it has."""
+        ...
+
+    def drop_quota(self, namespace: str) -> None:
+        """Let a namespace have no quota any more; nothing happens when it has none."""
+        ...
+
+    def quotas(self) -> tuple[Quota, ...]:
+        """Every quota, by namespace."""
         ...
 
     def add_usage(self, rows: Sequence[UsageRow]) -> None:

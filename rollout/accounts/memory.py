@@ -1,4 +1,4 @@
-"""Keys and usage in memory: for tests, dry runs and demos."""
+"""Keys, quotas and usage in memory: for tests, dry runs and demos."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rollout.accounts.base import DAY_S, UsageSum, greatest
 from serving.accounting import UsageRow
-from serving.keys import KeyRecord
+from serving.keys import KeyRecord, Quota
 
 _Place = tuple[int, str, str, str, str, str]
 _Counts = tuple[int, int, int, int]
@@ -19,6 +19,7 @@ class MemoryAccountStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._keys: dict[str, KeyRecord] = {}
+        self._quotas: dict[str, Quota] = {}
         self._version = 0
         self._hours: dict[_Place, UsageRow] = {}
         self._days: dict[tuple[int, str, str, str], _Counts] = {}
@@ -38,6 +39,23 @@ class MemoryAccountStore:
     def keys_version(self) -> int:
         """See `AccountStore.keys_version`."""
         return self._version
+
+    def put_quota(self, quota: Quota) -> None:
+        """See `AccountStore.put_quota`."""
+        with self._lock:
+            self._quotas[quota.namespace] = quota
+            self._version += 1
+
+    def drop_quota(self, namespace: str) -> None:
+        """See `AccountStore.drop_quota`."""
+        with self._lock:
+            if self._quotas.pop(namespace, None) is not None:
+                self._version += 1
+
+    def quotas(self) -> tuple[Quota, ...]:
+        """See `AccountStore.quotas`."""
+        with self._lock:
+            return tuple(self._quotas[name] for name in sorted(self._quotas))
 
     def add_usage(self, rows: Sequence[UsageRow]) -> None:
         """See `AccountStore.add_usage`."""

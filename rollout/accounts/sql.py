@@ -1,9 +1,9 @@
-"""Keys and usage in the same database as the event log."""
+"""Keys, quotas and usage in the same database as the event log."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import sqlalchemy as sa
@@ -11,9 +11,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from rollout.accounts.base import DAY_S, UsageSum, greatest
 from rollout.event_log.database import Database
-from rollout.event_log.schema import API_KEYS, COUNTERS, USAGE_DAYS, USAGE_HOURS
+from rollout.event_log.schema import API_KEYS, COUNTERS, QUOTAS, USAGE_DAYS, USAGE_HOURS
 from serving.accounting import UsageRow
-from serving.keys import KeyRecord
+from serving.keys import KeyRecord, Quota
+from serving.specs import Frozen
+
+T = TypeVar("T", bound=Frozen)
 
 BATCH = 500
 """Rows of one statement: PostgreSQL takes 65,535 parameters, SQLite 32,766."""
@@ -21,10 +24,12 @@ BATCH = 500
 _COUNTS = ("requests", "input_tokens", "output_tokens", "unmetered")
 _KEYS = "keys"
 _FOLDED = "usage-folded"
+_ONE_MORE = sa.update(COUNTERS).where(COUNTERS.c.name == _KEYS).values(number=COUNTERS.c.number + 1)
+"""Comes first wherever keys or quotas change: the counter is the lock that makes one caller follow the other."""
 
 
 class SqlAccountStore:
-    """Keys as documents in `api_keys`, usage by the hour in `usage_hours`, older usage in `usage_days`.
+    """Keys and quotas as documents, each in its table; usage by the hour in `usage_hours`, then in `usage_days`.
 
     Args:
         database: a URL as in `database.store_url`, or connections that others share.
@@ -41,9 +46,7 @@ class SqlAccountStore:
         row = {"id": record.id, "created_at": record.created_at, "record": record.model_dump_json()}
 
         def put(connection: sa.Connection) -> None:
-            # The counter first: it is the lock that makes one caller follow the other.
-            one_more = sa.update(COUNTERS).where(COUNTERS.c.name == _KEYS).values(number=COUNTERS.c.number + 1)
-            connection.execute(one_more)
+            connection.execute(_ONE_MORE)
             insert = self._insert(API_KEYS).values(row)
             change = {"created_at": insert.excluded.created_at, "record": insert.excluded.record}
             connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=change))
@@ -54,11 +57,39 @@ class SqlAccountStore:
         """See `AccountStore.keys`."""
         query = sa.select(API_KEYS.c.record).order_by(API_KEYS.c.created_at, API_KEYS.c.id)
         rows = self._database.run(lambda c: c.execute(query).scalars().all(), reads_only=True)
-        return tuple(_key(text) for text in rows)
+        return tuple(_stored(KeyRecord, text) for text in rows)
 
     def keys_version(self) -> int:
         """See `AccountStore.keys_version`."""
         return self._database.run(lambda c: _counter(c, _KEYS), reads_only=True)
+
+    # -- quotas -------------------------------------------------------------------------------------------------
+
+    def put_quota(self, quota: Quota) -> None:
+        """See `AccountStore.put_quota`."""
+        row = {"namespace": quota.namespace, "record": quota.model_dump_json()}
+
+        def put(connection: sa.Connection) -> None:
+            connection.execute(_ONE_MORE)
+            insert = self._insert(QUOTAS).values(row)
+            change = {"record": insert.excluded.record}
+            connection.execute(insert.on_conflict_do_update(index_elements=["namespace"], set_=change))
+
+        self._database.run(put, durable=True)
+
+    def drop_quota(self, namespace: str) -> None:
+        """See `AccountStore.drop_quota`."""
+
+        def drop(connection: sa.Connection) -> None:
+            connection.execute(_ONE_MORE)
+            connection.execute(sa.delete(QUOTAS).where(QUOTAS.c.namespace == namespace))
+
+        self._database.run(drop, durable=True)
+
+    def quotas(self) -> tuple[Quota, ...]:
+        """See `AccountStore.quotas`."""
+        rows = self._database.run(lambda c: c.execute(sa.select(QUOTAS.c.record)).scalars().all(), reads_only=True)
+        return tuple(sorted((_stored(Quota, text) for text in rows), key=lambda q: q.namespace))
 
     # -- usage --------------------------------------------------------------------------------------------------
 
@@ -171,7 +202,7 @@ def _raise_counter(connection: sa.Connection, name: str, number: int) -> None:
     connection.execute(sa.update(COUNTERS).where(*lower).values(number=number))
 
 
-def _key(text: str) -> KeyRecord:
-    """A stored key, read tolerantly: what a newer Tidegate wrote into it is left out."""
+def _stored(kind: type[T], text: str) -> T:
+    """A stored record, read tolerantly: what a newer Tidegate wrote into it is left out."""
     stored = orjson.loads(text)
-    return KeyRecord.model_validate({k: v for k, v in stored.items() if k in KeyRecord.model_fields})
+    return kind.model_validate({k: v for k, v in stored.items() if k in kind.model_fields})

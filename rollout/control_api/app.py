@@ -12,6 +12,7 @@ from rollout.control_api.gateways import gateway_routes
 from rollout.control_api.guard import guard_of
 from rollout.control_api.keys import key_routes, usage_routes
 from rollout.control_api.plane import ControlPlane
+from rollout.control_api.quotas import quota_routes
 from rollout.control_api.reading import health_routes, log_routes, reading_routes
 from rollout.control_api.requests import LoggedRequests, request_routes
 
@@ -41,6 +42,7 @@ def create_app(
     app.include_router(log_routes(plane, guard))
     app.include_router(acting_routes(plane, guard))
     app.include_router(key_routes(plane, guard, clock))
+    app.include_router(quota_routes(plane, guard, clock))
     app.include_router(usage_routes(plane, guard, clock))
     app.include_router(request_routes(plane, guard, logged, clock))
     app.include_router(gateway_routes(plane))

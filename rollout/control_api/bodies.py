@@ -54,13 +54,24 @@ class EraseBody(Body):
     )
 
 
+Namespace = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)$")]
+
+
+class QuotaBody(Body):
+    """What all keys of a namespace may use together. What is left out has no limit."""
+
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+
+
 class KeyBody(Body):
     """A key to be made. What is left out has no limit; without scopes and roles it is a key for asking models."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f()]+$")] = Field(
         description="For people: who holds it. No control characters and no round brackets."
     )
-    namespace: Annotated[str, StringConstraints(pattern=r"^(\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)$")] = Field(
+    namespace: Namespace = Field(
         default="default", description="On a cluster: whose models it may ask and command; `*` means all."
     )
     scopes: frozenset[Scope] | None = None

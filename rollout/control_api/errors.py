@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from registry.errors import RegistryError, UnknownModel, UnknownVersion
 from rollout.control_api.authentication import Caller, Forbidden, TooManyFailures, Unauthorized
 from rollout.control_api.keys import InvalidKey, UnknownKey
+from rollout.control_api.quotas import InvalidQuota, UnknownQuota
 from rollout.control_api.requests import UnknownRequest
 from rollout.controller import NotLeading
 from rollout.errors import CommandRefused, InsufficientCapacity, InvalidSpec, Quarantined, RolloutError, UnknownRollout
@@ -33,6 +34,8 @@ STATUS_OF: dict[type[Exception], tuple[int, str]] = {
     NotLeading: (503, "not_leading"),
     UnknownKey: (404, "no_such_key"),
     InvalidKey: (400, "invalid_key"),
+    UnknownQuota: (404, "no_such_quota"),
+    InvalidQuota: (400, "invalid_quota"),
     UnknownRequest: (404, "unknown_request"),
 }
 

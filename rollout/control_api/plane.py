@@ -20,14 +20,14 @@ from rollout.specs import RolloutSpec
 from rollout.status import ModelStatus
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
-from serving.keys import KeyRecord
+from serving.keys import KeyRecord, Quota
 
 CONFIRM_LOOK_S = 0.001
 """How often it is looked whether the gateways have confirmed, while somebody waits for that."""
 
 
 class Keys(Protocol):
-    """The keys, as the controller keeps them."""
+    """Keys and quotas, as the controller keeps them."""
 
     async def put_key(self, record: KeyRecord) -> None:
         """Keep a new key or the new state of one, and tell every gateway."""
@@ -35,6 +35,18 @@ class Keys(Protocol):
 
     def keys(self) -> tuple[KeyRecord, ...]:
         """Every key there is, revoked and expired ones too."""
+        ...
+
+    async def put_quota(self, quota: Quota) -> None:
+        """Keep what the keys of a namespace may use together, and tell every gateway."""
+        ...
+
+    async def drop_quota(self, namespace: str) -> None:
+        """Let a namespace have no quota, and tell every gateway."""
+        ...
+
+    def quotas(self) -> tuple[Quota, ...]:
+        """Every quota there is."""
         ...
 
 

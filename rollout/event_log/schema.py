@@ -53,6 +53,13 @@ API_KEYS = sa.Table(
     sa.Column("record", sa.Text, nullable=False),
 )
 
+QUOTAS = sa.Table(
+    "quotas",
+    METADATA,
+    sa.Column("namespace", sa.String(63), primary_key=True),
+    sa.Column("record", sa.Text, nullable=False),
+)
+
 USAGE_HOURS = sa.Table(
     "usage_hours",
     METADATA,
@@ -79,4 +86,13 @@ USAGE_DAYS = sa.Table(
     sa.Column("input_tokens", sa.BigInteger, nullable=False),
     sa.Column("output_tokens", sa.BigInteger, nullable=False),
     sa.Column("unmetered", sa.BigInteger, nullable=False),
+)
+
+NOTIFIED = sa.Table(
+    "notified",
+    METADATA,
+    sa.Column("receiver", sa.String(255), primary_key=True),
+    # A `Position`: the entry of the log, and which of the things that it tells.
+    sa.Column("entry", sa.BigInteger, nullable=False),
+    sa.Column("place", sa.BigInteger, nullable=False),
 )

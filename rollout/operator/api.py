@@ -6,8 +6,10 @@ knows how often and after how long.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,15 @@ from kubernetes import config as _config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
-from rollout.errors import ClusterConflict, ClusterError, ClusterRejected, ClusterUnavailable, ResourceGone
+from rollout.cluster_api import UNTYPED
+from rollout.errors import (
+    ClusterConflict,
+    ClusterError,
+    ClusterRejected,
+    ClusterUnavailable,
+    ResourceGone,
+    UndeclaredFields,
+)
 from rollout.operator.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from rollout.operator.resource import Key
 
@@ -83,6 +93,32 @@ class Address:
         return str(chosen["context"].get("namespace") or "default")
 
 
+def token_of(configuration: client.Configuration) -> str:
+    """The bearer token that a configuration stands for, without its scheme; empty when it has none.
+
+    Not by a name in `api_key`: that name, and how the scheme is spelt, differ between the client's versions and between
+    a pod's account and a kubeconfig.
+    """
+    settings: Any = configuration.auth_settings()
+    scheme, _, token = str((settings.get("BearerToken") or {}).get("value") or "").strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else scheme
+
+
+def with_microseconds(lease: client.V1Lease) -> client.V1Lease:
+    """The Lease with times that an API server reads.
+
+    It wants six digits behind the second; of a whole second the client writes none, be it ours or one that was read.
+    """
+    spec = lease.spec
+    if spec is not None:
+        spec.acquire_time, spec.renew_time = _fractional(spec.acquire_time), _fractional(spec.renew_time)
+    return lease
+
+
+def _fractional(at: dt.datetime | None) -> dt.datetime | None:
+    return at.replace(microsecond=1) if at is not None and at.microsecond == 0 else at
+
+
 def asked(call: Callable[[], T], what: str) -> T:
     """Make one call, its failures translated.
 
@@ -106,7 +142,11 @@ def translated(error: ApiException, what: str) -> ClusterError:
         return ResourceGone(f"{what}: {told}")
     if code == 409:
         return ClusterConflict(f"{what}: {told}")
-    if code == 429 or code >= 500 or code == 0:
+    if UNTYPED in told:  # code 500, though it is the object that is at fault
+        way_out = "the definition may be older than this release: kubectl apply --server-side -f helm/tidegate/crds/"
+        fields = frozenset(re.findall(r"\.(?:spec|status)\.(\w+)[^\n]*field not declared in schema", told))
+        return UndeclaredFields(f"{what}: {told}; {way_out}", fields) if fields else ClusterRejected(f"{what}: {told}")
+    if code in (0, 410, 429) or code >= 500:  # 410: the pages of a listing have expired, which is begun anew
         after = str((error.headers or {}).get("Retry-After", "") or "")
         return ClusterUnavailable(f"{what}: {told}", float(after) if after.isdigit() else 0.0)
     if code in (401, 403):
@@ -198,12 +238,16 @@ class ResourceApi:
 
     def annotate(self, key: Key, annotations: Mapping[str, str | None], *, manager: str) -> dict[str, Any]:
         """Set annotations, or with None take them away."""
-        body = {"metadata": {"annotations": dict(annotations)}}
+        return self.change_metadata(key, {"annotations": dict(annotations)}, manager=manager)
+
+    def change_metadata(self, key: Key, metadata: Mapping[str, Any], *, manager: str) -> dict[str, Any]:
+        """Change metadata by a merge patch; with a `resourceVersion` among it only if nobody else has meanwhile."""
+        body = {"metadata": dict(metadata)}
         call = self._objects.patch_namespaced_custom_object
         where = (GROUP, VERSION, key.namespace, PLURAL, key.name)
         return asked(
             lambda: dict(call(*where, body, field_manager=manager, _content_type=MERGE, _request_timeout=self._limits)),
-            f"annotate {key.namespace}/{key.name}",
+            f"change the metadata of {key.namespace}/{key.name}",
         )
 
     def post_event(self, namespace: str, event: Mapping[str, Any]) -> None:
@@ -231,7 +275,8 @@ class ResourceApi:
         """Make a Lease."""
         call = self._leases.create_namespaced_lease
         made: client.V1Lease = asked(
-            lambda: call(namespace, lease, _request_timeout=self._limits), f"create a lease in {namespace}"
+            lambda: call(namespace, with_microseconds(lease), _request_timeout=self._limits),
+            f"create a lease in {namespace}",
         )
         return made
 
@@ -239,6 +284,7 @@ class ResourceApi:
         """Write a Lease that must not have changed since it was read."""
         call = self._leases.replace_namespaced_lease
         written: client.V1Lease = asked(
-            lambda: call(name, namespace, lease, _request_timeout=self._limits), f"renew lease {namespace}/{name}"
+            lambda: call(name, namespace, with_microseconds(lease), _request_timeout=self._limits),
+            f"renew lease {namespace}/{name}",
         )
         return written

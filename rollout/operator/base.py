@@ -20,6 +20,11 @@ class ResourceWriter(Protocol):
 
     """
 
+    @property
+    def undeclared(self) -> frozenset[str]:
+        """Fields of the status that the definition in the cluster does not know, and that are left out therefore."""
+        ...
+
     async def write_status(self, resource: Resource, status: Mapping[str, Any]) -> Mapping[str, Any]:
         """Let the status be this; returns the resource as it is then."""
         ...

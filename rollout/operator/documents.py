@@ -141,7 +141,7 @@ class DeploymentStatus(Document):
     step: int = 0
     """The step that it is at, from 1 on; 0 while none has begun."""
     steps: int = 0
-    """How many steps it has."""
+    """How many steps it has before the soak and the promotion."""
     rollout: Annotated[str, Field(max_length=64)] | None = None
     """The id of the last rollout."""
     target: Annotated[str, Field(max_length=64)] | None = None

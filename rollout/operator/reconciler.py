@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, assert_never
 
 from registry.errors import RegistryError, UnknownModel, UnknownVersion
@@ -40,7 +40,7 @@ from rollout.operator.intent import Ask, Intent, Known, hurries, intent, rivals
 from rollout.operator.memory import Memory
 from rollout.operator.names import API_VERSION, KIND
 from rollout.operator.resource import Key, Resource, read_resource
-from rollout.operator.telling import Problem, Seen, notes, tell, without_evidence
+from rollout.operator.telling import Note, Problem, Seen, notes, tell, without_evidence
 from rollout.specs import RolloutSpec
 from rollout.status import ModelStatus
 from rollout.workloads.base import Owner
@@ -117,9 +117,13 @@ class Reconciler:
         self._busy: set[Key] = set()
         self._hurried: set[Key] = set()
         """Whom a rollback or an abort waits for."""
+        self._unposted = False
+        """Whether the last Event was refused."""
         self._wake = asyncio.Event()
         self.message = ""
         """Why the cluster does not take what is written; empty while it does."""
+        self.unseen: Callable[[], str] = lambda: ""
+        """Says why resources are not watched, where somebody has to do something about it."""
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
@@ -139,11 +143,11 @@ class Reconciler:
         own = (r for r in self._resources.values() if r.model == model and r.uid not in self._rivals)
         return next((_owner(r) for r in own), None)
 
-    def replace_all(self, bodies: Iterable[Mapping[str, Any]]) -> None:
-        """Take a complete listing: what is not in it is gone."""
+    def replace_all(self, bodies: Iterable[Mapping[str, Any]], unseen: Collection[str] = ()) -> None:
+        """Take a listing: what is not in it is gone, but for namespaces that it can tell nothing of."""
         found = [read_resource(body) for body in bodies]
         kept = {r.key: r for r in found}
-        for key in [k for k in self._resources if k not in kept]:
+        for key in [k for k in self._resources if k not in kept and k.namespace not in unseen]:
             self._forget(key)
         for resource in found:
             self._take(resource)
@@ -433,17 +437,29 @@ class Reconciler:
         rest_s = ACTIVE_S if moving else RESYNC_S
         if memory.tried is not None and memory.tried.retry_at is not None:
             rest_s = min(rest_s, max(HOLD_S, memory.tried.retry_at - now))
-        if same(after.written(), there.written):
+        written = {name: value for name, value in after.written().items() if name not in self._writer.undeclared}
+        if same(written, there.written):
             return rest_s
         only_counts = without_evidence(after) == without_evidence(before) and before.signals != after.signals
         if only_counts and now - memory.written_at < EVIDENCE_S:
             return rest_s
         for note in notes(before, after):
-            await self._writer.post(resource, note)
-        body = await self._writer.write_status(resource, after.written())
+            await self._post(resource, note)
+        body = await self._writer.write_status(resource, written)
         memory.written_at = now
         self._back(resource.key, body, held=True)
         return rest_s
+
+    async def _post(self, resource: Resource, note: Note) -> None:
+        """Post an Event; one that the cluster does not accept keeps no status from being written."""
+        try:
+            await self._writer.post(resource, note)
+        except ClusterRejected as error:
+            if not self._unposted:
+                log.warning("%s/%s: %s; statuses tell it all the same", *resource.key, error)
+            self._unposted = True
+        else:
+            self._unposted = False
 
     def _seen(self, resource: Resource, memory: Memory, problem: Problem | None) -> Seen:
         owns = resource.uid not in self._rivals
@@ -452,6 +468,8 @@ class Reconciler:
         holding = (
             f"the event log is away: {store}" if store else f"the workloads are away: {workloads}" if workloads else ""
         )
+        if not holding and (unseen := self.unseen()):
+            holding = f"changes of resources are not seen: {unseen}"
         return Seen(
             status=status,
             observation=self._controller.observation(resource.model) if status is not None else None,

@@ -62,6 +62,7 @@ class Operator:
             listed=self.reconciler.replace_all,
             changed=lambda body, gone: self.reconciler.see(body, gone=gone),
         )
+        self.reconciler.unseen = lambda: self._watcher.message if self._watcher.refused else ""
 
     @property
     def message(self) -> str:

@@ -23,6 +23,13 @@ from rollout.operator.resource import Resource
 from rollout.reports import step_count
 from rollout.status import ModelStatus, Phase, RolloutState, Stage, kept_versions
 
+OBSTACLES = frozenset({
+    Cause.STARTING, Cause.CAPACITY, Cause.CANARY_AWAY, Cause.NOT_OBSERVED, Cause.NOT_FOLLOWED, Cause.WITHDRAWING,
+    Cause.SAMPLE_RATIO,
+})  # fmt: skip
+"""What a rollout may wait for that is worth a sentence: somebody may have to do something. The sentence stays the same
+while the obstacle does, so that no status is written for it again; what counts seconds and requests is not among them.
+"""
 MAX_SENTENCE = 1000
 MAX_REASON = 250
 
@@ -65,7 +72,7 @@ def tell(resource: Resource, seen: Seen, now: float) -> DeploymentStatus:
     rollback = next((c.id for c in commands if c.verb == "rollback"), resource.status.last_handled_rollback)
     told = DeploymentStatus(
         observed_generation=resource.generation,
-        reason=_short(seen.problem.message if seen.problem is not None else status.reason if status else ""),
+        reason=_short(_why(status, seen)),
         phase=_phase(status, seen),
         handled_wish=seen.handled_wish,
         last_handled_rollback=rollback,
@@ -89,6 +96,20 @@ def tell(resource: Resource, seen: Seen, now: float) -> DeploymentStatus:
         )
     told = _not_unsaid(resource.status, told, seen)
     return told.model_copy(update={"conditions": _conditions(resource, told, seen, now)})
+
+
+def _why(status: ModelStatus | None, seen: Seen) -> str:
+    """The one sentence of the column REASON: what stands in the way, else the last decision's."""
+    if seen.problem is not None:
+        return seen.problem.message
+    if status is None:
+        return ""
+    waiting, canary = seen.waiting, status.canary
+    if waiting is None or canary is None:
+        return status.reason
+    workload = seen.observation.workload(canary.application) if seen.observation is not None else None
+    troubled = waiting.cause is Cause.STARTING and workload is not None and workload.message
+    return waiting.reason if troubled or waiting.cause is Cause.CAPACITY else status.reason
 
 
 def _not_unsaid(before: DeploymentStatus, told: DeploymentStatus, seen: Seen) -> DeploymentStatus:
@@ -211,9 +232,10 @@ def _ready(resource: Resource, told: DeploymentStatus, seen: Seen) -> _Said:
             "Unknown", "NoGateway", f"{name} is deployed; no gateway is connected that could tell whether it answers"
         )
     if not observation.answers(status.stable.application):
-        return _Said(
-            "False", "NoEndpoint", f"no gateway has an endpoint of {name}; see the RayService's or workload's pods"
-        )
+        workload = observation.workload(status.stable.application)
+        why = workload.message if workload is not None else ""
+        where = f": {why}" if why else "; see the RayService's or workload's pods"
+        return _Said("False", "NoEndpoint", f"no gateway has an endpoint of {name}{where}")
     return _Said("True", "Serving", f"{name} answers")
 
 
@@ -235,9 +257,10 @@ def _progressing(resource: Resource, told: DeploymentStatus, seen: Seen) -> _Sai
             return _Said(
                 "False", "Paused", f"{name} is paused at {rollout.weight} %; take {_annotation('pause')} away to go on"
             )
-        return _Said(
-            "True", _STAGES[rollout.stage], f"{name}, {rollout.spec.strategy.name.value}, at {rollout.weight} %"
-        )
+        how_far = f"{name}, {rollout.spec.strategy.name.value}, at {rollout.weight} %"
+        if seen.waiting is not None and seen.waiting.cause in OBSTACLES:
+            how_far += f": {seen.waiting.reason}"
+        return _Said("True", _STAGES[rollout.stage], how_far)
     if rollout.stage is Stage.PROMOTED:
         return _Said("False", "Complete", f"{name} was promoted")
     return _Said("False", "Ended", f"the rollout of {name} ended without a promotion")

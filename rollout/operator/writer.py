@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from rollout.errors import UndeclaredFields
 from rollout.operator.api import ResourceApi
 from rollout.operator.names import API_VERSION, FINALIZER, KIND, OPERATOR_MANAGER
 from rollout.operator.resource import Resource, digest
 from rollout.operator.telling import Note, moment
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 THREADS = 8
 MAX_MESSAGE = 1024
+UNDECLARED_S = 300.0
+"""How long fields that the definition did not know are left out before they are tried again."""
 
 
 class ApiWriter:
@@ -27,6 +33,15 @@ class ApiWriter:
         self._instance = instance
         self._clock = clock
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="cluster-writes")
+        self._undeclared: frozenset[str] = frozenset()
+        self._undeclared_since = 0.0
+
+    @property
+    def undeclared(self) -> frozenset[str]:
+        """See `ResourceWriter`. Forgotten after a while, since a newer definition may have been applied."""
+        if self._undeclared and self._clock() - self._undeclared_since > UNDECLARED_S:
+            self._undeclared = frozenset()
+        return self._undeclared
 
     def close(self) -> None:
         """Let the threads go."""
@@ -34,10 +49,21 @@ class ApiWriter:
 
     async def write_status(self, resource: Resource, status: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `ResourceWriter`. Nobody else may own a field of the status, so it is taken by force."""
+        try:
+            return await self._apply_status(resource, status)
+        except UndeclaredFields as error:  # Helm upgrades no definitions: the operator may be newer than it
+            if error.fields <= self.undeclared:
+                raise
+            log.warning("%s; until then the status lacks %s", error, ", ".join(sorted(error.fields)))
+            self._undeclared, self._undeclared_since = self.undeclared | error.fields, self._clock()
+            return await self._apply_status(resource, status)
+
+    async def _apply_status(self, resource: Resource, status: Mapping[str, Any]) -> Mapping[str, Any]:
+        known = {name: value for name, value in status.items() if name not in self.undeclared}
         return await self._run(
             lambda: self._api.apply(
                 resource.key,
-                {"status": dict(status)},
+                {"status": known},
                 manager=OPERATOR_MANAGER,
                 uid=resource.uid,
                 force=True,
@@ -48,9 +74,19 @@ class ApiWriter:
     async def hold(self, resource: Resource, *, held: bool) -> Mapping[str, Any]:
         """See `ResourceWriter`. What an apply leaves out goes, if nobody else owns it; so does the finalizer."""
         finalizers = {"finalizers": [FINALIZER]} if held else {}
-        return await self._run(
+        found = await self._run(
             lambda: self._api.apply(resource.key, {}, manager=OPERATOR_MANAGER, uid=resource.uid, metadata=finalizers)
         )
+        left = found["metadata"].get("finalizers") or []
+        if held or FINALIZER not in left:
+            return found
+        # A backup that was restored, or somebody's apply of a whole resource, owns it too: it would stay for ever.
+        others = {
+            "uid": resource.uid,
+            "resourceVersion": found["metadata"]["resourceVersion"],
+            "finalizers": [name for name in left if name != FINALIZER],
+        }
+        return await self._run(lambda: self._api.change_metadata(resource.key, others, manager=OPERATOR_MANAGER))
 
     async def post(self, resource: Resource, note: Note) -> None:
         """See `ResourceWriter`. The name follows from what it says and when: said twice in a minute is said once."""
@@ -60,7 +96,7 @@ class ApiWriter:
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{resource.key.name[:200]}.{same}", "namespace": resource.key.namespace},
+            "metadata": {"name": f"{resource.key.name[:200].rstrip('-.')}.{same}", "namespace": resource.key.namespace},
             "involvedObject": {
                 "apiVersion": API_VERSION,
                 "kind": KIND,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 from rollout.traffic_routers.base import RouterView
-from serving.keys import KeyRecord
+from serving.keys import KeyRecord, Quota
 from serving.outcomes import (
     FROM_GATEWAY,
     Accepted,
@@ -128,9 +128,12 @@ class GatewayRouter:
         self._table_text = TablePush(table=table).model_dump_json()
         await self._broadcast("table", self._table_text)
 
-    async def set_keys(self, records: Sequence[KeyRecord]) -> None:
-        """Send all keys that may be used to every gateway, now and when one dials; what is not listed is no key."""
-        self._keys_text = KeysPush(keys=tuple(records)).model_dump_json()
+    async def set_keys(self, records: Sequence[KeyRecord], quotas: Sequence[Quota] = ()) -> None:
+        """Send all keys that may be used to every gateway, now and when one dials; what is not listed is no key.
+
+        The quotas of namespaces go with them: what is not listed has none.
+        """
+        self._keys_text = KeysPush(keys=tuple(records), quotas=tuple(quotas)).model_dump_json()
         await self._broadcast("keys", self._keys_text)
 
     async def heartbeat(self, fence: int) -> None:

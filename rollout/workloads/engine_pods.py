@@ -60,6 +60,9 @@ class EngineCluster(Frozen):
     """The MLflow server that a version's files are fetched from."""
     credentials_secret: str = ""
     """What the fetching container gets as environment variables, unless the spec names another Secret."""
+    otlp_endpoint: str = ""
+    """Where engines send spans of the traces that a gateway keeps; empty means nowhere."""
+    otlp_protocol: str = "grpc"
     cache_path: str = ""
     """A folder of the nodes that keeps weights, unless the spec names a cache; it needs a namespace that allows it."""
     cache_claim: str = ""
@@ -91,7 +94,7 @@ def head_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, st
     container = {
         "name": "ray-head",
         "image": workload.revision.engine_image,
-        "env": _environment(RAY_ENVIRONMENT),
+        "env": _environment({**RAY_ENVIRONMENT, **_tracing(cluster)}),
         "ports": [
             {"name": "gcs-server", "containerPort": 6379},
             {"name": "dashboard", "containerPort": 8265},
@@ -126,7 +129,7 @@ def engine_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, 
     container = {
         "name": "engine",
         "image": workload.revision.engine_image,
-        "env": _environment(RAY_ENVIRONMENT),
+        "env": _environment({**RAY_ENVIRONMENT, **_tracing(cluster)}),
         "ports": [{"name": "serve", "containerPort": SERVE_PORT}],
         "resources": resources,
         "securityContext": restricted(),
@@ -234,6 +237,13 @@ def _longest_s(workload: Workload) -> int:
 
 def _hook(what: str, *more: str) -> list[str]:
     return ["python", "-m", "serving.engines.pod", what, "--folder", POD_DIR, *more]
+
+
+def _tracing(cluster: EngineCluster) -> Mapping[str, str]:
+    """The platform's own settings, which an engine reads where it starts vLLM; they change no answer."""
+    if not cluster.otlp_endpoint:
+        return {}
+    return {"TIDEGATE_OTLP_ENDPOINT": cluster.otlp_endpoint, "TIDEGATE_OTLP_PROTOCOL": cluster.otlp_protocol}
 
 
 def _environment(values: Mapping[str, str]) -> list[Manifest]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from rollout.cluster_api import ClusterApi, Object
 from rollout.engine_specs import Capacity
-from rollout.errors import ClusterRejected, ClusterUnavailable, WorkloadRejected, WorkloadUnavailable
+from rollout.errors import ClusterRejected, ClusterUnavailable, MissingRight, WorkloadRejected, WorkloadUnavailable
 from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
-from rollout.workloads.engine_pods import EngineCluster
+from rollout.workloads.engine_pods import NODE_TYPE, EngineCluster
 from rollout.workloads.ray_dashboards import RayDashboards
 from rollout.workloads.rayservice import (
     MADE_OF,
@@ -30,7 +30,7 @@ from rollout.workloads.rayservice import (
     resized,
 )
 from rollout.workloads.rayservice_status import application_of, spare_pods, status_of_service
-from rollout.workloads.room import Room, room_for
+from rollout.workloads.room import Room, fits_given, room_for
 from rollout.workloads.serve_account import Deaths
 from serving.specs import object_name
 
@@ -86,6 +86,10 @@ class KubeRayWorkloads:
         """By application: pods whose engine has stopped, as they were seen last."""
         self._seen: dict[str, WorkloadStatus] = {}
         self._room_unknown = False
+        self._needed: frozenset[str] = frozenset()
+        """Namespaces in which something is wanted."""
+        self._closed: frozenset[str] = frozenset()
+        """Namespaces in which nothing is wanted, and that may not be read."""
         self._made: dict[str, tuple[tuple[Workload, Owner | None, str], Object]] = {}
         self.writes = 0
         """How many objects were written or deleted, for tests and metrics."""
@@ -94,6 +98,7 @@ class KubeRayWorkloads:
         """Make the RayServices equal to `desired`. One that is refused holds up no other. See `WorkloadPort`."""
         wanted = {w.application: w for w in desired}
         async with self._lock:
+            self._needed = frozenset(w.namespace for w in desired)
             given = tuple(desired)
             if given == self._applied and self._is_fresh(self._applied_at):
                 return
@@ -158,8 +163,7 @@ class KubeRayWorkloads:
     async def shortage(self, wanted: Workload) -> str:
         """Compare what the replicas would ask for with what the nodes have left. See `WorkloadPort`."""
         engine = wanted.engine
-        # A queue admits by its own book, and where replicas are given by stable they are there already.
-        if not engine.check_room or engine.queue_name is not None or engine.capacity is Capacity.REPLACE:
+        if not engine.check_room or engine.queue_name is not None:  # a queue admits by its own book
             return ""
         try:
             nodes, pods = await asyncio.gather(
@@ -175,6 +179,9 @@ class KubeRayWorkloads:
         if any(_belongs(pod, wanted) for pod in pods):
             return ""
         group = rayservice(wanted, self._cluster, None)["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+        given = [pod for pod in pods if _gives_way(pod, wanted)]
+        if engine.capacity is Capacity.REPLACE and given:
+            return _too_little_given(wanted, *fits_given(group["template"], engine, nodes, pods, given))
         return _shortage(wanted, room_for(group["template"], engine, nodes, pods))
 
     async def close(self) -> None:
@@ -189,8 +196,23 @@ class KubeRayWorkloads:
 
     async def _every(self, api_version: str, plural: str) -> list[Object]:
         paths = [collection(api_version, plural, namespace) for namespace in self._namespaces]
-        listed = await asyncio.gather(*(self._api.every(path, labels=self._labels) for path in paths))
-        return [found for part in listed for found in part]
+        listed = await asyncio.gather(
+            *(self._api.every(path, labels=self._labels) for path in paths), return_exceptions=True
+        )
+        parts = dict(zip(self._namespaces, listed, strict=True))
+        closed = {n for n, part in parts.items() if isinstance(part, MissingRight) and n not in self._needed}
+        closed = closed if len(closed) < len(parts) else set()  # then it is no single namespace's matter
+        for namespace in closed - self._closed:
+            log.warning("namespace %s, where nothing is wanted, is left alone: %s", namespace, parts[namespace])
+        self._closed = frozenset(closed)
+        found: list[Object] = []
+        for namespace, part in parts.items():
+            if namespace in closed:
+                continue
+            if isinstance(part, BaseException):
+                raise part
+            found += part
+        return found
 
     async def _ask(self, services: Mapping[str, Object]) -> Mapping[str, Mapping[str, Any]]:
         if self._dashboards is None:
@@ -291,8 +313,33 @@ def _belongs(pod: Object, workload: Workload) -> bool:
     return _key(pod) == (workload.namespace, workload.revision.model, workload.revision.digest[:8])
 
 
+def _gives_way(pod: Object, workload: Workload) -> bool:
+    """Whether a pod is an engine of another revision of the same model."""
+    namespace, model, revision = _key(pod)
+    labels = pod["metadata"].get("labels") or {}
+    other = (namespace, model) == (workload.namespace, workload.revision.model)
+    return other and revision != workload.revision.digest[:8] and labels.get(NODE_TYPE) == "worker"
+
+
+def _too_little_given(wanted: Workload, first: Room, every: Room) -> str:
+    """Why what stable gives is not enough for `capacity: replace`; empty when it is."""
+    name, count = f"{wanted.revision.model}@{wanted.revision.version}", wanted.replicas
+    out = "free or add a node, or let engine.resources ask for what one replica of the present version has"
+    if first.fits < 1:
+        return (
+            f"{name} finds no room where stable gives one replica (capacity: replace): "
+            f"{first.scarce or 'a node that it may use'} is scarce; {out}"
+        )
+    if every.fits < count:
+        return (
+            f"{name} needs room for {count} replicas, and where stable gives all of its (capacity: replace) there is "
+            f"room for {every.fits}: {every.scarce} is scarce; {out}, or lower minReplicas"
+        )
+    return ""
+
+
 def _shortage(wanted: Workload, room: Room) -> str:
-    count, _ = bounds_of(wanted)
+    count = max(bounds_of(wanted)[0], wanted.replicas)
     if room.fits >= count:
         return ""
     name = f"{wanted.revision.model}@{wanted.revision.version}"

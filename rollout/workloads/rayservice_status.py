@@ -50,6 +50,11 @@ def status_of_service(
             application=name, state=WorkloadState.STOPPING, ready_replicas=ready, restarts=restarts,
             message=f"{left} pods are left",
         )  # fmt: skip
+    refused = _refused(told)
+    if refused and not active:
+        return WorkloadStatus(
+            application=name, state=WorkloadState.FAILED, restarts=restarts, message=f"KubeRay refuses it: {refused}"
+        )  # fmt: skip
     account = _account(told, name) if details is None else details
     text = _text(account)
     state = _state(str(account.get("status") or ""), text, ready, _wanted(service), answered=bool(active))
@@ -77,6 +82,13 @@ def _state(status: str, text: str, ready: int, wanted: int, *, answered: bool) -
     if status == "DEPLOY_FAILED" or PERMANENT in text:
         return WorkloadState.FAILED
     return WorkloadState.STARTING
+
+
+def _refused(told: Mapping[str, Any]) -> str:
+    """What KubeRay's own validation has against the RayService: it will not look at it again until that changes."""
+    conditions = told.get("conditions") or ()
+    found = [c for c in conditions if c.get("reason") == "ValidationFailed" and c.get("status") == "False"]
+    return str(found[0].get("message") or "its validation failed")[:MESSAGE_LIMIT] if found else ""
 
 
 def _wanted(service: Mapping[str, Any]) -> int:

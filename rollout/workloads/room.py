@@ -93,6 +93,28 @@ def room_for(template: Object, engine: EngineSpec, nodes: Iterable[Object], pods
     return Room(fits=fits, nodes=usable, scarce=scarce)
 
 
+def fits_given(
+    template: Object, engine: EngineSpec, nodes: Sequence[Object], pods: Sequence[Object], given: Sequence[Object]
+) -> tuple[Room, Room]:
+    """Room where another revision gives its pods one by one: for the first replica, and when all are given.
+
+    Which pod goes first is not known here, so the one that helps most is taken: what can't be told is not refused.
+
+    Args:
+        template: the template of an engine's pod.
+        engine: where it may run.
+        nodes: all nodes.
+        pods: all pods of all namespaces.
+        given: those among them that the other revision gives.
+
+    """
+    places = {str(pod["spec"].get("nodeName")): pod for pod in given}  # on one node they are alike
+    first = [room_for(template, engine, nodes, [p for p in pods if p is not one]) for one in places.values()]
+    gone = {id(pod) for pod in given}
+    every = room_for(template, engine, nodes, [p for p in pods if id(p) not in gone])
+    return max(first, key=lambda room: room.fits, default=room_for(template, engine, nodes, pods)), every
+
+
 def _free(node: Object, taken: Sequence[Mapping[str, Fraction]]) -> Mapping[str, Fraction]:
     used = _sum(taken)
     given = _quantities((node.get("status") or {}).get("allocatable") or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +17,17 @@ STALE_S = 10.0
 
 
 class DriftApp:
-    """The application. Nothing here changes anything, so it needs no key; it holds ids and counts, and no text."""
+    """The application. Nothing here changes anything, and it holds ids and counts, and no text.
 
-    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+    Args:
+        status: What the watch knows.
+        key: Who asks for the status shows it; "" where only this machine can ask.
+
+    """
+
+    def __init__(self, status: Callable[[], dict[str, Any]], key: str = "") -> None:
         self._status = status
+        self._authorization = f"Bearer {key}".encode() if key else b""
         self._instruments = DriftInstruments()
 
     def begin(self, exchange: Exchange) -> Reply | None:
@@ -35,6 +43,9 @@ class DriftApp:
                 status = {"status": "ok" if healthy else "starting, or stuck", "behind_s": round(behind_s, 1)}
                 return json_reply(200 if healthy else 503, status)
             case ("GET" | "HEAD", "/status"):
+                shown = exchange.fields.get(b"authorization", b"")
+                if self._authorization and not hmac.compare_digest(shown, self._authorization):
+                    return json_reply(401, {"error": "/status needs the drift watch's key, as a bearer token"})
                 return json_reply(200, self._status())
             case (method, path):
                 message = f"{method} {path[:128]} is not served; try GET /metrics, /healthz or /status"

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from monitoring.drift.detector import THRESHOLD
 from serving.errors import ServingError
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EMBEDDING_VALUES = 512
 """Of the encoder that comes with the platform."""
 LONGEST_SOCKET_PATH = 100
@@ -81,9 +82,15 @@ class DriftConfig:
 
     home: Path
     host: str = "127.0.0.1"
-    """Loopback: /status wants no key, and names tenants and requests."""
+    """Loopback, unless there is a key: /status names tenants and requests."""
     port: int = 8090
     """Of /metrics, /healthz and /status."""
+    feed_host: str = ""
+    """Where gateways of a cluster tell it of requests, over TCP; empty means the socket in `places` instead."""
+    feed_port: int = 8091
+    key_file: Path | None = None
+    """The key that gateways and watch prove to each other over a network (`serving.introduction`), and that whoever
+    asks for /status shows."""
     embeddings_per_s: float = 20.0
     """Requests that are embedded, at most: a short prompt takes 1 to 2 ms of one core."""
     threshold: float = THRESHOLD
@@ -98,6 +105,11 @@ class DriftConfig:
     def __post_init__(self) -> None:
         if min(self.embeddings_per_s, self.archive_rows_per_hour) < 0 or self.archive_days < 1:
             raise InvalidDriftConfig(f"{self}: rates are at least 0, archive_days at least 1")
+        if self.key_file is None and (self.feed_host or self.host not in LOOPBACK):
+            raise InvalidDriftConfig(
+                f"host {self.host!r} and feed_host {self.feed_host!r} are beyond loopback, and there is no key_file; "
+                f"give one, or host {LOOPBACK[0]} and no feed_host"
+            )
         if not 1.0 < self.threshold <= 1e12 or self.save_every_s <= 0:
             raise InvalidDriftConfig(f"{self}: threshold is above 1 and at most 1e12, save_every_s above 0")
 
@@ -124,7 +136,7 @@ class DriftConfig:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "it"
             raise InvalidDriftConfig(f"--config: {where}: {first['msg']}") from None
-        if len(str(found.places.socket).encode()) > LONGEST_SOCKET_PATH:
+        if not found.feed_host and len(str(found.places.socket).encode()) > LONGEST_SOCKET_PATH:
             raise InvalidDriftConfig(
                 f"{found.places.socket} is too long for a socket (at most {LONGEST_SOCKET_PATH} bytes); "
                 "choose a shorter TIDEGATE_HOME"

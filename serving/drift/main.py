@@ -1,8 +1,8 @@
 """Run the drift watch of this machine: `python -m serving.drift.main --config '{"home": "/home/me/.tidegate"}'`.
 
-One process for all gateways of a home (docs/adr/0006 says why): it embeds a sample of the requests that they tell it of
-and looks for drift, by model, tenant and route. It answers no client, and nothing waits for it. SIGTERM or SIGINT:
-what waits is taken in, the state is written, it ends.
+One process for all gateways of a home, or of a release on a cluster (docs/adr/0006 says why): it embeds a sample of the
+requests that they tell it of and looks for drift, by model, tenant and route. It answers no client, and nothing waits
+for it. SIGTERM or SIGINT: what waits is taken in, the state is written, it ends.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from guardrails.classifiers.encoder import DIMENSIONS, shared_encoder  # noqa: E
 from serving.drift.app import DriftApp  # noqa: E402
 from serving.drift.book import Book  # noqa: E402
 from serving.drift.config import DriftConfig, InvalidDriftConfig  # noqa: E402
-from serving.drift.intake import listen  # noqa: E402
+from serving.drift.intake import listen, listen_on  # noqa: E402
 from serving.drift.worker import Worker  # noqa: E402
+from serving.gateway.drift_line import read_key  # noqa: E402
 from serving.gateway.http_server import HttpServer, ServerLimits  # noqa: E402
 from serving.gateway.listening import bind  # noqa: E402
 from serving.gateway.logs import configure  # noqa: E402
@@ -49,24 +50,28 @@ async def serve(config: DriftConfig) -> int:
     """Run until told to stop. Returns the process's exit code.
 
     Raises:
-        InvalidConfig: its port can't be had.
+        InvalidConfig: a port can't be had.
+        ValueError: its key can't be read.
         OSError: its socket can't be made.
 
     """
+    key = read_key(config.key_file) if config.key_file is not None else ""
     listener = bind(config.host, config.port, "--drift-port")
+    feed = bind(config.feed_host, config.feed_port, "feed_port") if config.feed_host else None
     book = Book(config, embed, DIMENSIONS, np.random.default_rng())
     worker = Worker(book)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    server = HttpServer(DriftApp(lambda: worker.status), LIMITS)
+    server = HttpServer(DriftApp(lambda: worker.status, key), LIMITS)
     await server.start(listener)
     await asyncio.to_thread(shared_encoder)
     await asyncio.to_thread(book.hold)
     worker.start()
     await asyncio.to_thread(worker.ready.wait)
-    gateways = await listen(config.places.socket, worker)  # from now on nothing that gateways tell has to wait long
+    # From now on nothing that gateways tell has to wait long.
+    gateways = await (listen(config.places.socket, worker) if feed is None else listen_on(feed, key, worker))
     while not (stopping.is_set() or worker.failed):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), LOOK_EVERY_S)

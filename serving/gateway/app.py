@@ -163,6 +163,7 @@ class AdminApp:
         self._instruments.set_telemetry_dropped(self._telemetry.dropped())
         self._instruments.set_rejections_unkept(self._telemetry.unkept())
         self._instruments.set_queue_depths(self._protection.gatekeeper.queue_depths())
+        self._instruments.set_quotas(self._protection.gatekeeper.quota_use())
         now = time.monotonic()
         ready = {
             (model, r.version): self._book.ready(r.application, now)

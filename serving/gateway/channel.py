@@ -176,7 +176,7 @@ class Channel:
                         await self._keys.heard()
                 case KeysPush():
                     if self._keys is not None:
-                        await self._keys.pushed(message.keys)
+                        await self._keys.pushed(message)
                 case UsageAccepted():
                     if self._usage is not None:
                         self._usage.accepted(message.number)

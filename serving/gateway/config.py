@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter, ValidationError
 
 from monitoring.tracing.settings import TracingSettings
+from serving.addresses import host_and_port
 from serving.errors import ServingError
 from serving.gateway.guard_settings import GuardSettings
 from serving.knobs import Picking, QueueSettings
@@ -108,6 +109,10 @@ class GatewayConfig:
     """How much may be mirrored to a shadow; whether anything is, the traffic table says."""
     drift_socket: Path | None = None
     """Where the drift watch of this machine listens; None tells nobody of requests."""
+    drift_address: str | None = None
+    """Where the drift watch of a cluster listens, in place of that, `HOST:PORT`; with `drift_key_file`."""
+    drift_key_file: Path | None = None
+    """The key that gateways and watch prove to each other."""
     drift_per_s: float = 50.0
     """Requests per second that it is told of, at most: one costs some 20 us here."""
     quality_per_s: float = 20.0
@@ -137,6 +142,15 @@ class GatewayConfig:
             raise InvalidConfig(
                 f"drift_per_s is {self.drift_per_s}, quality_per_s {self.quality_per_s}; give rates, 0 for none"
             )
+        if (self.drift_address is None) != (self.drift_key_file is None):
+            raise InvalidConfig("a cluster's drift watch needs drift_address and drift_key_file; give both, or neither")
+        if self.drift_address is not None:
+            if self.drift_socket is not None:
+                raise InvalidConfig("drift_socket and drift_address are both given; there is one drift watch")
+            try:
+                host_and_port(self.drift_address)
+            except ValueError as error:
+                raise InvalidConfig(f"drift_address: {error}") from None
         if not 0 < self.limit_share <= 1:
             raise InvalidConfig(f"limit_share is {self.limit_share}; give a part above 0 and at most 1")
         object.__setattr__(self, "table_file", self.table_file or self.home / "gateway" / "table.json")

@@ -1,8 +1,8 @@
 """Tell the drift watch of some of the requests that have ended. Costs the others one comparison.
 
 The watch is a process of its own (docs/adr/0006): nothing is embedded here. A sampled request becomes one frame on a
-local socket. When the watch is away or reads too slowly, frames are dropped and counted; nothing waits for it. Which
-requests are told is decided by chance and by the rate alone, never by what they hold or which version had them.
+socket (`drift_line`). When the watch is away or reads too slowly, frames are dropped and counted; nothing waits for it.
+Which requests are told is decided by chance and by the rate alone, never by what they hold or which version had them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 from monitoring.drift.sampling import SamplingState, choose
+from serving.gateway.drift_line import LocalWatch, RemoteWatch, WatchAway, dial
 from serving.gateway.logs import log
 from serving.gateway.request_ids import issue_bytes
 from serving.gateway.sessions import session_mark
 from serving.gateway.units import Unit
 from serving.request_log.marks import mark_of, user_of
-from serving.sightings import BrokenFrame, Frames, Scored, Sighting, asked_text, frame, scored_of, shortened
+from serving.sightings import Scored, Sighting, asked_text, frame, shortened
 from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, Role
 
@@ -39,15 +39,17 @@ class DriftFeed:
     """The line of one gateway to the drift watch. Made inside a running event loop.
 
     Args:
-        socket: Where the watch listens.
+        watch: Where the watch listens.
         secret: For the ids that requests have for their clients.
         most_per_s: Requests that are told of, at most.
         monotonic: Seconds.
 
     """
 
-    def __init__(self, socket: Path, secret: bytes, most_per_s: float, monotonic: Callable[[], float]) -> None:
-        self._socket = str(socket)
+    def __init__(
+        self, watch: LocalWatch | RemoteWatch, secret: bytes, most_per_s: float, monotonic: Callable[[], float]
+    ) -> None:
+        self._watch = watch
         self._secret = secret
         self._most_per_s = most_per_s
         self._monotonic = monotonic
@@ -119,51 +121,27 @@ class DriftFeed:
 
     async def run(self) -> None:
         """Keep the line up for ever; cancel it to stop."""
-        loop = asyncio.get_running_loop()
         known = True
         while True:
             try:
-                transport, line = await loop.create_unix_connection(lambda: _Line(self._heard), self._socket)
-            except OSError as error:
+                line = await dial(self._watch, self._heard)
+            except WatchAway as away:
                 if known:
-                    log(logging.INFO, "drift-watch-away", reason=error.strerror or type(error).__name__)
+                    log(logging.INFO, "drift-watch-away", reason=str(away))
                 known = False
             else:
-                known, self._transport = True, transport
+                known, self._transport = True, line.transport
                 log(logging.INFO, "drift-watch-connected")
                 try:
                     await line.ended
                 finally:
                     self._transport = None
                     self._awaited.clear()
-                    transport.close()
+                    if line.transport is not None:
+                        line.transport.close()
             await asyncio.sleep(RECONNECT_S)
 
     def _heard(self, scored: Scored) -> None:
         unit = self._awaited.pop(scored.token, None)
         if unit is not None:
             self.on_score(unit, scored.name, scored.score)
-
-
-class _Line(asyncio.Protocol):
-    def __init__(self, heard: Callable[[Scored], object]) -> None:
-        self._heard = heard
-        self._frames = Frames()
-        self._transport: asyncio.BaseTransport | None = None
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for body in self._frames.feed(data):
-                self._heard(scored_of(body))
-        except BrokenFrame as error:
-            log(logging.WARNING, "drift-watch-unreadable", reason=str(error))
-            assert self._transport is not None
-            self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)

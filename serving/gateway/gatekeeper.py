@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import assert_never
+from typing import Final, assert_never
 
 from serving.admission import Reason, Rejection
 from serving.gateway.forwarding import read_lines
@@ -19,7 +19,7 @@ from serving.gateway.http_parsing import Notes
 from serving.gateway.keyring import Holder, Keyring
 from serving.gateway.seams import ANYBODY, Caller, Header
 from serving.gateway.usage import UsageBook
-from serving.keys import KeyRecord
+from serving.keys import KeyRecord, Quota
 from serving.knobs import QueueSettings
 from serving.queueing import ModelQueue, Moved, Place, Refusal, Ticket
 from serving.rate_limits import KeyLimits, Limit, Shortage
@@ -60,6 +60,9 @@ class QueueingGatekeeper:
         self._monotonic = monotonic
         self._wall = wall
         self._limits: dict[str, KeyLimits] = {}
+        self._quotas: dict[str, Quota] = {}
+        self._shared: dict[str, KeyLimits] = {}
+        """By namespace: what all its keys take from, with or without a quota."""
         self._queues: dict[str, ModelQueue] = {}
         self._endpoints: Mapping[str, int] = {}
         self._wakers: dict[Ticket, asyncio.Future[Rejection | None]] = {}
@@ -75,21 +78,19 @@ class QueueingGatekeeper:
         known = self._keyring.recall(notes, now) if notes is not None else None
         return known if known is not None else self._keyring.authenticate(headers, now, notes)
 
-    def replace_keys(self, keys: Iterable[KeyRecord], confirmed_at: float) -> None:
+    def replace_keys(self, keys: Iterable[KeyRecord], confirmed_at: float, quotas: Iterable[Quota] = ()) -> None:
         """Obey these keys from the next request on; whoever waits with a key that is gone is turned away.
 
         Args:
             keys: All keys.
             confirmed_at: When the controller said so, in wall-clock seconds.
+            quotas: All quotas of namespaces.
         """
         if self._keyring is None:
             return
         gone = self._keyring.replace(keys, confirmed_at)
-        now = self._monotonic()
-        for holder in self._keyring.holders():
-            limits = self._limits.get(holder.record.id)
-            if limits is not None:
-                self._set_limits(limits, holder.record, now)
+        self._quotas = {quota.namespace: quota for quota in quotas}
+        self._limit_anew(self._keyring)
         for key_id in gone:
             self._limits.pop(key_id, None)  # requests under way keep theirs until they end
             for queue in self._queues.values():
@@ -97,18 +98,30 @@ class QueueingGatekeeper:
                     self._wake(ticket, _no_longer_accepted())
 
     def set_limit_share(self, share: float) -> None:
-        """Change this gateway's part of every key's limits."""
+        """Change this gateway's part of every limit."""
         self._share = share
         if self._keyring is not None:
-            for holder in self._keyring.holders():
-                if (limits := self._limits.get(holder.record.id)) is not None:
-                    self._set_limits(limits, holder.record, self._monotonic())
+            self._limit_anew(self._keyring)
 
-    def _set_limits(self, limits: KeyLimits, record: KeyRecord, now: float) -> None:
+    def _limit_anew(self, keyring: Keyring) -> None:
+        now = self._monotonic()
+        homes = set()
+        for holder in keyring.holders():
+            homes.add(holder.record.namespace)
+            limits = self._limits.get(holder.record.id)
+            if limits is not None:
+                self._set_limits(limits, holder.record, now)
+        for namespace, shared in list(self._shared.items()):
+            if namespace in homes or shared.in_flight:
+                self._set_limits(shared, self._quotas.get(namespace), now)
+            else:
+                del self._shared[namespace]
+
+    def _set_limits(self, limits: KeyLimits, given: KeyRecord | Quota | None, now: float) -> None:
         limits.set(
-            requests_per_minute=record.requests_per_minute,
-            tokens_per_minute=record.tokens_per_minute,
-            concurrency=record.concurrency,
+            requests_per_minute=None if given is None else given.requests_per_minute,
+            tokens_per_minute=None if given is None else given.tokens_per_minute,
+            concurrency=None if given is None else given.concurrency,
             share=self._share,
             now=now,
         )
@@ -116,9 +129,26 @@ class QueueingGatekeeper:
     def _limits_of(self, holder: Holder, now: float) -> KeyLimits:
         limits = self._limits.get(holder.record.id)
         if limits is None:
-            limits = self._limits[holder.record.id] = KeyLimits()
+            shared = self._shared_by(holder.record.namespace, now)
+            limits = self._limits[holder.record.id] = KeyLimits(shared)
             self._set_limits(limits, holder.record, now)
         return limits
+
+    def _shared_by(self, namespace: str, now: float) -> KeyLimits:
+        shared = self._shared.get(namespace)
+        if shared is None:
+            shared = self._shared[namespace] = KeyLimits(namespace=namespace)
+            self._set_limits(shared, self._quotas.get(namespace), now)
+        return shared
+
+    def quota_use(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """By namespace and limit of each quota that keys took from: this gateway's part of it, and what is used."""
+        now = self._monotonic()
+        return {
+            (namespace, limit.value): (allowed, used)
+            for namespace, shared in self._shared.items()
+            for limit, allowed, used in shared.used(now)
+        }
 
     # Room
 
@@ -332,28 +362,40 @@ def _no_longer_accepted() -> Rejection:
     return Rejection(Reason.INVALID_API_KEY, "The API key is no longer accepted; it was revoked or has expired.")
 
 
+_LIMITED: Final = {
+    Limit.REQUESTS: (Reason.RATE_LIMITED, Reason.NAMESPACE_RATE_LIMITED),
+    Limit.TOKENS: (Reason.TOKEN_RATE_LIMITED, Reason.NAMESPACE_TOKEN_RATE_LIMITED),
+    Limit.CONCURRENCY: (Reason.CONCURRENCY_LIMITED, Reason.NAMESPACE_CONCURRENCY_LIMITED),
+}
+"""Why a request is refused: by the key's own limit, and by its namespace's quota."""
+
+
 def _limited(shortage: Shortage, headers: list[Header]) -> Rejection:
     allowed, used, requested = shortage.allowed, shortage.used, shortage.requested
+    own, of_namespace = _LIMITED[shortage.limit]
+    reason = of_namespace if shortage.namespace else own
     if shortage.limit is Limit.CONCURRENCY:
+        who = f"keys of namespace {shortage.namespace} have" if shortage.namespace else "API key has"
+        whose = "their" if shortage.namespace else "its"
         return Rejection(
-            Reason.CONCURRENCY_LIMITED,
-            f"The API key has {used} requests under way; its limit is {allowed}. Try again when one has ended.",
+            reason,
+            f"The {who} {used} requests under way; {whose} limit is {allowed}. Try again when one has ended.",
             retry_after_s=1,
             headers=tuple(headers),
         )
-    tokens = shortage.limit is Limit.TOKENS
-    reason = Reason.TOKEN_RATE_LIMITED if tokens else Reason.RATE_LIMITED
-    name = f"{shortage.limit.value} per min ({'TPM' if tokens else 'RPM'})"
+    where = f" in namespace {shortage.namespace}" if shortage.namespace else ""
+    name = f"{shortage.limit.value} per min ({'TPM' if shortage.limit is Limit.TOKENS else 'RPM'})"
     numbers = f"Limit {allowed}, Used {used}, Requested {requested}."
     if shortage.wait_s is None:
         return Rejection(
             reason,
-            f"Request too large on {name}: {numbers} The prompt or `max_tokens` must be reduced; waiting won't help.",
+            f"Request too large{where} on {name}: {numbers} The prompt or `max_tokens` must be reduced; "
+            "waiting won't help.",
             headers=(*headers, (b"x-should-retry", b"false")),
         )
     return Rejection(
         reason,
-        f"Rate limit reached on {name}: {numbers} Please try again in {max(0.001, shortage.wait_s):.3f}s.",
+        f"Rate limit reached{where} on {name}: {numbers} Please try again in {max(0.001, shortage.wait_s):.3f}s.",
         retry_after_s=max(1, math.ceil(shortage.wait_s)),
         headers=(*headers, (b"retry-after-ms", b"%d" % math.ceil(shortage.wait_s * 1000))),
     )

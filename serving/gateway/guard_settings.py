@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from serving.addresses import host_and_port
+
 
 @dataclass(frozen=True, slots=True)
 class GuardSettings:
@@ -14,7 +16,10 @@ class GuardSettings:
     """Where a version brings none: `default` (observes), `standard` (protects), `none`, or the path of a YAML file."""
     models: Literal["threads", "service"] = "threads"
     """`threads`: in this process, some 150 MB once a policy needs one. `service`: in the Ray Serve application
-    `tidegate-guardrails`, which batches for all gateways and scales by itself."""
+    `tidegate-guardrails`, which batches for all gateways and scales by itself, or where `service` says."""
+    service: str = ""
+    """Of a service that is none of our Ray's (`serving.guard_service`): `HOST:PORT`, a name with an address for each
+    replica. Only with `models: service`."""
     threads: int = 1
     """Calls of models that run at once in this process; each takes a core while it runs."""
     batch_texts: int = 16
@@ -33,3 +38,11 @@ class GuardSettings:
     depend on the answer."""
     judge_within_s: float = 30.0
     """An answer not judged by then is not judged: no outcome waits for longer."""
+
+    def __post_init__(self) -> None:
+        if self.service:
+            host_and_port(self.service)
+            if self.models != "service":
+                raise ValueError(
+                    f"guard.service is {self.service!r} and guard.models {self.models!r}; say `service` there"
+                )

@@ -7,13 +7,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from serving.gateway.gatekeeper import QueueingGatekeeper
 from serving.gateway.keyring import Keyring, KeysUnreadable, load_keys, save_keys
 from serving.gateway.logs import log
-from serving.keys import KeyRecord
+from serving.outcomes import KeysPush
 
 TOUCH_EVERY_S = 60.0
 """How often the file's time is renewed while the controller is heard: it says how old the keys are after a restart."""
@@ -29,7 +29,7 @@ class KeyKeeper:
         self._keyring = keyring
         self._path = path
         self._wall = wall
-        self._saved: tuple[KeyRecord, ...] | None = None
+        self._saved: KeysPush | None = None
         self._touched_at = 0.0
 
     def load(self) -> None:
@@ -40,19 +40,21 @@ class KeyKeeper:
             log(logging.ERROR, "keys-unreadable", reason=str(e))
             return
         if found is not None:
-            keys, pushed_at = found
-            self._gatekeeper.replace_keys(keys, min(pushed_at, self._wall()))
-            self._saved = keys
+            self._saved, pushed_at = found
+            self._obey(self._saved, min(pushed_at, self._wall()))
 
-    async def pushed(self, keys: Sequence[KeyRecord]) -> None:
-        """Obey these keys at once, then keep them."""
-        self._gatekeeper.replace_keys(keys, self._wall())
-        log(logging.INFO, "keys-applied", keys=len(self._keyring))
-        if self._saved == tuple(keys):
+    def _obey(self, push: KeysPush, confirmed_at: float) -> None:
+        self._gatekeeper.replace_keys(push.keys, confirmed_at, push.quotas)
+
+    async def pushed(self, push: KeysPush) -> None:
+        """Obey these keys and quotas at once, then keep them."""
+        self._obey(push, self._wall())
+        log(logging.INFO, "keys-applied", keys=len(self._keyring), quotas=len(push.quotas))
+        if self._saved == push:
             return
         try:
-            await asyncio.to_thread(save_keys, self._path, keys)
-            self._saved = tuple(keys)
+            await asyncio.to_thread(save_keys, self._path, push)
+            self._saved = push
             self._touched_at = self._wall()
         except OSError as e:
             way_out = "make room or fix the permissions; a start without the controller would obey older keys"

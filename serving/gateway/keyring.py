@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -240,17 +240,17 @@ def _unusable(confirmed_at: float | None) -> Rejection:
     return Rejection(Reason.KEYS_UNAVAILABLE, f"The gateway {why}; try again in 1 s.", retry_after_s=1)
 
 
-def save_keys(path: Path, keys: Sequence[KeyRecord]) -> None:
-    """Keep the keys (hashes only) for a start without a controller. Blocks: call it from a thread.
+def save_keys(path: Path, pushed: KeysPush) -> None:
+    """Keep keys (hashes only) and quotas for a start without a controller. Blocks: call it from a thread.
 
     Raises:
         OSError: it could not be written.
     """
-    replace_file(path, KeysPush(keys=tuple(keys)).model_dump_json().encode())
+    replace_file(path, pushed.model_dump_json().encode())
 
 
-def load_keys(path: Path) -> tuple[tuple[KeyRecord, ...], float] | None:
-    """The keys of the last run and when they were pushed (wall-clock seconds), or None when there are none.
+def load_keys(path: Path) -> tuple[KeysPush, float] | None:
+    """What was pushed last in the last run and when that was (wall-clock seconds), or None when nothing was.
 
     Raises:
         KeysUnreadable: the file can't be read as keys.
@@ -263,7 +263,7 @@ def load_keys(path: Path) -> tuple[tuple[KeyRecord, ...], float] | None:
     except OSError as e:
         raise KeysUnreadable(f"{path} can't be read ({e.strerror}); remove it and wait for the controller") from None
     try:
-        return KeysPush.model_validate_json(text, extra="ignore").keys, pushed_at
+        return KeysPush.model_validate_json(text, extra="ignore"), pushed_at
     except ValidationError as e:
         raise KeysUnreadable(
             f"{path} holds no keys ({e.error_count()} errors); remove it and wait for the controller"

@@ -28,6 +28,7 @@ from typing import Any
 
 import uvloop
 
+from serving.addresses import host_and_port
 from serving.gateway import compiled
 
 compiled.use()  # before any of what may be compiled is imported, so the imports below stand where they stand
@@ -43,8 +44,10 @@ from serving.gateway.discovery import EndpointSource, StaticEndpoints
 from serving.gateway.discovery_cluster import ClusterAccess, ClusterEndpoints
 from serving.gateway.discovery_ray import RayServeEndpoints
 from serving.gateway.drift_feed import DriftFeed
+from serving.gateway.drift_line import LocalWatch, RemoteWatch
 from serving.gateway.feedback import Feedback
 from serving.gateway.guard_models import GuardModels
+from serving.gateway.guard_replicas import GuardReplicas
 from serving.gateway.guarded_way import GuardedWay
 from serving.gateway.guarding import Guarding
 from serving.gateway.http_server import HttpServer, ServerLimits
@@ -125,8 +128,9 @@ class Gateway:
         secret = load_secret(config.secret_file)
         self.drift: DriftFeed | None = None
         self.resampler: Resampler | None = None
-        if config.drift_socket is not None and config.drift_per_s > 0:
-            self.drift = DriftFeed(config.drift_socket, secret, config.drift_per_s, time.monotonic)
+        watch = _drift_watch(config)
+        if watch is not None and config.drift_per_s > 0:
+            self.drift = DriftFeed(watch, secret, config.drift_per_s, time.monotonic)
             self.drift.on_score = self.recorder.scored
             self.recorder.after_reading.append(self.drift)
             self.resampler = Resampler(
@@ -135,6 +139,7 @@ class Gateway:
                 self.drift, self.instruments, self.protection.gatekeeper.waiting,
             )  # fmt: skip
             self.recorder.after_reading.append(self.resampler)
+        self.guard_replicas = GuardReplicas(config.guard.service) if config.guard.service else None
         self.guard_models = GuardModels(config.guard, self._guard_urls)
         self.guarding = Guarding(config.guard, self.guard_models, self.guard_models.crowded, self.instruments)
         self.guarding.on_models = self.guard_models.needed
@@ -187,6 +192,8 @@ class Gateway:
 
     def _guard_urls(self) -> list[str]:
         """The replicas of the guardrails' own service."""
+        if self.guard_replicas is not None:
+            return self.guard_replicas.urls
         return [endpoint.url for endpoint in self.book.of(GUARD_APPLICATION)]
 
     def _log_table(self, table: TrafficTable) -> None:
@@ -236,6 +243,8 @@ class Gateway:
             self._spawn(self.channel.run())
         if self.drift is not None:
             self._spawn(self.drift.run())
+        if self.guard_replicas is not None:
+            self._spawn(self.guard_replicas.run())
         log(logging.INFO, "gateway-started", name=config.name, boot=self.boot, port=self.port,
             admin_port=self.admin_port, compiled=compiled.in_use())  # fmt: skip
 
@@ -290,6 +299,12 @@ class Gateway:
         self.client.close()
         await self.telemetry.stop()
         log(logging.INFO, "gateway-stopped", name=self.config.name)
+
+
+def _drift_watch(config: GatewayConfig) -> LocalWatch | RemoteWatch | None:
+    if config.drift_address is not None and config.drift_key_file is not None:
+        return RemoteWatch(*host_and_port(config.drift_address), config.drift_key_file)
+    return LocalWatch(config.drift_socket) if config.drift_socket is not None else None
 
 
 def _complain_if_dead(task: asyncio.Task[None]) -> None:

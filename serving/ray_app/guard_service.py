@@ -9,8 +9,6 @@ the way that engines do (`GET /-/engine`).
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
 import secrets
 from collections.abc import Sequence
@@ -25,20 +23,17 @@ from guardrails.model_checks.base import ModelText
 from guardrails.model_checks.learned import LearnedChecks
 from guardrails.model_checks.wire import read_request, write_answer
 from guardrails.verdicts import Hit
-from serving.ray_app.asgi import Application, Receive, Scope, Send, lifespan
+from serving.guard_service.app import application
+from serving.ray_app.asgi import Application, Scope
 from serving.specs import GUARD_APPLICATION, Frozen
 
 DEPLOYMENT = "guardrails"
 WHEREABOUTS = "/-/engine"
-EXAMINE = "/v1/examine"
-MOST_BODY_BYTES = 16 * 1024 * 1024
 REQUESTS_IN_BATCH = 8
 BATCH_WAIT_S = 0.002
 """How long the first request of a batch waits for others: less than one text takes."""
 BUSY_REQUESTS = 4.0
 """Requests under way in a replica above which another one is started."""
-
-logger = logging.getLogger("ray.serve")
 
 
 class GuardArgs(Frozen):
@@ -80,35 +75,11 @@ class GuardReplica:
         return await asyncio.to_thread(examined, self._learned, requests)
 
     def __serve_build_asgi_app__(self) -> Application:
-        """The application that Serve runs on the replica's port; a function, since uvicorn takes methods for ASGI 2."""
+        """The application that Serve runs on the replica's port."""
+        return application(self.answer, self._page, f"GET {WHEREABOUTS}")
 
-        async def application(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan":
-                await lifespan(receive, send)
-            elif scope["type"] == "http":
-                status, body = await self._respond(scope, receive)
-                headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
-
-        return application
-
-    async def _respond(self, scope: Scope, receive: Receive) -> tuple[int, bytes]:
-        path = str(scope["path"])
-        if scope["method"] in ("GET", "HEAD") and path.endswith(WHEREABOUTS):
-            return 200, json.dumps(whereabouts(scope, self._boot)).encode()
-        if scope["method"] != "POST" or not path.endswith(EXAMINE):
-            return 404, _error(f"only POST {EXAMINE} and GET {WHEREABOUTS} are answered here")
-        body = await _body_of(receive)
-        if body is None:
-            return 413, _error(f"more than {MOST_BODY_BYTES} bytes; send fewer texts")
-        try:
-            return 200, await self.answer(body)
-        except ValueError as error:
-            return 400, _error(str(error))
-        except CheckFailed as error:
-            logger.warning("a model could not be run: %s", error)
-            return 503, _error(type(error).__name__)
+    def _page(self, scope: Scope) -> tuple[int, Any] | None:
+        return (200, whereabouts(scope, self._boot)) if str(scope["path"]).endswith(WHEREABOUTS) else None
 
 
 def examined(
@@ -145,22 +116,6 @@ def whereabouts(scope: Scope, boot: str) -> dict[str, Any]:
         "application": GUARD_APPLICATION,
         "ready": True,
     }
-
-
-def _error(message: str) -> bytes:
-    return json.dumps({"error": message}).encode()
-
-
-async def _body_of(receive: Receive) -> bytes | None:
-    """The body of a request; None when it is too long."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > MOST_BODY_BYTES:
-            return None
-        if not message.get("more_body"):
-            return bytes(body)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

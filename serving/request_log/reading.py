@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from serving.errors import ServingError
 from serving.request_log.locks import unless_held
 from serving.request_log.segments import (
     PARQUET,
+    Bounds,
     Erasure,
+    adopt,
     began_at,
     erasures,
     forget_halves,
     is_erased,
     lines_of,
     note_erasure,
+    prune,
     replace_lines,
     segments,
 )
@@ -30,6 +34,7 @@ from serving.request_log.segments import (
 LOCK = "writer.lock"
 WRITER_WAITED_FOR_S = 10.0
 LOOK_S = 0.2
+EMPTY_KEPT_S = 3600.0
 
 
 class WriterSlow(ServingError):
@@ -205,6 +210,30 @@ def take_out(folder: Path, erased: tuple[Erasure, ...]) -> None:
             stat = path.stat()
             replace_lines(path, (orjson.dumps(line) + b"\n" for line in kept))
             os.utime(path, (stat.st_atime, stat.st_mtime))
+
+
+def clear_up_after_others(root: Path, own: Path, bounds: Bounds, now: float) -> int:
+    """Hold the logs of gateways that are gone to their bounds: nobody of that name may ever come again.
+
+    On a cluster a gateway is called like its pod, and a pod's name is given once. A folder in which nothing is left
+    goes too, an hour after its last change.
+
+    Returns:
+        How many segments went.
+
+    Raises:
+        OSError: something could not be removed.
+    """
+    gone = 0
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and p != own):
+        with unless_held(folder / LOCK) as free:
+            if not free:
+                continue
+            adopt(folder)
+            gone += prune(folder, bounds, now)
+            if not segments(folder) and now - folder.stat().st_mtime > EMPTY_KEPT_S:
+                shutil.rmtree(folder)
+    return gone
 
 
 def _boot(path: Path) -> str:

@@ -182,6 +182,12 @@ def replace_lines(path: Path, kept: Iterator[bytes]) -> None:
     os.replace(temporary, path)
 
 
+def adopt(folder: Path) -> list[Path]:
+    """Close what a process that is gone left open, and say what was closed."""
+    forget_halves(folder)
+    return [_closed(path) for path in segments(folder) if path.suffix == PART]
+
+
 class Writing:
     """The segment that is being written, and the bounds of all of them.
 
@@ -204,8 +210,7 @@ class Writing:
 
     def adopt(self) -> list[Path]:
         """Close what an earlier process left open, and say what was closed."""
-        forget_halves(self._folder)
-        return [_closed(path) for path in segments(self._folder) if path.suffix == PART]
+        return adopt(self._folder)
 
     def append(self, lines: bytes, now: float) -> list[Path]:
         """Write whole lines; the segments that were closed by it.
@@ -257,19 +262,24 @@ class Writing:
 
     def prune(self, now: float) -> int:
         """Remove what is too old or too much, oldest first; how many segments went."""
-        kept = [p for p in segments(self._folder) if p.suffix != PART]
-        sizes = {p: _size(p) for p in kept}
-        total = sum(sizes.values()) + self._size
-        removed = 0
-        for path in kept:
-            old = now - _ended(path) > self._bounds.kept_s
-            if not old and total <= self._bounds.total_bytes:
-                break
-            for suffix in (PARQUET, JSONL):
-                path.with_suffix(suffix).unlink(missing_ok=True)
-            total -= sizes[path]
-            removed += 1
-        return removed
+        return prune(self._folder, self._bounds, now, self._size)
+
+
+def prune(folder: Path, bounds: Bounds, now: float, writing_bytes: int = 0) -> int:
+    """Remove of closed segments what is too old or too much, oldest first; how many went."""
+    kept = [p for p in segments(folder) if p.suffix != PART]
+    sizes = {p: _size(p) for p in kept}
+    total = sum(sizes.values()) + writing_bytes
+    removed = 0
+    for path in kept:
+        old = now - _ended(path) > bounds.kept_s
+        if not old and total <= bounds.total_bytes:
+            break
+        for suffix in (PARQUET, JSONL):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+        total -= sizes[path]
+        removed += 1
+    return removed
 
 
 def _closed(path: Path) -> Path:

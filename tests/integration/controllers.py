@@ -141,7 +141,7 @@ class RunningController:
             if "deploy" in asked:
                 await self.deploy(asked["deploy"])
             if "key" in asked:
-                await self.controller.put_key(KeyRecord.model_validate(asked["key"]))
+                await self.controller.accounting.put_key(KeyRecord.model_validate(asked["key"]))
         except RolloutError as error:
             return {"error": str(error), "retryable": error.retryable}
         statuses = {s.model: s.model_dump(mode="json") for s in self.controller.statuses}

@@ -58,7 +58,7 @@ async def test_a_restored_store_tells_the_same_and_gateways_obey_it(postgres: Po
             await until(lambda: _weight(follower) == 10, "the canary has traffic")
             secret = hash_secret("s" * 43)
             key = KeyRecord(id="abcdefghijkl", secret_sha256=secret, name="website", created_at=1.0)
-            await running.controller.put_key(key)
+            await running.controller.accounting.put_key(key)
             accounts = SqlAccountStore(running.database)
             row = UsageRow(gateway="g", boot="b", key=key.id, model=MODEL, version="1.0.0", hour=hour, requests=7)
             accounts.add_usage([row])
@@ -77,7 +77,7 @@ async def test_a_restored_store_tells_the_same_and_gateways_obey_it(postgres: Po
 
         async with leading(restored, port) as running:
             assert running.controller.status(MODEL) == before
-            assert running.controller.keys() == (key,)
+            assert running.controller.accounting.keys() == (key,)
             assert SqlAccountStore(running.database).usage(since=0, until=hour + 3600) == used
             await until(lambda: _fence(follower) > seen, "the gateway obeys the restored controller")
             await follower.happen(20)

@@ -45,7 +45,7 @@ class Cluster:
         self.store = store
         self.found: tuple[Object, ...] = objects(VALUES)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.public, self.admin, self.control = free_ports(3)
+        self.public, self.admin, self.control, self.drift, self.feed = free_ports(5)
         self.secrets = self._secrets(store)
         self._prepare_cluster()
 
@@ -99,6 +99,7 @@ class Cluster:
             value = {"metadata.name": POD, "metadata.namespace": "models"}.get(field, variable.get("value", ""))
             env[variable["name"]] = self._here(value, root)
         env |= {"TIDEGATE_HOST": "127.0.0.1", "TIDEGATE_CONTROL_PORT": str(self.control)}
+        env |= {"TIDEGATE_DRIFT_WATCH_URL": self.drift_url}
         env |= {"TIDEGATE_TRACKING_URI": "", "TIDEGATE_KUBECONFIG": str(self.folder / "kubeconfig")}
         self._start("controller", spec["containers"][0]["command"], env)
 
@@ -109,6 +110,7 @@ class Cluster:
         file = root / "etc/tidegate/gateway/gateway.json"
         config = json.loads(self._here(file.read_text(), root))
         config |= {"port": self.public, "admin_port": self.admin, "control_url": self.control_url}
+        config |= {"drift_address": f"127.0.0.1:{self.feed}"}
         file.parent.chmod(0o750)
         file.chmod(0o640)
         file.write_text(json.dumps(config))
@@ -116,6 +118,15 @@ class Cluster:
         env = {"TIDEGATE_GATEWAY_NAME": "r-gateway-x", "TIDEGATE_GATEWAY_HOST": "127.0.0.1",
                "TIDEGATE_GATEWAY_ADMIN_HOST": "127.0.0.1"}  # fmt: skip
         self._start("gateway", command, env)
+
+    def start_drift(self) -> None:
+        """The drift watch, on a volume of its own."""
+        spec = one(self.found, "Deployment", "r-drift")["spec"]["template"]["spec"]
+        root = self.mount("drift", spec)
+        *command, text = spec["containers"][0]["command"]
+        config = json.loads(self._here(text, root)) | {"port": self.drift, "feed_port": self.feed}
+        config |= {"host": "127.0.0.1", "feed_host": "127.0.0.1"}
+        self._start("drift", [*command, json.dumps(config)], {})
 
     def _here(self, text: str, root: Path) -> str:
         return text.replace("/etc/tidegate", f"{root}/etc/tidegate").replace("/var/lib", f"{root}/var/lib")
@@ -130,6 +141,10 @@ class Cluster:
     @property
     def control_url(self) -> str:
         return f"http://127.0.0.1:{self.control}"
+
+    @property
+    def drift_url(self) -> str:
+        return f"http://127.0.0.1:{self.drift}"
 
     def holder(self) -> str:
         """Who holds the lease of the store; "" when nobody does."""
@@ -189,12 +204,14 @@ def cluster(tmp_path: Path, postgres: Postgres) -> Iterator[Cluster]:
 def run_check(cluster: Cluster, patience_s: int) -> subprocess.CompletedProcess[str]:
     """What the pod of `helm test` does."""
     env = {"CONTROL": cluster.control_url, "GATEWAY": f"http://127.0.0.1:{cluster.public}",
-           "ADMIN": f"127.0.0.1:{cluster.admin}", "PATIENCE_S": str(patience_s)}  # fmt: skip
+           "ADMIN": f"127.0.0.1:{cluster.admin}", "DRIFT": cluster.drift_url,
+           "PATIENCE_S": str(patience_s)}  # fmt: skip
     command = [sys.executable, "-I", str(CHART / "files" / "check.py")]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_fresh_release_gets_ready_passes_its_test_and_drains(cluster: Cluster) -> None:
+    cluster.start_drift()
     cluster.start_controller()
     cluster.start_gateway()
     admin = f"http://127.0.0.1:{cluster.admin}"
@@ -219,6 +236,13 @@ def test_a_fresh_release_gets_ready_passes_its_test_and_drains(cluster: Cluster)
     assert [g["gateway"] for g in json.loads(body)["gateways"]] == ["r-gateway-x"]
     assert ask(cluster.control_url + "/api/v1/status", key)[0] == 403
 
+    # The watch tells its status to the controller; a gateway that it knows has proved its key.
+    drift_key = cluster.secrets["models", "r-drift"]["key"]
+    assert ask(cluster.drift_url + "/status")[0] == ask(cluster.drift_url + "/status", key)[0] == 401
+    status, body = ask(cluster.drift_url + "/status", drift_key)
+    assert (status, json.loads(body)["streams"]) == (200, [])
+    cluster.eventually(lambda: "drift-watch-connected" in (cluster.folder / "gateway.log").read_text())
+
     gateway, controller = cluster.processes["gateway"], cluster.processes["controller"]
     gateway.send_signal(signal.SIGTERM)
     cluster.until("gateway", admin + "/readyz/pod", 503)
@@ -227,9 +251,12 @@ def test_a_fresh_release_gets_ready_passes_its_test_and_drains(cluster: Cluster)
     controller.send_signal(signal.SIGTERM)
     assert controller.wait(20) == 0
     assert cluster.holder() == "", "the lease was given back, so that another one need not wait for its end"
-    assert run_check(cluster, 0).returncode == 3
+    cluster.processes["drift"].send_signal(signal.SIGTERM)
+    assert cluster.processes["drift"].wait(20) == 0
+    assert run_check(cluster, 0).returncode == 4
     logs = "".join(path.read_text() for path in cluster.folder.glob("*.log"))
     assert token not in logs
     assert key not in logs
+    assert drift_key not in logs
     assert "Traceback" not in logs
     assert [asked for asked, code in cluster.api.asked if code == 403] == [], "the chart's Roles suffice"

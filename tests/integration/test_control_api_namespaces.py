@@ -18,7 +18,8 @@ from rollout.access import ROUTES, Right
 from rollout.commands import Command, Verb
 from rollout.specs import RolloutSpec
 from serving.accounting import UsageRow, hour_of
-from tests.integration.control_rig import Rig, follow_as_gateway, running, until
+from serving.outcomes import KeysPush
+from tests.integration.control_rig import TOKEN, Rig, follow_as_gateway, running, until
 
 pytestmark = pytest.mark.integration
 
@@ -174,6 +175,27 @@ async def test_an_admin_of_a_namespace_manages_its_keys_and_no_others() -> None:
         task = asyncio.create_task(follow_as_gateway(rig, "gateway-x", door))
         await until(lambda: len(rig.router.connections) == before + 1)
         task.cancel()
+
+
+async def test_a_quota_is_set_by_who_is_bound_to_none_and_seen_by_its_namespace() -> None:
+    async with shared() as rig:
+        admin, _ = await rig.make_key("lead", "admin", namespace="team-a")
+        viewer, _ = await rig.make_key("b", "viewer", namespace="team-b")
+        url, body = "/api/v1/quotas/team-a", {"requests_per_minute": 600}
+        told: list[KeysPush] = []
+        listening = asyncio.create_task(follow_as_gateway(rig, "listener", told=told))
+        for key in (admin, viewer):
+            assert refusal(await rig.http.put(url, json=body, headers=rig.as_key(key)))[:2] == (403, "forbidden")
+        assert (await rig.http.put(url, json=body, headers=rig.as_key(TOKEN))).status_code == 200
+        await until(lambda: told and [q.requests_per_minute for q in told[-1].quotas] == [600])
+        assert [q["namespace"] for q in (await rig.get("/api/v1/quotas", key=admin)).json()["quotas"]] == ["team-a"]
+        assert (await rig.get("/api/v1/quotas", key=viewer)).json()["quotas"] == []
+        for wrong in ({}, {"requests_per_minute": 0}, {"rpm": 1}):
+            assert (await rig.http.put(url, json=wrong, headers=rig.as_key(TOKEN))).status_code == 400
+        assert (await rig.http.delete(url, headers=rig.as_key(TOKEN))).status_code == 200
+        await until(lambda: told[-1].quotas == ())
+        assert refusal(await rig.http.delete(url, headers=rig.as_key(TOKEN)))[:2] == (404, "no_such_quota")
+        listening.cancel()
 
 
 async def test_outside_a_cluster_namespaces_bind_nobody() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 from serving.accounting import UsageRow
 from serving.gateway.config import GatewayConfig, InvalidConfig
 from serving.gateway.traffic_state import save_table
-from serving.keys import KeyRecord, Priority, Scope, hash_secret, write_key
+from serving.keys import KeyRecord, Priority, Quota, Scope, hash_secret, write_key
 from serving.knobs import QueueSettings
 from serving.outcomes import KeysPush, UsageAccepted, UsageReport
 from tests.integration.gateway_fakes import FakeController, FakeEngine, Rig, rig, table, until
@@ -53,8 +54,11 @@ class StoreController(FakeController):
 
     async def push_keys(self, *keys: KeyRecord) -> None:
         self.keys = keys
+        await self.push_quotas()
+
+    async def push_quotas(self, *quotas: Quota) -> None:
         for socket in list(self.sockets):
-            await socket.send(KeysPush(keys=keys).model_dump_json())
+            await socket.send(KeysPush(keys=self.keys, quotas=quotas).model_dump_json())
 
     async def _heard(self, socket: Any, message: dict[str, Any]) -> None:
         await super()._heard(socket, message)
@@ -154,6 +158,39 @@ async def test_a_key_is_revoked_everywhere_within_a_second(tmp_path: Path) -> No
                 break
             assert time.monotonic() - revoked_at < 1, "still accepted"
         await chat(sdk(r, B))
+
+
+async def test_a_quota_holds_for_all_keys_of_its_namespace_within_a_second_and_ends_as_soon(tmp_path: Path) -> None:
+    shop = [record(A, namespace="shop"), record(B, namespace="shop")]
+    controller = StoreController(*shop, record(C, namespace="bank"))
+    async with guarded(tmp_path, controller) as r:
+        await keyed(r)
+        one, other = sdk(r), sdk(r, B)
+        await controller.push_quotas(Quota(namespace="shop", set_at=1.0, requests_per_minute=3))
+        refused: openai.RateLimitError | None = None
+        for attempt in range(100):  # some may be let in before the push is read
+            try:
+                await chat(one if attempt % 2 else other)
+            except openai.RateLimitError as error:
+                refused = error
+                break
+        assert refused is not None
+        assert attempt >= 3
+        assert (refused.type, refused.code) == ("requests", "rate_limit_exceeded")
+        assert "in namespace shop" in refused.message
+        assert refused.response.headers["x-ratelimit-limit-requests"] == "3"
+        await chat(sdk(r, C))
+        async with httpx.AsyncClient() as http:
+            metrics = (await http.get(r.admin_url + "/metrics")).text
+        assert 'tidegate_quota_limit{key_namespace="shop",limit="requests"} 3.0' in metrics
+        assert 'tidegate_rejections_total{model="chat",reason="namespace_rate_limited"}' in metrics
+        await controller.push_quotas()
+        lifted_at = time.monotonic()
+        while True:
+            with contextlib.suppress(openai.RateLimitError):
+                await chat(one)
+                break
+            assert time.monotonic() - lifted_at < 1, "still refused"
 
 
 async def test_keys_of_the_last_run_hold_without_a_controller(tmp_path: Path) -> None:

@@ -166,17 +166,17 @@ async def test_two_that_fight_for_the_leadership_never_both_write(store):
 async def test_a_key_revoked_at_one_controller_is_void_at_the_gateways_of_the_other_within_a_second(store):
     key = KeyRecord(id="a" * 12, secret_sha256=hash_secret("x"), name="app", created_at=1.0)
     async with controllers(store, time.time, time.time) as (first, second), gateway(first.port) as follower:
-        await second.controller.put_key(key)
+        await second.controller.accounting.put_key(key)
         await until(lambda: follower.keys is not None and key.id in follower.keys, "the key is known")
         began = time.monotonic()
-        await second.controller.put_key(key.model_copy(update={"revoked_at": 2.0}))
+        await second.controller.accounting.put_key(key.model_copy(update={"revoked_at": 2.0}))
         await until(lambda: key.id not in follower.keys, "the key is void")
         took_s = time.monotonic() - began
         print(f"revoked elsewhere within {took_s:.2f} s")
         assert took_s < 5.0  # half a second to be seen; the rest is for a busy machine
-        again = first.controller.keys()
+        again = first.controller.accounting.keys()
         assert [k.revoked_at for k in again] == [2.0]
-        assert first.controller.keys() is again
+        assert first.controller.accounting.keys() is again
 
 
 async def test_usage_is_booked_and_only_then_accepted(store):

@@ -14,14 +14,15 @@ import pytest
 from rollout.announcer import GIVE_UP_S, Announcer
 from rollout.event_log.base import EventLog
 from rollout.event_log.sql import SqlEventLog
-from rollout.notifications.base import Happening, Notifier, Position
+from rollout.notifications.base import Cursors, Happening, Notifier, Position
 from rollout.notifications.memory import MemoryCursors, MemoryNotifier
+from rollout.notifications.sql import SqlCursors
 from rollout.notifications.webhook import WebhookNotifier
 from tests.integration.control_rig import Rig, running, until
 from tests.webhook_receiver import Receiver
 from tidegate.errors import WrongUse
 from tidegate.settings import Settings, WebhookSettings
-from tidegate.webhooks import FileCursors, build_webhooks
+from tidegate.webhooks import adopt_cursors, build_webhooks
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +36,7 @@ async def at_once(_: float) -> None:
 def announcer_of(
     rig: Rig,
     notifiers: Sequence[Notifier],
-    cursors: MemoryCursors | FileCursors,
+    cursors: Cursors,
     *,
     log: EventLog | None = None,
     leads: Callable[[], bool] = lambda: True,
@@ -122,17 +123,20 @@ async def test_a_dead_receiver_holds_up_nobody_else() -> None:
 async def test_what_happened_while_nobody_told_is_told_after_a_restart(tmp_path: Path) -> None:
     async with running() as rig:
         await rig.serve_first()
-        cursors = FileCursors(tmp_path / "webhooks.json")
+        store = f"sqlite:///{tmp_path / 'state.db'}"
+        cursors = SqlCursors(store)
         first = MemoryNotifier("pager")
         async with announcing(announcer_of(rig, [first], cursors), rig):
             await rig.deploy("1.0.1")
             await until(lambda: len(first.received) == 2)
-        await rig.post("/api/v1/rollouts/chat/pause")  # the controller's process was down for the receiver
+        await rig.post("/api/v1/rollouts/chat/pause")  # nobody led; then another controller does, on another disk
+        cursors.close()
+        cursors = SqlCursors(store)
         second = MemoryNotifier("pager")
         async with announcing(announcer_of(rig, [second], cursors), rig):
             await until(lambda: len(second.received) == 1)
         assert [n.type for n in second.received] == [Happening.PAUSED]
-        assert (tmp_path / "webhooks.json").stat().st_mode & 0o777 == 0o600
+        cursors.close()
 
 
 async def test_a_crash_before_it_was_noted_doubles_the_last_one_under_its_id() -> None:
@@ -245,20 +249,30 @@ async def test_the_log_in_sql_gives_the_same_notifications(tmp_path: Path) -> No
         store.close()
 
 
-def test_a_cursor_file_that_cannot_be_read_is_told_so(tmp_path: Path) -> None:
-    path = tmp_path / "webhooks.json"
-    assert FileCursors(path).load() == {}
+def test_what_an_older_version_kept_in_a_file_is_taken_over_once(tmp_path: Path) -> None:
+    path, cursors = tmp_path / "webhooks.json", MemoryCursors()
+    adopt_cursors(cursors, path)
+    assert cursors.load() == {}
+    path.write_text('{"pager": {"entry": 7, "index": 1}}')
+    adopt_cursors(cursors, path)
+    assert cursors.load() == {"pager": Position(entry=7, index=1)}
+    path.write_text('{"pager": {"entry": 3, "index": 0}}')  # a volume with an older copy
+    adopt_cursors(cursors, path)
+    assert cursors.load() == {"pager": Position(entry=7, index=1)}
     path.write_text('{"pager": ')
-    with pytest.raises(ValueError, match=r"webhooks\.json"):
-        FileCursors(path).load()
+    adopt_cursors(cursors, path)
+    assert not path.exists()
 
 
-async def test_after_an_unreadable_cursor_the_last_day_is_told_again(tmp_path: Path) -> None:
+async def test_after_unreadable_cursors_the_last_day_is_told_again() -> None:
+    class Damaged(MemoryCursors):
+        def load(self) -> Mapping[str, Position]:
+            raise ValueError("no cursors")
+
     async with running() as rig:
         await rig.serve_first()
-        (tmp_path / "webhooks.json").write_text("no json")
         notifier = MemoryNotifier()
-        async with announcing(announcer_of(rig, [notifier], FileCursors(tmp_path / "webhooks.json")), rig):
+        async with announcing(announcer_of(rig, [notifier], Damaged()), rig):
             await until(lambda: len(notifier.received) == 2)
 
 

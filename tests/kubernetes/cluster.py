@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.kubernetes import structural
 from tests.kubernetes.api_errors import Refused, already_exists, bad_request, conflict, gone, invalid, not_found
+from tests.kubernetes.built_in import complaints
 from tests.kubernetes.kinds import BUILT_IN, Kind, kinds_of_definition
 from tests.kubernetes.managed_fields import Shape, apply, updated
 from tests.kubernetes.selectors import matches
@@ -208,7 +209,12 @@ class Cluster:
             if namespace is not None and (namespace_object := self.find("namespaces", None, namespace)) is None:
                 raise not_found("namespaces", namespace)
             if namespace is not None and namespace_object["metadata"].get("deletionTimestamp"):
-                raise Refused(403, "Forbidden", f"namespace {namespace} is being terminated")
+                raise Refused(
+                    403,
+                    "Forbidden",
+                    f'{kind.full_name} "{new["metadata"]["name"]}" is forbidden: unable to create '
+                    f"new content in namespace {namespace} because it is being terminated",
+                )
         return str(name)
 
     def _born(self, kind: Kind, namespace: str | None, new: Object, write: Write) -> Object:
@@ -232,6 +238,8 @@ class Cluster:
         if kind.plural == "customresourcedefinitions":
             for version in new["spec"]["versions"]:
                 structural.check_structural(version["schema"]["openAPIV3Schema"], name)
+        if causes := complaints(kind.plural, new):
+            raise invalid(kind.kind, name, causes)
         if kind.schema is None:
             return new
         return structural.admitted(kind.kind, name, new, old, kind.schema, write.strictness)
@@ -302,6 +310,7 @@ class Cluster:
                 body.pop("status", None)
             if write.subresource == "status":
                 body = {k: v for k, v in body.items() if k in ("apiVersion", "kind", "status")} | {"metadata": {}}
+            _typed(kind, namespace, name, body)
             new = apply(live, body, Shape(kind.schema), write.manager, write.subresource, self.now(), force=force)
             if live is None:
                 self._named(kind, namespace, new)
@@ -412,6 +421,19 @@ class Cluster:
                 everyone = {o["metadata"]["uid"] for objects in self._objects.values() for o in objects.values()}
                 if not everyone & {o["uid"] for o in owners} and (namespace, name) in self._store(kind):
                     self.delete(kind, namespace or None, name)
+
+
+def _typed(kind: Kind, namespace: str | None, name: str, body: Object) -> None:
+    """What is applied must fit the schema before anything is merged: an unknown field is a 500 and is not pruned."""
+    undeclared: list[str] = []
+    if kind.schema is not None:
+        own = {k: v for k, v in body.items() if k not in ("apiVersion", "kind", "metadata")}
+        structural.pruned(own, kind.schema, undeclared)
+    if undeclared:
+        said = [f".{path}: field not declared in schema" for path in undeclared]
+        why = said[0] if len(said) == 1 else "\n  ".join(["errors:", *said])
+        about = f"{namespace or ''}/{name}; {kind.api_version}, Kind={kind.kind}"
+        raise Refused(500, "", f"failed to create typed patch object ({about}): {why}")
 
 
 def _essence(found: Object) -> Object:

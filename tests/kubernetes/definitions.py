@@ -34,7 +34,72 @@ def definition(
     }
 
 
-RAY_SERVICES = definition("ray.io", "rayservices", "RayService")
+OPEN: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+TEXT: Object = {"type": "string"}
+TEXTS: Object = {"type": "object", "additionalProperties": TEXT}
+
+
+def _whole(**more: Any) -> Object:
+    return {"type": "integer", "format": "int32", **more}
+
+
+def _fields(**properties: Object) -> Object:
+    return {"type": "object", "properties": properties}
+
+
+RAY_CLUSTER = _fields(
+    rayVersion=TEXT,
+    enableInTreeAutoscaling={"type": "boolean"},
+    suspend={"type": "boolean"},
+    authOptions=_fields(mode={**TEXT, "enum": ["disabled", "token"]}, secretName=TEXT),
+    autoscalerOptions=_fields(
+        version={**TEXT, "enum": ["v1", "v2"]},
+        idleTimeoutSeconds=_whole(),
+        upscalingMode={**TEXT, "enum": ["Default", "Aggressive", "Conservative"]},
+        resources=OPEN,
+        securityContext=OPEN,
+    ),
+    gcsFaultToleranceOptions=_fields(
+        redisAddress=TEXT, externalStorageNamespace=TEXT, redisPassword=_fields(value=TEXT, valueFrom=OPEN)
+    ),
+    headGroupSpec=_fields(rayStartParams=TEXTS, template=OPEN),
+    workerGroupSpecs={
+        "type": "array",
+        "items": {
+            **_fields(
+                groupName=TEXT,
+                replicas=_whole(default=0),
+                minReplicas=_whole(default=0),
+                maxReplicas=_whole(default=2147483647),
+                numOfHosts=_whole(default=1),
+                rayStartParams=TEXTS,
+                template=OPEN,
+                scaleStrategy=_fields(workersToDelete={"type": "array", "items": TEXT}),
+            ),
+            "required": ["groupName"],
+        },
+    },
+)
+"""`rayClusterConfig` as far as anything of ours writes it, after KubeRay 1.6's types; pod templates are left open."""
+
+RAY_SERVICES = definition(
+    "ray.io",
+    "rayservices",
+    "RayService",
+    _fields(
+        spec={
+            **_fields(
+                serveConfigV2=TEXT,
+                upgradeStrategy=_fields(type=TEXT),
+                rayClusterDeletionDelaySeconds=_whole(minimum=0),
+                excludeHeadPodFromServeSvc={"type": "boolean"},
+                rayClusterConfig={**RAY_CLUSTER, "required": ["headGroupSpec"]},
+            ),
+            "required": ["rayClusterConfig"],
+        },
+        status=OPEN,
+    ),
+)
 RAY_CLUSTERS = definition("ray.io", "rayclusters", "RayCluster")
 HTTP_ROUTES = definition("gateway.networking.k8s.io", "httproutes", "HTTPRoute")
 

@@ -52,6 +52,8 @@ def _kind(
     subresources = ("status",) if status else ()
     if kind in ("Deployment", "StatefulSet"):
         subresources += ("scale",)
+    if kind == "Pod":
+        subresources += ("portforward",)
     return Kind(
         group, version, plural, kind, namespaced, short, subresources, counts_generations=spec,
         scale={"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}

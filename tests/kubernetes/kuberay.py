@@ -63,6 +63,9 @@ class KubeRay:
             return self._collect(service)
         complaint = validated(service)
         if complaint:
+            refused = {"type": "Ready", "status": "False", "reason": "ValidationFailed", "message": complaint}
+            service.setdefault("status", {})["conditions"] = [refused]
+            self.cluster.update(self.cluster.kind("rayservices"), meta["namespace"], meta["name"], service, STATUS)
             return None
         if FOREGROUND not in (meta.get("finalizers") or ()):
             # What the API server itself does on a deletion in the foreground, prepared here.
@@ -160,7 +163,8 @@ class KubeRay:
             condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
             return {"phase": "Pending", "conditions": [condition]}
         bound = {"type": "PodScheduled", "status": "True"}
-        if containers[0]["image"] in self.unpullable:
+        about = {containers[0]["image"], pod["metadata"]["labels"].get("tidegate.dev/version")}
+        if not self._age.get(uid) and not self.unpullable.isdisjoint(about):  # what runs has its image
             waiting = {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{containers[0]["image"]}"'}
             return _pending(containers[0], waiting, bound)
         missing = self._missing_secret(pod)
@@ -294,11 +298,11 @@ def validated(service: Object) -> str:
     """What the operator's own validation says of a RayService; empty when it takes it."""
     name, config = service["metadata"]["name"], service["spec"]["rayClusterConfig"]
     if len(name) > 47 or not LABEL_1035.match(name):
-        return f"name {name}"
+        return f"RayService name should be a valid DNS1035 label: {name}"
     if config.get("authOptions", {}).get("mode") == "token":
         major, minor = (int(part) for part in config.get("rayVersion", "0.0").split(".")[:2])
         if (major, minor) < (2, 52):
-            return "rayVersion"
+            return "authOptions.mode is 'token' but minimum Ray version is 2.52.0"
     head = config["headGroupSpec"]["template"]["spec"]
     names = {e["name"] for e in head["containers"][0].get("env") or ()}
     if names & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "RAY_enable_autoscaler_v2"}:

@@ -1,7 +1,7 @@
 """Who may do what: Roles and bindings, as rendered from a chart, put before every request.
 
-A bearer token `system:serviceaccount:<namespace>:<name>` is that ServiceAccount. Any other token, or none, is an
-administrator: tests act as one.
+A bearer token `system:serviceaccount:<namespace>:<name>` is that ServiceAccount; any other token is an administrator,
+as which tests act. Who shows none is nobody and may do nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 Object = dict[str, Any]
 ACCOUNT = "system:serviceaccount:"
+ANONYMOUS = "system:anonymous"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ class Grant:
 
 
 class Access:
-    """The grants of a cluster; without any, everybody is an administrator."""
+    """The grants of a cluster, to ServiceAccounts."""
 
     def __init__(self, grants: Iterable[Grant] = ()) -> None:
         self.grants = list(grants)
 
     def allows(self, user: str, asked: Request) -> bool:
+        if user == ANONYMOUS:
+            return False
         if not user.startswith(ACCOUNT):
             return True
         return any(g.subject == user and g.allows(asked) for g in self.grants)

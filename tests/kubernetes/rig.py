@@ -153,9 +153,9 @@ async def _keep_loading(workloads: MemoryWorkloads) -> None:
 
 @contextlib.asynccontextmanager
 async def operating(
-    api: ApiServer, folder: Path, log: EventLog | None = None, token: str = ACCOUNT
+    api: ApiServer, folder: Path, log: EventLog | None = None, token: str = ACCOUNT, also: tuple[str, ...] = ()
 ) -> AsyncIterator[Rig]:
-    """A controller with its operator. Leaving is a crash: nothing is given back."""
+    """A controller with its operator, for further namespaces too. Leaving is a crash: nothing is given back."""
     router, workloads, ids = GatewayRouter(time.monotonic), MemoryWorkloads(load_ticks=1), itertools.count(1)
     controller = Controller(
         event_log=log or MemoryEventLog(),
@@ -185,7 +185,7 @@ async def operating(
         resolve=resolve,
         aim=aim,
         address=address(api, folder, token),
-        namespaces=(NAMESPACE,),
+        namespaces=(*also, NAMESPACE),
         instance="r-controller-0",
         clock=time.time,
         monotonic=time.monotonic,

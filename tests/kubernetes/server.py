@@ -10,14 +10,17 @@ away (`api.away()`), cut its watches or make it answer badly (`api.faults`).
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime
 import json
+import ssl
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
+import trustme
 import yaml
 from aiohttp import web
 
@@ -25,8 +28,9 @@ from tests.kubernetes.api_errors import Refused, bad_request, forbidden, gone
 from tests.kubernetes.cluster import Cluster, Write
 from tests.kubernetes.faults import Asked, Fault, Faults, Trouble, refusal
 from tests.kubernetes.kinds import Kind
+from tests.kubernetes.kubelet import Kubelet
 from tests.kubernetes.patches import json_patch, merge_patch, set_at_path
-from tests.kubernetes.rbac import ACCOUNT, Access, Request, grants_in
+from tests.kubernetes.rbac import ACCOUNT, ANONYMOUS, Access, Request, grants_in
 from tests.kubernetes.routes import Route, discovery, open_api, route, scale_of, table
 from tests.kubernetes.selectors import matches
 
@@ -39,8 +43,11 @@ KEPT_CONTINUATIONS = 100
 class ApiServer:
     """A Cluster behind HTTP."""
 
-    def __init__(self, cluster: Cluster | None = None) -> None:
+    def __init__(self, cluster: Cluster | None = None, authority: trustme.CA | None = None) -> None:
+        """With an `authority` it speaks HTTPS, with a certificate of that."""
         self.cluster = cluster or Cluster()
+        self.kubelet = Kubelet()
+        self._authority = authority
         self.faults = Faults()
         self.access = Access()
         self.asked: list[tuple[Asked, int]] = []
@@ -70,14 +77,18 @@ class ApiServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._authority else 'http'}://127.0.0.1:{self.port}"
 
     async def _listen(self) -> None:
         app = web.Application(client_max_size=16 << 20)
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        secure = None
+        if self._authority is not None:
+            secure = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._authority.issue_cert("127.0.0.1").configure_cert(secure)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=secure)
         await site.start()
         assert site._server is not None
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
@@ -123,15 +134,17 @@ class ApiServer:
         """The writes that were asked for, but for those to some resources."""
         return [a for a, _ in self.asked if a.writes and a.resource not in set(but)]
 
-    def kubeconfig(self, token: str = "", namespace: str = "default") -> Object:
+    def kubeconfig(self, token: str = "admin", namespace: str = "default") -> Object:
         """A kubeconfig with one context, `stand-in`."""
-        user = {"token": token} if token else {}
+        server: Object = {"server": self.url}
+        if self._authority is not None:
+            server["certificate-authority-data"] = base64.b64encode(self._authority.cert_pem.bytes()).decode()
         return {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "stand-in",
-            "clusters": [{"name": "stand-in", "cluster": {"server": self.url}}],
-            "users": [{"name": "me", "user": user}],
+            "clusters": [{"name": "stand-in", "cluster": server}],
+            "users": [{"name": "me", "user": {"token": token}}],
             "contexts": [
                 {"name": "stand-in", "context": {"cluster": "stand-in", "user": "me", "namespace": namespace}}
             ],
@@ -171,12 +184,15 @@ class ApiServer:
             self.asked.append((asked, code))
 
     async def _admit_and_do(self, asked: Asked, to: Route, body: Any, request: web.Request) -> web.StreamResponse:
-        self._authorize(asked, to, request)
+        self._authorize(asked, to, body, request)
         fault = self.faults.strike(asked)
         if fault is not None and fault.trouble is not Trouble.LOST_ANSWER:
             await self._struck(fault, request)
         if to.verb == "watch":
             return await self._watch(to, request)
+        if to.subresource == "portforward":
+            self.cluster.get(to.kind, to.namespace, to.name)
+            return await self.kubelet.forward(request, to.namespace or "", to.name)
         answer = self._done(to, body, request)
         if fault is not None:
             await self._struck(fault, request)
@@ -190,15 +206,30 @@ class ApiServer:
             request.transport.abort()
         raise Refused(503, "ServiceUnavailable", "the connection was cut")
 
-    def _authorize(self, asked: Asked, to: Route, request: web.Request) -> None:
+    def _authorize(self, asked: Asked, to: Route, body: Any, request: web.Request) -> None:
         user = asked.user
         verbs = [asked.verb]
+        if to.subresource == "portforward":
+            verbs.append("create")  # since 1.35 a WebSocket needs both
         if asked.verb == "patch" and _content_type(request) == "application/apply-patch+yaml" and not to.subresource:
             verbs += [] if self.cluster.find(to.kind, to.namespace, to.name) else ["create"]
         for verb in verbs:
             name = to.name or _field_name(request)
             if not self.access.allows(user, Request(verb, to.kind.group, to.resource, to.namespace, name)):
                 raise forbidden(user, verb, to.resource, to.kind.group, to.namespace, asked.name)
+        self._authorize_owners(user, to, body)
+
+    def _authorize_owners(self, user: str, to: Route, body: Any) -> None:
+        """Who holds up an owner's deletion must have a right over it (OwnerReferencesPermissionEnforcement)."""
+        owners = ((body if isinstance(body, dict) else {}).get("metadata") or {}).get("ownerReferences") or ()
+        for owner in owners:
+            kind = next((k for k in self.cluster.kinds.values() if k.kind == owner["kind"]), None)
+            if kind is None or not owner.get("blockOwnerDeletion"):
+                continue
+            finalizers = f"{kind.plural}/finalizers"
+            asked = Request("update", kind.group, finalizers, to.namespace, owner["name"])
+            if not self.access.allows(user, asked):
+                raise forbidden(user, "update", finalizers, kind.group, to.namespace, owner["name"])
 
     async def _body(self, request: web.Request) -> Any:
         raw = await request.read()
@@ -418,7 +449,11 @@ def _wants_table(request: web.Request) -> bool:
 
 
 def _user(request: web.Request) -> str:
-    token = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+    """Whose token came along; the scheme is read without regard to case, and who shows none is nobody."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        # Without TLS kubectl keeps its token to itself, so here it is taken at its word.
+        return "admin" if request.headers.get("User-Agent", "").startswith("kubectl/") else ANONYMOUS
     return token if token.startswith(ACCOUNT) else "admin"
 
 

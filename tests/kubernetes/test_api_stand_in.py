@@ -23,10 +23,9 @@ WHERE = ("tests.dev", "v1", "default", "gates")
 class Client:
     """The official client's three calls that these tests are about."""
 
-    def __init__(self, api: ApiServer, token: str = "") -> None:
+    def __init__(self, api: ApiServer, token: str = "admin") -> None:
         configuration = kubernetes.client.Configuration(host=api.url)
-        if token:
-            configuration.api_key = {"authorization": f"Bearer {token}"}
+        configuration.api_key = {"authorization": f"Bearer {token}"}
         configuration.retries = False
         self.api = kubernetes.client.ApiClient(configuration)
         self.objects = kubernetes.client.CustomObjectsApi(self.api)

@@ -169,6 +169,15 @@ async def test_one_that_is_refused_holds_up_no_other(rig: Rig) -> None:
     assert "not-ours" in seen[elsewhere.application].message
 
 
+async def test_what_kuberay_refuses_is_told_in_its_words(rig: Rig) -> None:
+    """Its validation runs after the API server's and leaves only a condition; it does not look again by itself."""
+    rig.port = kuberay_workloads(rig.api, NAMESPACE, cluster=CLUSTER.model_copy(update={"ray_version": "2.40.0"}))
+    wanted = workload("1.0.0")
+    (told,) = (await rig.settle([wanted], ticks=3)).values()
+    assert told.state is WorkloadState.FAILED
+    assert told.message == "KubeRay refuses it: authOptions.mode is 'token' but minimum Ray version is 2.52.0"
+
+
 async def test_two_releases_never_touch_each_other(rig: Rig, api: ApiServer) -> None:
     other = KubeRayWorkloads(cluster_api(api), CLUSTER.model_copy(update={"release": "other"}), [NAMESPACE])
     mine, theirs = workload("1.0.0"), workload("2.0.0")
@@ -325,6 +334,22 @@ async def test_a_right_that_was_revoked(api: ApiServer) -> None:
     api.grant([])
     with pytest.raises(WorkloadUnavailable, match="not allowed"):
         await port.observe()
+
+
+async def test_a_namespace_that_may_not_be_read_matters_only_where_something_is_wanted(
+    api: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a served namespace was deleted, and its Role with it."""
+    prepared(api, objects())
+    KubeRay(api.cluster)
+    port = KubeRayWorkloads(cluster_api(api, token=ACCOUNT), CLUSTER, ["deleted", RELEASE_NAMESPACE])
+    wanted = workload("1.0.0", namespace=RELEASE_NAMESPACE)
+    for _ in range(2):
+        await port.apply([wanted])
+    assert list(await port.observe()) == [wanted.application]
+    assert caplog.text.count("namespace deleted, where nothing is wanted, is left alone") == 1
+    with pytest.raises(WorkloadUnavailable, match="not allowed"):
+        await port.apply([wanted, workload("1.1.0", namespace="deleted")])
 
 
 async def test_replicas_that_died_are_counted_by_the_dashboard(rig: Rig, api: ApiServer) -> None:

@@ -11,7 +11,7 @@ from serving.outcomes import Signal
 from tests.kubernetes.cluster import Write
 from tests.kubernetes.patches import merge_patch
 from tests.kubernetes.world import OperatorWorld
-from tests.simulation.world import STRATEGIES
+from tests.simulation.world import STRATEGIES, deployed
 
 GOES_BY_ITSELF = ("canary", "soak", "blue-green", "shadow")
 
@@ -339,6 +339,62 @@ def test_counts_of_requests_are_written_seldom(world: OperatorWorld) -> None:
         world.step(requests=20)
     assert 3 <= len(world.writer.writes) - before <= 6, "50 s, and at most once in 10"
     assert world.told()["signals"][0]["canaryRequests"] > 50
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        'engine:typo can\'t be pulled: Back-off pulling image "engine:typo"; correct engine.image, or the pull secret',
+        'the pod can\'t be made: secret "buckets" not found; make what is missing',
+        "no node takes a pod: Insufficient nvidia.com/gpu; make room, add a node, or use capacity: replace",
+    ],
+    ids=["image", "secret", "gpu"],
+)
+def test_what_keeps_a_version_from_starting_is_in_the_resource_until_it_is_put_right(
+    world: OperatorWorld, trouble: str
+) -> None:
+    served(world)
+    application = deployed("1.1.0").application
+    world.workloads.trouble[application] = trouble
+    world.apply("1.1.0")
+    world.until(lambda: trouble in world.told()["reason"])
+    progressing = next(c for c in world.told()["conditions"] if c["type"] == "Progressing")
+    assert (progressing["status"], progressing["reason"]) == ("True", "Starting")
+    assert trouble in progressing["message"]
+    for _ in range(50):  # longer than it takes after a start until all is seen
+        world.step(requests=5)
+    before, posted = len(world.writer.writes), len(world.writer.notes)
+    for _ in range(100):
+        world.step(requests=5)
+    assert (len(world.writer.writes), len(world.writer.notes)) == (before, posted), "told once"
+    assert world.condition("Ready") == ("True", "Serving")
+    assert all(s.version == "1.0.0" for s in world.served[-500:]), "stable serves"
+    del world.workloads.trouble[application]
+    world.until(lambda: world.serving("1.1.0"), requests=40)
+    assert "Starting" not in world.condition("Progressing")
+
+
+def test_what_is_tried_again_and_again_is_said_once(world: OperatorWorld) -> None:
+    served(world)
+    world.unknown.add("1.1.0")
+    world.apply("1.1.0")
+    world.until(lambda: world.condition("Degraded") == ("True", "VersionNotFound"))
+    before = len(world.writer.writes)
+    for _ in range(200):
+        world.step(seconds=5.0)
+    assert [n.reason for n in world.writer.notes].count("VersionNotFound") == 1
+    assert len(world.writer.writes) == before
+
+
+def test_a_drain_that_never_ends_ends_with_its_deadline(world: OperatorWorld) -> None:
+    served(world, drainDeadline="60s")
+    digest = world.status.stable.digest if world.status.stable else ""
+    world.streams[digest] = 1  # a client that never goes
+    world.delete()
+    for _ in range(10):
+        world.step(seconds=5.0)
+    assert world.resource()["metadata"]["deletionTimestamp"]
+    world.until(lambda: world.cluster.find("modeldeployments", "default", "chat") is None, steps=60)
 
 
 def test_stable_keeps_serving_while_the_api_server_is_away(world: OperatorWorld) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -16,10 +15,12 @@ import yaml
 
 from rollout.event_log.base import EventLog, Kind, NewEntry
 from rollout.event_log.memory import MemoryEventLog
+from rollout.operator import watcher
 from rollout.operator.names import KIND
 from rollout.operator.reconciler import WORKERS
 from rollout.operator.resource import wish_of
 from rollout.specs import parse_spec
+from tests.kubectl import require
 from tests.kubernetes.faults import Trouble
 from tests.kubernetes.rig import ACCOUNT, NAMESPACE, operating, prepared
 from tests.kubernetes.server import ApiServer
@@ -58,14 +59,14 @@ async def test_a_whole_life_with_the_chart_s_rights(cluster: ApiServer, tmp_path
     assert places == {NAMESPACE}, "a release stays in the namespaces that it watches"
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 async def test_kubectl_drives_it(cluster: ApiServer, tmp_path: Path) -> None:
+    program = require()
     config, manifest = tmp_path / "admin", tmp_path / "chat.yaml"
     config.write_text(yaml.safe_dump(cluster.kubeconfig(namespace=NAMESPACE)))
     body = {"apiVersion": "tidegate.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "chat"}}
 
     async def kubectl(*words: str) -> str:
-        command = ["kubectl", "--kubeconfig", str(config), "--cache-dir", str(tmp_path / "cache"), *words]
+        command = [program, "--kubeconfig", str(config), "--cache-dir", str(tmp_path / "cache"), *words]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30, check=False)
         return done.stdout + done.stderr
 
@@ -150,6 +151,56 @@ async def test_a_revoked_right_is_told_and_heals(cluster: ApiServer, tmp_path: P
         cluster.access.grants = before
         rig.operator.reconciler.wake(next(iter(rig.operator.reconciler.resources)).key)
         await rig.until(lambda: rig.serving("1.1.0"))
+
+
+async def test_a_watch_that_is_refused_is_told_in_the_resources_and_heals(
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = watcher._settings()
+    settings.networking.error_backoffs = [0.05]
+    monkeypatch.setattr(watcher, "_settings", lambda: settings)
+    monkeypatch.setattr(watcher, "AGAIN_S", (0.05, 0.5))
+    async with operating(cluster, tmp_path) as rig:
+        rig.apply("1.0.0")
+        await rig.until(lambda: rig.serving("1.0.0"))
+        before = cluster.access.revoke("watch", "modeldeployments")
+        cluster.cut_watches()
+        await rig.until(lambda: 'cannot watch resource "modeldeployments"' in rig.operator.message)
+        key = next(iter(rig.operator.reconciler.resources)).key
+        rig.operator.reconciler.wake(key)
+        await rig.until(lambda: rig.condition("Degraded") == "Holding")
+        told = next(c["message"] for c in rig.told()["conditions"] if c["type"] == "Degraded")
+        assert told.startswith("changes of resources are not seen: watching modeldeployments ended")
+        assert "the table of rights" in told
+        rig.apply("1.1.0")
+        await rig.until(lambda: rig.serving("1.1.0"))  # a list may still be read, now and then
+        cluster.access.grants = before
+        rig.apply("1.2.0")
+        await rig.until(lambda: rig.serving("1.2.0"))
+        rig.annotate("ack", "seen")  # the watch brings something, so it works
+        await rig.until(lambda: rig.operator.message == "" and rig.condition("Degraded") == "AsExpected")
+
+
+async def test_events_that_are_refused_keep_nothing_from_being_told(cluster: ApiServer, tmp_path: Path) -> None:
+    cluster.access.revoke("create", "events")
+    async with operating(cluster, tmp_path) as rig:
+        for version in ("1.0.0", "1.1.0"):
+            rig.apply(version)
+            await rig.until(lambda v=version: rig.serving(v))  # type: ignore[misc]
+    assert cluster.cluster.list("events", NAMESPACE) == []
+
+
+async def test_a_namespace_that_may_not_be_read_holds_no_other_up(cluster: ApiServer, tmp_path: Path) -> None:
+    """As after somebody has deleted a watched namespace: the rights in it are gone with it."""
+    async with operating(cluster, tmp_path, also=("deleted",)) as rig:
+        for version in ("1.0.0", "1.1.0"):
+            rig.apply(version)
+            await rig.until(lambda v=version: rig.serving(v))  # type: ignore[misc]
+        assert "nothing of namespace deleted is seen" in rig.operator.message
+        rig.annotate("rollback", "now")
+        await rig.until(lambda: rig.serving("1.0.0"))
+        refused = {a.namespace for a, code in cluster.asked if code == 403}
+        assert refused == {"deleted"}
 
 
 def many_that_serve(cluster: ApiServer) -> EventLog:

@@ -14,11 +14,10 @@ from tests.kubernetes.server import ApiServer
 CLUSTER = EngineCluster(release="tide", ray_version="2.60.0", ray_auth_secret="tide-ray-token")
 
 
-def cluster_api(api: ApiServer, token: str = "", timeout_s: tuple[float, float] = (1.0, 5.0)) -> ClusterApi:
-    """A client of this server; with a token, as that service account."""
+def cluster_api(api: ApiServer, token: str = "admin", timeout_s: tuple[float, float] = (1.0, 5.0)) -> ClusterApi:
+    """A client of this server; by a token, as that service account or an administrator."""
     configuration = kubernetes.client.Configuration(host=api.url)
-    if token:
-        configuration.api_key = {"BearerToken": f"Bearer {token}"}
+    configuration.api_key = {"BearerToken": f"Bearer {token}"}
     configuration.retries = False
     return ClusterApi(kubernetes.client.ApiClient(configuration), timeout_s=timeout_s)
 

@@ -43,6 +43,8 @@ class DirectWriter:
     writes: list[tuple[str, str]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
+    undeclared: frozenset[str] = frozenset()
+
     async def write_status(self, resource: Resource, status: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._apply("status", resource, {"status": dict(status)}, "status", force=True)
 
@@ -65,7 +67,9 @@ class DirectWriter:
         kind = self.cluster.kind(KIND)
         self.writes.append((what, resource.key.name))
         try:
+            before = (self.cluster.find(KIND, *resource.key) or {}).get("status") or {}
             done = self.cluster.apply(kind, resource.key.namespace, resource.key.name, body, write, force=force)
+            check_conditions(before, done.get("status") or {}, done["metadata"].get("generation", 0))
         except Refused as refused:
             kinds = {404: ResourceGone, 409: ClusterConflict}
             raise kinds.get(refused.code, ClusterRejected)(refused.message) from None
@@ -75,6 +79,19 @@ class DirectWriter:
     def _trouble(self) -> None:
         if self.away or self.generator.random() < self.chance / 2:
             raise ClusterUnavailable("the API server is away")
+
+
+def check_conditions(before: Object, after: Object, generation: int) -> None:
+    """What holds of every status that is written: a time is that of a change, a generation never an older one."""
+    assert before.get("observedGeneration", 0) <= after.get("observedGeneration", 0) <= generation
+    known = {c["type"]: c for c in before.get("conditions", ())}
+    for condition in after.get("conditions", ()):
+        was = known.get(condition["type"])
+        assert condition["observedGeneration"] <= generation
+        if was is not None and was["status"] == condition["status"]:
+            assert condition["lastTransitionTime"] == was["lastTransitionTime"], (was, condition)
+        elif was is not None:
+            assert condition["lastTransitionTime"] >= was["lastTransitionTime"], (was, condition)
 
 
 class OperatorWorld(World):

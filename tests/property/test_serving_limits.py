@@ -74,6 +74,38 @@ def test_never_more_under_way_than_allowed_and_all_places_come_back(steps, concu
 
 
 @settings(deadline=None)
+@given(STEPS, st.integers(1, 20), st.integers(1, 400), st.integers(1, 5))
+def test_the_keys_of_a_namespace_never_have_more_together_than_its_quota(steps, requests, tokens, concurrency) -> None:
+    shared = KeyLimits(namespace="shop")
+    shared.set(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=concurrency, share=1.0, now=0.0)
+    keys = [KeyLimits(shared), KeyLimits(shared), KeyLimits(shared)]
+    keys[0].set(requests_per_minute=5, tokens_per_minute=150, concurrency=2, share=1.0, now=0.0)
+    now, under_way, let_in, own = 0.0, [], [], 0
+    for i, (passed_s, cost, percent, over) in enumerate(steps):
+        now += max(0.0, passed_s)
+        key = keys[(cost + i) % 3]
+        before = key.used(now), shared.used(now)
+        shortage = key.enter(cost, now)
+        if shortage is None:
+            let_in.append((now, cost))
+            under_way.append((key, cost, percent))
+            own += key is keys[0]
+        else:
+            assert (key.used(now), shared.used(now)) == before  # a refusal takes nothing of either
+        if over and under_way:
+            key, cost, percent = under_way.pop(0)
+            own -= key is keys[0]
+            key.undo(cost, now) if percent == 0 else key.over(cost, cost, now)
+            if percent == 0:  # no engine saw it, so it was as good as never let in
+                let_in.remove(next(e for e in let_in if e[1] == cost))
+        assert (shared.in_flight, keys[0].in_flight) == (len(under_way), own)
+        assert shared.in_flight <= concurrency
+        assert own <= 2
+    assert len(let_in) <= requests * (1 + now / 60) + 1e-6
+    assert sum(cost for _, cost in let_in) <= tokens * (1 + now / 60) + 1e-6
+
+
+@settings(deadline=None)
 @given(STEPS, st.integers(1, 100), st.integers(1, 200))
 def test_who_waits_as_long_as_it_was_told_gets_in(steps, requests: int, tokens: int) -> None:
     limits, now = made(requests, tokens, None), 0.0

@@ -87,6 +87,8 @@ class SimulatedWorkloads:
         self.started_at: dict[str, float] = {}
         self.failed: dict[str, str] = {}
         self.restarts: dict[str, int] = {}
+        self.trouble: dict[str, str] = {}
+        """By application: what keeps it from becoming ready."""
         self.lost: dict[str, int] = {}
         """By application: how many of its replicas do not answer."""
         self.away = False
@@ -119,6 +121,9 @@ class SimulatedWorkloads:
         if application in self.failed:
             message = self.failed[application]
             return WorkloadStatus(application=application, state=WorkloadState.FAILED, message=message)
+        if application in self.trouble:
+            message = self.trouble[application]
+            return WorkloadStatus(application=application, state=WorkloadState.STARTING, message=message)
         if self._world.now < self.started_at[application] + self._world.load_s:
             return WorkloadStatus(application=application, state=WorkloadState.STARTING, restarts=restarts)
         self.ever_ready.add(application)
@@ -131,7 +136,7 @@ class SimulatedWorkloads:
 
     def ready(self, application: str) -> bool:
         """Whether it answers now."""
-        if application not in self.desired or application in self.failed:
+        if application not in self.desired or application in self.failed or application in self.trouble:
             return False
         ready = self._world.now >= self.started_at[application] + self._world.load_s
         if ready:

@@ -1,7 +1,9 @@
-"""`-n/--namespace` and `--context`: which commands take them, and what they mean.
+"""`-n/--namespace`, `--context`, `--release-namespace`: which commands take them, and what they mean.
 
-With one of the two, or as `kubectl tidegate`, a command drives a cluster by its ModelDeployments; without, the platform
-of this machine. A command that can do both is registered with `cls=ClusterCommand`, which adds the options to it.
+With one of them, or as `kubectl tidegate`, a command drives a cluster by its ModelDeployments; without, the platform of
+this machine. A command that can do both is registered with `cls=ClusterCommand`, which adds the options to it; one that
+asks nothing but the controller, with `cls=ControlCommand` (its `-n`, if it has one, is about keys). Every command's way
+stands in `reach.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 OPTIONS = {
     "namespace": (["-n", "--namespace"], "NAMESPACE", "Drive a cluster: the ModelDeployments of this namespace."),
     "context": (["--context"], "CONTEXT", "Drive a cluster: the one of this context of the kubeconfig."),
+    "release": (
+        ["--release-namespace"],
+        "NAMESPACE",
+        "Drive a cluster: where its controllers are, for what they are asked; else the other namespace.",
+    ),
 }
 
 
@@ -26,13 +33,15 @@ class Chosen:
 
     namespace: str | None = None
     context: str | None = None
+    release: str | None = None
+    """The namespace of the release."""
     always: bool = False
     """Whether this is `kubectl tidegate`, which always means a cluster."""
 
     @property
     def cluster(self) -> bool:
         """Whether a cluster is meant."""
-        return self.always or self.namespace is not None or self.context is not None
+        return self.always or any(said is not None for said in (self.namespace, self.context, self.release))
 
 
 chosen = Chosen()
@@ -41,18 +50,37 @@ chosen = Chosen()
 
 def begin(*, always: bool = False) -> None:
     """Forget what the last command line said."""
-    chosen.namespace, chosen.context, chosen.always = None, None, always
+    chosen.namespace, chosen.context, chosen.release, chosen.always = None, None, None, always
+
+
+def hint(words: str) -> str:
+    """A further command to give, so that it means the same platform as this one.
+
+    >>> hint("rollout get chat")
+    '`tidegate rollout get chat`'
+    """
+    flags = {"-n": chosen.namespace, "--context": chosen.context, "--release-namespace": chosen.release}
+    given = "".join(f" {flag} {value}" for flag, value in flags.items() if value is not None)
+    return f"`{'kubectl ' if chosen.always else ''}tidegate {words}{given}`"
 
 
 class ClusterCommand(TyperCommand):
     """A command that drives this machine's platform or a cluster."""
 
+    options: tuple[str, ...] = tuple(OPTIONS)
+
     def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - forwarded
         super().__init__(*args, **more)
         import typer
 
-        for name, (flags, metavar, told) in OPTIONS.items():
-            self.params.append(_option(typer, name, flags, metavar, told))
+        for name in self.options:
+            self.params.append(_option(typer, name, *OPTIONS[name]))
+
+
+class ControlCommand(ClusterCommand):
+    """A command that asks the control plane of this machine's platform, or of a cluster."""
+
+    options = ("context", "release")
 
 
 def _option(typer: Any, name: str, flags: list[str], metavar: str, told: str) -> Any:  # noqa: ANN401 - typer's own
@@ -92,10 +120,10 @@ def connect() -> ControlClient:
     address = Address(context=chosen.context)
     try:
         configuration = address.configuration()
-        namespace = chosen.namespace or address.default_namespace()
+        namespace = chosen.namespace or chosen.release or address.default_namespace()
     except ClusterError as error:
         raise ControlError(str(error)) from None
     remote = Remote(ResourceApi(configuration, user_agent="tidegate-cli"), namespace)
-    return ClusterClient(
-        remote, lambda: open_controller(address, namespace), token=os.environ.get("TIDEGATE_KEY", "").strip()
-    )
+    release = chosen.release or namespace
+    token = os.environ.get("TIDEGATE_KEY", "").strip()
+    return ClusterClient(remote, lambda: open_controller(address, release), token, release=release)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidegate.cli import session
-from tidegate.cli.cluster import ClusterCommand
+from tidegate.cli.cluster import ClusterCommand, hint
 from tidegate.cli.output import (
     Format,
     JsonOption,
@@ -117,7 +117,7 @@ def deploy(
         if wait:
             _wait(client, spec.model, started.rollout if started else None, timeout, output)
         elif for_people:
-            note(f"`tidegate rollout get {spec.model} --watch` shows it; `tidegate rollback {spec.model}` undoes it")
+            note(f"{hint(f'rollout get {spec.model} --watch')} shows it; {hint(f'rollback {spec.model}')} undoes it")
         else:
             print_data(plain(reply.model_dump(mode="json", exclude_none=True)), output)
 
@@ -139,6 +139,6 @@ def _wait(client: ControlClient, model: str, rollout: str | None, timeout_s: flo
     try:
         found = follow(client, model, rollout=rollout, timeout_s=timeout_s, quiet=quiet)
     except KeyboardInterrupt:
-        note(f"it goes on; `tidegate rollout get {model} --watch` shows it")
+        note(f"it goes on; {hint(f'rollout get {model} --watch')} shows it")
         sys.exit(130)
     conclude(found, output)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidegate.cli import session
+from tidegate.cli.cluster import ControlCommand, hint
 from tidegate.cli.output import Format, JsonOption, OutputOption, age, chosen, duration, note, print_data, print_rows
 from tidegate.errors import TidegateError, WrongUse
 
@@ -28,7 +29,7 @@ Namespace = Annotated[
 ]
 
 
-@app.command("create")
+@app.command("create", cls=ControlCommand)
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who holds it; for people.")],
     scopes: Annotated[
@@ -75,7 +76,7 @@ def create(
     _print_new(made, output)
 
 
-@app.command("list")
+@app.command("list", cls=ControlCommand)
 def list_(
     namespace: Annotated[
         str | None, typer.Option("-n", "--namespace", help="Only keys of this namespace; else of all.")
@@ -103,11 +104,11 @@ def list_(
             "at once": [k.concurrency for k in found],
             "priority": [k.priority for k in found],
         },
-        empty="no keys; `tidegate key create NAME` makes one",
+        empty=f"no keys; {hint('key create NAME')} makes one",
     )
 
 
-@app.command("revoke")
+@app.command("revoke", cls=ControlCommand)
 def revoke(
     which: Annotated[str, typer.Argument(metavar="ID|NAME", help="The key's id, or its name when it is the only one.")],
     output: OutputOption = Format.TABLE,
@@ -136,7 +137,7 @@ def pick(keys: tuple[Key, ...], which: str) -> Key:
     active = [k for k in named if k.state == "active"]
     found = by_id or active or named
     if not found:
-        raise TidegateError(f"no key has the id or name {which!r}; `tidegate key list --all` shows them")
+        raise TidegateError(f"no key has the id or name {which!r}; {hint('key list --all')} shows them")
     if len(found) > 1:
         raise TidegateError(f"{len(found)} keys are named {which!r}: {', '.join(k.id for k in found)}; give an id")
     return found[0]

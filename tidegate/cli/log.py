@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidegate.cli import session
+from tidegate.cli.cluster import ControlCommand
 from tidegate.cli.key import seconds
 from tidegate.cli.output import Format, JsonOption, OutputOption, YesOption, ask, chosen, note, print_data, print_rows
 from tidegate.errors import TidegateError, WrongUse
@@ -36,7 +37,7 @@ def _group() -> None:
     """The request log."""
 
 
-@app.command("show")
+@app.command("show", cls=ControlCommand)
 def show(
     request_id: Annotated[str, typer.Argument(metavar="ID", help="The answer's x-request-id, or what engines logged.")],
     output: OutputOption = Format.TABLE,
@@ -54,7 +55,7 @@ def show(
         print(f"{name}: {shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)}")
 
 
-@app.command("list")
+@app.command("list", cls=ControlCommand)
 def list_(
     since: Since = "24h",
     model: Model = "",
@@ -79,7 +80,7 @@ def list_(
     )
 
 
-@app.command("export")
+@app.command("export", cls=ControlCommand)
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; made anew.")],
     since: Since = "24h",
@@ -146,7 +147,7 @@ def replay(
         raise TidegateError(f"none of them was answered; the first said: {cases[0]['error']}")
 
 
-@app.command("erase")
+@app.command("erase", cls=ControlCommand)
 def erase(
     user: Annotated[
         str, typer.Option("--user", metavar="NAME", help="As requests named it: user or safety_identifier.")

@@ -20,12 +20,14 @@ from tidegate.cli import (
     monitor,
     platform,
     probe,
+    quota,
+    reach,
     rollback,
     rollout,
     schema,
     usage,
 )
-from tidegate.errors import TidegateError
+from tidegate.errors import TidegateError, WrongUse
 
 app = typer.Typer(
     name="tidegate",
@@ -40,6 +42,7 @@ deploy.add_to(app)
 app.add_typer(rollout.app, name="rollout")
 rollback.add_to(app)
 app.add_typer(key.app, name="key")
+app.add_typer(quota.app, name="quota")
 app.add_typer(guard.app, name="guard")
 usage.add_to(app)
 schema.add_to(app)
@@ -59,6 +62,9 @@ def run(argv: Sequence[str] | None = None, *, plugin: bool = False) -> int:
         plugin: as `kubectl tidegate`: every command that can drive a cluster does.
     """
     cluster.begin(always=plugin)
+    if told_why := reach.refusal(sys.argv[1:] if argv is None else argv, plugin=plugin):
+        print(f"tidegate: {told_why}", file=sys.stderr)
+        return WrongUse.exit_code
     name = "kubectl tidegate" if plugin else "tidegate"
     try:
         code = app(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)

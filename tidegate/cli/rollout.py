@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidegate.cli import session
-from tidegate.cli.cluster import ClusterCommand
+from tidegate.cli.cluster import ClusterCommand, hint
 from tidegate.cli.evidence import step_place
 from tidegate.cli.output import (
     Format,
@@ -103,7 +103,7 @@ def list_(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> N
             "requests": [s.exposure.canary_requests for s in found],
             "by": [s.actor for s in found],
         },
-        empty="no model is deployed; `tidegate deploy NAME@VERSION` deploys one",
+        empty=f"no model is deployed; {hint('deploy NAME@VERSION')} deploys one",
     )
 
 
@@ -225,7 +225,7 @@ def explain(
         entries = client.history(name, evidence=True)
     known = rollouts_in(entries)
     if not known:
-        raise TidegateError(f"{name} has had no rollout; `tidegate deploy {name}@VERSION` starts one")
+        raise TidegateError(f"{name} has had no rollout; {hint(f'deploy {name}@VERSION')} starts one")
     ids = [i for i, _ in known]
     if rollout is not None and rollout not in ids:
         listed = ", ".join(f"{i} ({v})" for i, v in known[-5:])
@@ -344,7 +344,7 @@ def confirmation(found: Confirmation) -> str:
         return f"{who} confirmed weight {found.weight} after {1000 * found.after_s:.1f} ms"
     if not found.gateways:
         return "no gateway is connected; one that still runs sends nothing to a canary 15 s after it lost the line"
-    return "not every gateway has confirmed yet; `tidegate rollout get` shows when all have"
+    return f"not every gateway has confirmed yet; {hint('rollout get NAME')} shows when all have"
 
 
 def _say(name: str, verb: str, output: Format, **arguments: Any) -> None:  # noqa: ANN401 - forwarded

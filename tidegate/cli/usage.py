@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidegate.cli import session
+from tidegate.cli.cluster import ControlCommand
 from tidegate.cli.key import seconds
 from tidegate.cli.output import Format, JsonOption, OutputOption, chosen, print_data, print_table
 
@@ -29,7 +30,7 @@ class By(enum.StrEnum):
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("usage")(usage)
+    app.command("usage", cls=ControlCommand)(usage)
 
 
 def usage(

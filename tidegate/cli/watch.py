@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tidegate.cli.cluster import hint
 from tidegate.cli.evidence import exposure_line, headline, signal_line, step_left_s
 from tidegate.cli.output import age, duration, note
 from tidegate.errors import ControlError, ControlUnavailable, TidegateError
@@ -82,7 +83,7 @@ def follow(
             if deadline is not None and time.monotonic() >= deadline:
                 raise TidegateError(
                     f"{model} is still {status.phase} after {timeout_s:.0f} s: {status.waiting_for or status.reason}; "
-                    f"`tidegate rollout get {model} --watch` shows more"
+                    f"{hint(f'rollout get {model} --watch')} shows more"
                 )
     finally:
         view.close()
@@ -209,7 +210,7 @@ def _by_strategy(status: RolloutStatus) -> Iterator[str]:
     if status.sample_ratio is not None and status.sample_ratio.get("mismatched"):
         yield "sample ratio: the arms did not get their shares of sessions; it can't go on until somebody looks"
     if status.awaits:
-        yield f"nothing is left to wait for: `tidegate rollout {status.awaits} {status.model}` goes on"
+        yield f"nothing is left to wait for: {hint(f'rollout {status.awaits} {status.model}')} goes on"
 
 
 def _gateways(status: RolloutStatus) -> str:
@@ -231,4 +232,4 @@ def _behind(status: RolloutStatus, now: float) -> Iterator[str]:
         yield f"draining {entry.version} for {age(entry.since, now)}: {left} streams, deadline in {deadline}"
     if status.previous is not None:
         window = f" for {duration(max(0.0, status.warm_until - now))}" if status.warm_until else ""
-        yield f"{status.previous} is kept warm{window}: `tidegate rollback {status.model}` goes back at once"
+        yield f"{status.previous} is kept warm{window}: {hint(f'rollback {status.model}')} goes back at once"

@@ -1,6 +1,7 @@
 """What `helm test` runs: does the release answer as it should? Standard library only; prints no key.
 
-Environment: CONTROL and GATEWAY are base URLs, ADMIN is HOST:PORT of the gateways' admin port.
+Environment: CONTROL and GATEWAY are base URLs, ADMIN is HOST:PORT of the gateways' admin port; DRIFT and GUARDRAILS are
+base URLs of what may be left out.
 """
 
 import json
@@ -55,10 +56,25 @@ def gateways() -> tuple[bool, str]:
     return bool(said) and all(text.startswith("200") for text in said.values()), json.dumps(said)
 
 
+def drift() -> tuple[bool, str]:
+    """The drift watch answers, and tells its status to nobody without the key."""
+    alive, said = ask(os.environ["DRIFT"] + "/healthz")
+    status, body = ask(os.environ["DRIFT"] + "/status")
+    return alive == 200 and status == 401, f"{alive} {said[:200]}, {status} {body[:200]}"
+
+
+def guardrails() -> tuple[bool, str]:
+    """The guardrails' models are loaded."""
+    status, body = ask(os.environ["GUARDRAILS"] + "/readyz")
+    return status == 200, f"{status} {body[:200]}"
+
+
 def main() -> int:
     """Try each check until it passes or patience is over; returns how many did not pass."""
     failed = 0
-    for check in (leader, closed, gateways):
+    checks = [leader, closed, gateways]
+    checks += [check for name, check in (("DRIFT", drift), ("GUARDRAILS", guardrails)) if name in os.environ]
+    for check in checks:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             passed, seen = check()

@@ -1,5 +1,5 @@
 {{/* The controller's settings: fields of tidegate/settings.py. Secrets are files; their paths are here. */}}
-{{- define "tidegate.controllerEnv" -}}
+{{- define "tidegate.controllerOwnEnv" -}}
 - {name: PYTHONUNBUFFERED, value: "1"}
 - {name: TIDEGATE_HOME, value: /var/lib/tidegate}
 - {name: TIDEGATE_HOST, value: {{ .Values.gateway.bindAddress | quote }}}
@@ -39,6 +39,14 @@
 {{- end }}
 - {name: TIDEGATE_WEBHOOKS, value: {{ toJson $hooks | quote }}}
 {{- end }}
+- {name: TIDEGATE_DRIFT, value: {{ .Values.drift.enabled | quote }}}
+{{- if .Values.drift.enabled }}
+- {name: TIDEGATE_DRIFT_WATCH_URL, value: {{ printf "http://%s-drift.%s.svc:8090" .Release.Name .Release.Namespace | quote }}}
+- {name: TIDEGATE_DRIFT_KEY_FILE, value: /etc/tidegate/secrets/drift/key}
+{{- end }}
+{{- if include "tidegate.requestLogClaim" . }}
+- {name: TIDEGATE_REQUEST_SECRET_FILE, value: /etc/tidegate/secrets/requests/request-id-secret}
+{{- end }}
 {{- with .Values.tracing.endpoint }}
 - {name: TIDEGATE_OTLP_ENDPOINT, value: {{ . | quote }}}
 - {name: TIDEGATE_OTLP_PROTOCOL, value: {{ $.Values.tracing.protocol }}}
@@ -76,7 +84,17 @@
 - {name: TIDEGATE_REDIS_SECRET, value: {{ include "tidegate.redisSecret" $ | quote }}}
 {{- end }}
 {{- end }}
-{{- range $name, $value := .Values.controller.env }}
+{{- end -}}
+
+{{/* What controller.env names wins over the chart's own: Helm 4 applies on the server, where a name may stand there once. */}}
+{{- define "tidegate.controllerEnv" -}}
+{{- $given := .Values.controller.env }}
+{{- range fromYamlArray (include "tidegate.controllerOwnEnv" .) }}
+{{- if not (hasKey $given .name) }}
+- {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- range $name, $value := $given }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}
 {{- end -}}

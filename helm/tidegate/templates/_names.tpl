@@ -41,12 +41,51 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- prepend (without .Values.watchNamespaces .Release.Namespace) .Release.Namespace | toJson -}}
 {{- end -}}
 
+{{/*
+Refuse a namespace that another release serves, told by the Role that every release has in each namespace it serves. A
+release of the same name elsewhere has a Role of the same name: Helm itself refuses that one.
+*/}}
+{{- define "tidegate.nobodyElse" -}}
+{{- range .roles -}}
+{{- $labels := default dict .metadata.labels -}}
+{{- $other := get $labels "app.kubernetes.io/instance" -}}
+{{- if and (eq (get $labels "app.kubernetes.io/name") $.root.Chart.Name) (eq .metadata.name (printf "%s-controller" $other)) (ne $other $.root.Release.Name) -}}
+{{- fail (printf "namespace %q is served by the release %q already, and both would write the status of its ModelDeployments; give each release its own namespace and watchNamespaces, or set sharedNamespaces=true if you know why" $.namespace $other) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "tidegate.controlSecret" -}}
 {{- default (printf "%s-control" .Release.Name) .Values.controller.token.existingSecret -}}
 {{- end -}}
 {{- define "tidegate.gatewaySecret" -}}
 {{- default (printf "%s-gateway" .Release.Name) .Values.gateway.secret.existingSecret -}}
 {{- end -}}
+{{- define "tidegate.driftSecret" -}}
+{{- default (printf "%s-drift" .Release.Name) .Values.drift.secret.existingSecret -}}
+{{- end -}}
+
+{{/* The claim of the request log; empty where each gateway has its own disk. */}}
+{{- define "tidegate.requestLogClaim" -}}
+{{- if .Values.requestLog.ratio -}}
+{{- ternary (printf "%s-request-log" .Release.Name) .Values.requestLog.storage.claim .Values.requestLog.storage.create -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What an OTLP exporter is told of whom it speaks for. The exporters read it from nowhere else than their environment. */}}
+{{- define "tidegate.otlpHeaders" -}}
+{{- if and .Values.tracing.endpoint .Values.tracing.headersSecret -}}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom: {secretKeyRef: {name: {{ .Values.tracing.headersSecret }}, key: headers}}
+{{- end -}}
+{{- end -}}
+
+{{/* Ports of the collector. */}}
+{{- define "tidegate.otlpPorts" -}}
+{{- $ports := list 4317 4318 (int (include "tidegate.portOf" .)) | uniq -}}
+[{{ range $i, $port := $ports }}{{ if $i }}, {{ end }}{port: {{ $port }}, protocol: TCP}{{ end }}]
+{{- end -}}
+
 {{- define "tidegate.storeSecret" -}}
 {{- default (printf "%s-store" .Release.Name) .Values.store.existingSecret -}}
 {{- end -}}

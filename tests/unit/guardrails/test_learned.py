@@ -21,6 +21,8 @@ from guardrails.model_checks.service import ServiceModelChecks
 from guardrails.model_checks.wire import read_answer, read_request, write_answer, write_request
 from guardrails.policy import parse_policy
 from guardrails.verdicts import Direction, Hit, Language
+from serving.guard_service.app import application
+from serving.guard_service.main import Models
 
 POLICY = """
 schema: 1
@@ -118,6 +120,22 @@ async def test_the_service_is_asked_in_batches_and_another_replica_when_one_is_g
     await checks.close()
     with pytest.raises(CheckUnavailable):
         await checks.examine(text("late"))
+
+
+async def test_a_service_without_ray_gives_the_same_hits_and_is_ready_once_its_models_are_loaded() -> None:
+    models = Models(LearnedChecks(Keyword()))
+    served = application(models.answer, models.page, "GET /healthz, /readyz")
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://here")  # type: ignore[arg-type]
+    assert [(await client.get(path)).status_code for path in ("/healthz", "/readyz", "/else")] == [200, 503, 404]
+    await models.warm_up()
+    assert (await client.get("/readyz")).status_code == 200
+    checks = ServiceModelChecks(lambda: ["http://here"], client=client)
+    asked = [text(f"{'fool' if n % 2 else 'fine'} {n}") for n in range(20)]
+    found = await asyncio.gather(*map(checks.examine, asked))
+    assert [list(hits) for hits in found] == LearnedChecks(Keyword()).toxicity(asked)
+    assert [bool(hits) for hits in found] == [bool(n % 2) for n in range(20)]
+    assert (await client.post("/v1/examine", content=b"{}")).status_code == 400
+    await checks.close()
 
 
 @pytest.mark.parametrize("status", [500, 503])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.unit.helm.charts import SETS, Object, objects, pods
+from tests.unit.helm.charts import SETS, Object, objects, pods, values_of
 
 EVERY = ["", *SETS]
 
@@ -104,9 +104,17 @@ def test_what_is_needed_passes(name: str) -> None:
         (KUBERAY, engine(), 8265),
         (engine(), engine(), 6379),
         (engine(), ELSEWHERE, 443),
+        (part("gateway"), part("drift"), 8091),
+        (part("controller"), part("drift"), 8090),
+        (part("test"), part("drift"), 8090),
+        (PROMETHEUS, part("drift"), 8090),
     ]
     if name != "external-everything":
         needed += [(part("controller"), ELSEWHERE, 6443), (part("first-secrets"), ELSEWHERE, 443)]
+    else:
+        needed += [(part("gateway"), ELSEWHERE, 14318), (engine(), ELSEWHERE, 14318)]
+    if "guardrails" in components:
+        needed += [(part(p), part("guardrails"), 8092) for p in ("gateway", "test")]
     if "mlflow" in components:
         needed += [(part("controller"), part("mlflow"), 5000), (engine(), part("mlflow"), 5000)]
     if "postgresql" in components:
@@ -114,7 +122,9 @@ def test_what_is_needed_passes(name: str) -> None:
     if "redis" in components:
         needed += [(engine(), part("redis"), 6379)]
     if name == "ha":
-        needed += [(part(p), Peer("observability", {}), 4317) for p in ("gateway", "controller")]
+        needed += [
+            (p, Peer("observability", {}), 4317) for p in (part("gateway"), part("controller"), engine("team-a"))
+        ]
         needed += [(part("gateway"), engine("team-a"), 8265), (engine("team-b"), part("redis"), 6379)]
     client = Peer("ingress", {"app": "nginx"}) if name == "external-everything" else STRANGER
     needed += [(client, part("gateway"), 8000)]
@@ -141,6 +151,19 @@ def test_nothing_else_does(name: str) -> None:
         (part("postgresql"), ELSEWHERE, 443),
         (part("redis"), ELSEWHERE, 443),
         (part("mlflow"), part("controller"), 8080),
+        *(
+            (source, part("drift"), 8091)
+            for source in (STRANGER, engine(), PROMETHEUS, part("controller"), part("test"))
+        ),
+        (STRANGER, part("drift"), 8090),
+        (engine(), part("drift"), 8090),
+        (STRANGER, part("guardrails"), 8092),
+        (part("controller"), part("guardrails"), 8092),
+        *(
+            (part(source), target, port)
+            for source in ("drift", "guardrails")
+            for target, port in ((ELSEWHERE, 443), (part("controller"), 8080), (part("gateway"), 8000), (ELSEWHERE, 53))
+        ),
     ]
     if name == "external-everything":
         forbidden += [(STRANGER, part("gateway"), 8000)]
@@ -196,3 +219,20 @@ def test_every_service_leads_to_a_port_of_a_pod(name: str) -> None:
         assert len(targets) == 1, service["metadata"]["name"]
         names = {port["name"] for container in targets[0]["containers"] for port in container["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+
+
+def test_nobody_beside_the_release_may_be_named() -> None:
+    """An empty list of peers leaves the release's own, and a manifest that can still be read."""
+    empty = {"monitoringFrom": [], "kuberayFrom": [], "controllerFrom": []}
+    for name in SETS:
+        nobody = {**values_of(name), "networkPolicy": empty}
+        rules = [
+            rule
+            for policy in objects(nobody)
+            if policy["kind"] == "NetworkPolicy"
+            for rule in policy["spec"].get("ingress") or ()
+            if "from" in rule
+        ]
+        assert rules
+        # Without any peer in it a rule would let everybody in.
+        assert all(rule["from"] and all("podSelector" in peer for peer in rule["from"]) for rule in rules)

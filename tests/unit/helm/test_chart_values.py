@@ -108,8 +108,14 @@ def test_the_schema_refuses_with_the_place_and_the_reason(values: Mapping[str, A
             {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 9, "maxReplicas": 3}}},
             "minReplicas is 9, above maxReplicas 3",
         ),
+        (
+            {"guardrails": {"service": {"autoscaling": {"enabled": True, "minReplicas": 9}}}},
+            "guardrails.service.autoscaling.minReplicas is 9, above maxReplicas 8",
+        ),
         ({"gateway": {"ingress": {"enabled": True}}}, "gateway.ingress.host is empty"),
         ({"engine": {"modelCache": {"claim": "a", "path": "/b"}}}, "keep weights in one place"),
+        ({"requestLog": {"storage": {"claim": "a", "create": True}}}, "bring a claim, or have one made"),
+        ({"gateway": {"env": {"TIDEGATE_GATEWAY_NAME": "me"}}}, "which the chart sets itself"),
     ],
 )
 def test_what_contradicts_itself_is_refused_with_the_way_out(values: Mapping[str, Any], told: str) -> None:
@@ -124,11 +130,15 @@ def test_a_releases_name_leaves_room_for_those_made_of_it() -> None:
         render({}, release="r" * 41)
 
 
-@pytest.mark.parametrize("source", ["monitoring/rules/tidegate.rules.yml", "monitoring/dashboards/*.json"])
-def test_copied_files_are_what_monitoring_says(source: str) -> None:
-    originals = sorted(ROOT.glob(source))
-    folder = CHART / "files" / ("dashboards" if "dashboards" in source else "")
-    copies = sorted(folder.glob(originals[0].name if len(originals) == 1 else "*.json"))
+@pytest.mark.parametrize("release", ["2nd", "tide.gate"])
+def test_a_releases_name_must_do_for_a_service(release: str) -> None:
+    with pytest.raises(helm.HelmError, match="can't begin the name of a Service"):
+        render({}, release=release)
+
+
+def test_copied_dashboards_are_what_monitoring_says() -> None:
+    originals = sorted(ROOT.glob("monitoring/dashboards/*.json"))
+    copies = sorted((CHART / "files" / "dashboards").glob("*.json"))
     assert [c.name for c in copies] == [o.name for o in originals], "copy them: see scripts/chart_files.sh"
     for original, copy in zip(originals, copies, strict=True):
         assert copy.read_bytes() == original.read_bytes(), f"{copy} differs from {original}: run scripts/chart_files.sh"

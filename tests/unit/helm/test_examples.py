@@ -6,10 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
 
 from rollout.specs import parse_spec
+from tests.kubectl import require
 from tests.unit.helm.charts import ROOT, SETS, identity
 from tidegate import helm
 
@@ -29,9 +29,7 @@ def test_the_application_names_what_there_is() -> None:
 
 
 def test_the_overlay_changes_what_it_says_and_nothing_else(tmp_path: Path) -> None:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed, which carries Kustomize")
+    kubectl = require()  # carries Kustomize
     shutil.copytree(FOLDER / "kustomize", tmp_path / "k")
     base = helm.render(helm.Wanted("tidegate", "tidegate", files=(FOLDER / "kustomize" / "base" / "values.yaml",)))
     assert "helm.sh/hook:" not in base, "Kustomize runs no hooks"

@@ -62,6 +62,7 @@ def test_the_images_are_all_that_a_mirror_needs() -> None:
         "docker.io/library/postgres:18.1-bookworm",
         "docker.io/library/redis:8.2.1-bookworm",
         "registry.example.com/tidegate-engine:0.1.0-cuda",
+        "registry.example.com/vector:0.50.0",
         "tidegate:0.1.0",
     ]
     mirrored = images(
@@ -72,6 +73,7 @@ def test_the_images_are_all_that_a_mirror_needs() -> None:
         "mirror.local:5000/x/library/redis:8.2.1-bookworm",
         "mirror.local:5000/x/tidegate-engine:0.1.0-cuda",
         "mirror.local:5000/x/tidegate:0.1.0",
+        "registry.example.com/vector:0.50.0",
     ]
 
 

@@ -55,6 +55,7 @@ def filled(models: int, versions: int, operations: int) -> str:
             instruments.rejected(model, reason.value)
     instruments.set_in_flight([(m, v, 1) for m, v in all_of])
     instruments.set_queue_depths({(f"m{m}", p): 1 for m in range(models) for p in PRIORITIES})
+    instruments.set_quotas({})
     instruments.set_telemetry_dropped({"traces": 1, "request-log": 1})
     instruments.set_serving(dict.fromkeys(all_of, 1), lease_valid=True)
     return instruments.render("application/openmetrics-text")[0].decode()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.request_log.columns import convert, rows_of
-from serving.request_log.reading import RequestLog, Wanted
+from serving.request_log.reading import RequestLog, Wanted, clear_up_after_others
 from serving.request_log.segments import (
     ERASED,
     Bounds,
@@ -22,6 +25,7 @@ from serving.request_log.segments import (
     note_erasure,
     segments,
 )
+from serving.request_log.writer import take_folder
 
 NOW = 1_764_000_000.0
 
@@ -187,3 +191,38 @@ def test_an_erasure_behind_one_that_was_torn_is_obeyed(tmp_path: Path) -> None:
     (tmp_path / "g" / "erased.jsonl").write_bytes(b'{"user": "ot')  # the disk was full
     note_erasure(tmp_path / "g", Erasure("u", NOW))
     assert ids(tmp_path) == []
+
+
+def test_what_a_gateway_that_is_gone_has_left_is_held_to_its_bounds(tmp_path: Path) -> None:
+    """On a cluster every pod has a name of its own, so nobody else ever would."""
+    own, gone, there = (tmp_path / name for name in ("pod-c", "pod-a", "pod-b"))
+    for folder in (own, gone, there):
+        folder.mkdir()
+        (folder / "1764268332123-9f3a.part").write_bytes(b"{}\n")
+        os.utime(folder / "1764268332123-9f3a.part", (1000.0, 1000.0))
+    lock = take_folder(there)
+    bounds = Bounds(1 << 20, 3600.0, 1 << 20, 500.0)
+    assert clear_up_after_others(tmp_path, own, bounds, now=1400.0) == 0
+    assert [p.suffix for p in segments(gone)] == [".jsonl"], "nobody writes it any more"
+    assert clear_up_after_others(tmp_path, own, bounds, now=1501.0) == 1
+    assert segments(gone) == []
+    assert gone.is_dir()
+    assert clear_up_after_others(tmp_path, own, bounds, now=time.time() + 3700.0) == 0
+    assert not gone.exists()
+    assert [p.suffix for folder in (own, there) for p in segments(folder)] == [".part"] * 2, (
+        "not its own, nor one in use"
+    )
+    os.close(lock)
+
+
+def test_a_folder_that_is_removed_while_a_gateway_waits_for_it_is_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "pod-a"
+    first = take_folder(folder)
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(take_folder, folder)
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
+        shutil.rmtree(folder)
+        os.close(first)
+        os.close(second.result(10))
+    assert (folder / "writer.lock").exists()

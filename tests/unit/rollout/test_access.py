@@ -16,6 +16,7 @@ MATRIX = {
     Right.READ: (True, True, True, False, False),
     Right.OPERATE: (False, True, True, False, False),
     Right.MANAGE_KEYS: (False, False, True, False, False),
+    Right.SET_QUOTAS: (False, False, True, False, False),
     Right.READ_TEXT: (False, False, True, True, False),
     Right.ERASE_TEXT: (False, False, True, False, False),
     Right.DIAL: (False, False, True, False, True),
@@ -48,6 +49,7 @@ def test_head_is_as_free_as_get() -> None:
 
 BOUND = {
     # what a key of one namespace may not do, of what its role may
+    Right.SET_QUOTAS: (False, False, False, False, False),
     Right.ERASE_TEXT: (False, False, False, False, False),
     Right.DIAL: (False, False, False, False, True),
 }

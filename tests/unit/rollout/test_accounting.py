@@ -23,7 +23,7 @@ class Router:
     def __init__(self) -> None:
         self.told: list[tuple[str, ...]] = []
 
-    async def set_keys(self, records) -> None:
+    async def set_keys(self, records, quotas=()) -> None:
         self.told.append(tuple(r.id for r in records))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rollout.traffic_routers.gateway import SEND_S, STUCK_S, Connection, GatewayRouter
 from serving.accounting import UsageRow
-from serving.keys import KeyRecord, hash_secret
+from serving.keys import KeyRecord, Quota, hash_secret
 from serving.outcomes import (
     FROM_CONTROLLER,
     Ack,
@@ -134,8 +134,9 @@ async def test_a_gateway_gets_the_newest_table_and_keys_whenever_it_dials(hub):
     _, socket = await dial(hub)
     assert [m for m in socket.got if isinstance(m, TablePush)] == [TablePush(table=table(2))]
     assert [m for m in socket.got if isinstance(m, KeysPush)] == [KeysPush(keys=(key(1),))]
-    await hub.set_keys([])
-    assert socket.got[-1] == KeysPush(keys=())
+    quota = Quota(namespace="shop", set_at=1.0, concurrency=4)
+    await hub.set_keys([], [quota])
+    assert socket.got[-1] == KeysPush(keys=(), quotas=(quota,))
 
 
 async def test_no_keys_are_sent_before_they_were_read(hub):

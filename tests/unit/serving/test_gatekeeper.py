@@ -17,9 +17,10 @@ from serving.gateway.key_keeper import KeyKeeper
 from serving.gateway.keyring import Keyring
 from serving.gateway.seams import ANYBODY, Caller
 from serving.gateway.usage import UsageBook
-from serving.keys import KeyRecord, Priority, hash_secret, write_key
+from serving.keys import KeyRecord, Priority, Quota, hash_secret, write_key
 from serving.knobs import QueueSettings
 from serving.openai_protocol import rejection_reply
+from serving.outcomes import KeysPush
 
 NOW = 1_700_000_000.0
 A, B, C = "a" * 12, "b" * 12, "c" * 12
@@ -326,6 +327,107 @@ async def test_changed_limits_hold_from_the_push_on() -> None:
     await house.enter()
 
 
+# the namespace's quota, the cost of a second request -> reason, error type, how its message begins
+OVER_QUOTA = {
+    "requests": (
+        {"requests_per_minute": 1}, 100, Reason.NAMESPACE_RATE_LIMITED, "requests",
+        "Rate limit reached in namespace shop on requests per min (RPM): Limit 1, Used 1, Requested 1.",
+    ),
+    "tokens": (
+        {"tokens_per_minute": 120}, 100, Reason.NAMESPACE_TOKEN_RATE_LIMITED, "tokens",
+        "Rate limit reached in namespace shop on tokens per min (TPM): Limit 120, Used 100, Requested 100.",
+    ),
+    "tokens that never fit": (
+        {"tokens_per_minute": 120}, 121, Reason.NAMESPACE_TOKEN_RATE_LIMITED, "tokens",
+        "Request too large in namespace shop on tokens per min (TPM): Limit 120,",
+    ),
+    "concurrency": (
+        {"concurrency": 1}, 100, Reason.NAMESPACE_CONCURRENCY_LIMITED, "requests",
+        "The keys of namespace shop have 1 requests under way; their limit is 1.",
+    ),
+}  # fmt: skip
+
+
+class TestQuotas:
+    """What all keys of a namespace use together: A and B are the shop's, C is not."""
+
+    def house(self, *, quota: dict[str, Any] | None = None, **limits: Any) -> House:
+        house = House()
+        self.push(house, quota, **limits)
+        return house
+
+    def push(self, house: House, quota: dict[str, Any] | None, **limits: Any) -> None:
+        keys = [record(A, namespace="shop", **limits), record(B, namespace="shop"), record(C, namespace="bank")]
+        quotas = [Quota(namespace="shop", set_at=NOW, **quota)] if quota is not None else []
+        house.gatekeeper.replace_keys(keys, NOW, quotas)
+
+    @pytest.mark.parametrize(("quota", "cost", "reason", "kind", "told"), OVER_QUOTA.values(), ids=OVER_QUOTA)
+    async def test_what_one_key_uses_another_of_its_namespace_lacks(self, quota, cost, reason, kind, told) -> None:
+        house = self.house(quota=quota)
+        await house.enter(A)
+        rejection = await house.refused(B, cost=cost)
+        reply = rejection_reply(rejection)
+        assert (rejection.reason, reply.status) == (reason, 429)
+        error = json.loads(reply.body)["error"]
+        assert (error["type"], error["code"]) == (kind, "rate_limit_exceeded")
+        assert error["message"].startswith(told)
+        await house.enter(C, cost=cost)  # of a namespace without a quota
+
+    async def test_who_is_refused_by_one_takes_nothing_of_the_other(self) -> None:
+        house = self.house(quota={"requests_per_minute": 2}, requests_per_minute=10, concurrency=1)
+        first = await house.enter(A)
+        assert (await house.refused(A)).reason is Reason.CONCURRENCY_LIMITED  # of the shop's two, one is left
+        await house.enter(B)
+        first.settle("1.0.0", 1, 1)
+        assert (await house.refused(A)).reason is Reason.NAMESPACE_RATE_LIMITED
+        self.push(house, None, requests_per_minute=10)
+        assert dict((await house.enter(A)).headers())[b"x-ratelimit-remaining-requests"] == b"8"
+
+    async def test_answers_tell_whichever_has_less_left(self) -> None:
+        house = self.house(quota={"requests_per_minute": 100, "tokens_per_minute": 1000}, requests_per_minute=50)
+        told = dict((await house.enter(A)).headers())
+        assert (told[b"x-ratelimit-limit-requests"], told[b"x-ratelimit-remaining-requests"]) == (b"50", b"49")
+        assert told[b"x-ratelimit-remaining-tokens"] == b"900"  # the key itself has no such limit
+        for _ in range(60):
+            (await house.enter(B)).settle("1.0.0", 1, 1)
+        told = dict((await house.enter(A)).headers())
+        assert (told[b"x-ratelimit-limit-requests"], told[b"x-ratelimit-remaining-requests"]) == (b"100", b"38")
+
+    async def test_one_set_while_requests_are_under_way_counts_them_and_one_taken_away_frees_all(self) -> None:
+        house = self.house()
+        under_way = [await house.enter(A), await house.enter(B)]
+        self.push(house, {"concurrency": 2})
+        assert (await house.refused(B)).reason is Reason.NAMESPACE_CONCURRENCY_LIMITED
+        under_way.pop().settle("1.0.0", 1, 1)
+        await house.enter(B)
+        self.push(house, None)
+        await house.enter(B)
+        assert house.gatekeeper.quota_use() == {}
+
+    async def test_what_was_not_served_is_given_back(self) -> None:
+        house = self.house(quota={"tokens_per_minute": 1000, "requests_per_minute": 10})
+        (await house.enter(A, cost=900)).settle("", None, None)
+        (await house.enter(A, cost=900)).settle("1.0.0", 50, 50)
+        assert house.gatekeeper.quota_use() == {("shop", "requests"): (10, 1), ("shop", "tokens"): (1000, 100)}
+
+    async def test_a_namespace_whose_keys_are_gone_is_forgotten_when_its_requests_are_over(self) -> None:
+        house = self.house(quota={"concurrency": 1})
+        permit = await house.enter(A)
+        quota = Quota(namespace="shop", set_at=NOW, concurrency=1)
+        house.gatekeeper.replace_keys([], NOW, [quota])
+        assert house.gatekeeper.quota_use() == {("shop", "concurrency"): (1, 1)}
+        permit.settle("1.0.0", 1, 1)
+        house.gatekeeper.replace_keys([], NOW, [quota])
+        assert house.gatekeeper.quota_use() == {}
+
+    async def test_a_gateway_takes_its_share_of_it(self) -> None:
+        house = self.house(quota={"concurrency": 4})
+        house.gatekeeper.set_limit_share(0.5)
+        await house.enter(A)
+        await house.enter(B)
+        assert (await house.refused(A)).reason is Reason.NAMESPACE_CONCURRENCY_LIMITED
+
+
 async def test_a_share_of_the_limits_can_be_set() -> None:
     house = House(record(A, concurrency=4))
     await house.enter()
@@ -341,15 +443,17 @@ class TestKeyKeeper:
 
     async def test_keys_are_obeyed_at_once_and_after_a_restart_without_controller(self, tmp_path: Path) -> None:
         path = tmp_path / "keys.json"
-        await self.keeper(House(), path).pushed([record(A)])
+        quota = Quota(namespace="default", set_at=NOW, concurrency=1)
+        await self.keeper(House(), path).pushed(KeysPush(keys=(record(A),), quotas=(quota,)))
         restarted = House()
         self.keeper(restarted, path).load()
-        assert restarted.caller(A).key_id == A
+        await restarted.enter(A)
+        assert (await restarted.refused(A)).reason is Reason.NAMESPACE_CONCURRENCY_LIMITED
 
     async def test_a_disk_that_refuses_does_not_keep_keys_from_being_obeyed(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         house = House()
-        await self.keeper(house, tmp_path / "file" / "keys.json").pushed([record(A)])
+        await self.keeper(house, tmp_path / "file" / "keys.json").pushed(KeysPush(keys=(record(A),)))
         assert house.caller(A).key_id == A
 
     async def test_a_spoilt_file_leaves_the_gateway_without_keys(self, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from serving.admission import Reason, Rejection
 from serving.gateway.http_parsing import Notes
 from serving.gateway.keyring import Keyring, KeysUnreadable, load_keys, presented_key, save_keys
 from serving.gateway.seams import Caller
-from serving.keys import ControlRole, KeyRecord, Priority, Scope, hash_secret, write_key
+from serving.keys import ControlRole, KeyRecord, Priority, Quota, Scope, hash_secret, write_key
+from serving.outcomes import KeysPush
 
 NOW = 1_700_000_000.0
 ID = "0a1b2c3d4e5f"
@@ -162,14 +163,13 @@ def test_keys_of_a_gateway_that_is_cut_off_hold_as_long_as_allowed() -> None:
 class TestFile:
     def test_hashes_survive_a_restart_and_secrets_are_nowhere(self, tmp_path: Path) -> None:
         path = tmp_path / "gateway" / "keys.json"
-        save_keys(path, [record()])
+        pushed = KeysPush(keys=(record(),), quotas=(Quota(namespace="shop", concurrency=2, set_at=NOW),))
+        save_keys(path, pushed)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert SECRET not in path.read_text()
         found = load_keys(path)
         assert found is not None
-        keys, pushed_at = found
-        assert keys == (record(),)
-        assert pushed_at == path.stat().st_mtime
+        assert found == (pushed, path.stat().st_mtime)
 
     def test_no_file_is_no_keys(self, tmp_path: Path) -> None:
         assert load_keys(tmp_path / "keys.json") is None

