@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import psycopg
 
 from tests.ports import free_ports
@@ -124,8 +125,13 @@ class Postgres:
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill it; what was committed is found again at the next start."""
+        """Kill it with all that serve a client; what was committed is found again at the next start."""
+        serving = [] if self._process is None else psutil.Process(self._process.pid).children()
         self._end(signal.SIGKILL)
+        for process in serving:  # else one may answer for a moment, until it notices that the first one has gone
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(serving, 10)
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
 
     def _end(self, how: signal.Signals) -> None:

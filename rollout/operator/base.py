@@ -34,5 +34,5 @@ class ResourceWriter(Protocol):
         ...
 
     async def post(self, resource: Resource, note: Note) -> None:
-        """Post an Event about it. The same one again is not posted twice; one that is refused is let go."""
+        """Post an Event about it. The same one again is not posted twice."""
         ...

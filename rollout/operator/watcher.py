@@ -163,6 +163,7 @@ class Watcher:
         finally:
             again.cancel()
             works.cancel()
+            over.set()  # a thread of kopf's waits for it, and would keep the process from ending
 
     def _works(self) -> None:
         if self.refused:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from rollout.errors import ClusterRejected, ResourceGone, UndeclaredFields
+from rollout.errors import UndeclaredFields
 from rollout.operator.api import ResourceApi
 from rollout.operator.names import API_VERSION, FINALIZER, KIND, OPERATOR_MANAGER
 from rollout.operator.resource import Resource, digest
@@ -35,7 +35,6 @@ class ApiWriter:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="cluster-writes")
         self._undeclared: frozenset[str] = frozenset()
         self._undeclared_since = 0.0
-        self._complaint = ""
 
     @property
     def undeclared(self) -> frozenset[str]:
@@ -116,12 +115,7 @@ class ApiWriter:
             "lastTimestamp": at,
             "count": 1,
         }
-        try:
-            await self._run(lambda: self._api.post_event(resource.key.namespace, event))
-        except (ClusterRejected, ResourceGone) as error:  # no right, or the namespace is going: the status matters more
-            if str(error) != self._complaint:
-                log.warning("%s; it is told in the status alone", error)
-            self._complaint = str(error)
+        await self._run(lambda: self._api.post_event(resource.key.namespace, event))
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)

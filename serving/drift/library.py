@@ -83,8 +83,10 @@ class Rows:
         """Rows as `archive.read_rows` gives them; those with a value that is not finite are left out."""
         embedding = rows["embedding"].astype(np.float32)
         whole = np.isfinite(embedding).all(axis=1) & np.isfinite(rows["cheap"]).all(axis=1)
-        ids = tuple(i.decode() for i in rows["id"][whole])
-        return cls(ids, rows["at"][whole].copy(), rows["cheap"][whole].copy(), embedding[whole])
+        if not whole.all():
+            rows, embedding = rows[whole], embedding[whole]  # else a week's would lie in memory twice
+        ids = tuple(i.decode() for i in rows["id"])
+        return cls(ids, rows["at"].copy(), rows["cheap"].copy(), embedding)
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], embed: Embed, say: Callable[[int], object] = lambda done: None) -> Rows:
@@ -130,7 +132,8 @@ def build(
             f"{len(rows.ids)} requests of {name.model} ({name.scope}) in {source}; at least {least} are needed; "
             "take a longer window or a data set"
         )
-    rng = np.random.default_rng(int(hashlib.sha256(rows.embedding.tobytes()).hexdigest()[:16], 16))
+    digest = hashlib.sha256(np.ascontiguousarray(rows.embedding).view(np.uint8).data)
+    rng = np.random.default_rng(int(digest.hexdigest()[:16], 16))
     hours, days = (rows.at // 3600 % 24).astype(np.int64), (rows.at // DAY_S).astype(np.int64)
     division = choose_blocks(rows.embedding, hours, days, daily=daily, rng=rng)
     embedding = build_reference(

@@ -1,7 +1,7 @@
 """What the operator writes where it finds the cluster other than it would have left it.
 
 A definition that is older than the operator, since Helm upgrades none by itself; a resource that a backup brought
-back; no right to post Events.
+back.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from rollout.operator.api import ResourceApi
 from rollout.operator.crd import definition
 from rollout.operator.names import API_VERSION, FINALIZER, KIND
 from rollout.operator.resource import Key, Resource, read_resource
-from rollout.operator.telling import Note
 from rollout.operator.writer import UNDECLARED_S, ApiWriter
 from tests.kubernetes.cluster import Write
-from tests.kubernetes.rig import ACCOUNT, NAMESPACE, address
+from tests.kubernetes.rig import NAMESPACE, address
 from tests.kubernetes.server import ApiServer
 
 pytestmark = pytest.mark.integration
@@ -75,15 +74,6 @@ def test_a_wish_that_the_definition_does_not_know_is_told_with_the_way_out(older
     with pytest.raises(UndeclaredFields, match=r"apply --server-side -f helm/tidegate/crds/") as told:
         older.api.apply(key, {"spec": {**BODY["spec"], "newer": 1, "engine": {"also": 2}}}, manager="tidegate")  # type: ignore[dict-item]
     assert told.value.fields == {"newer", "engine"}
-
-
-async def test_an_event_that_is_refused_is_let_go(older: Older, api: ApiServer, tmp_path: Path) -> None:
-    without_rights = ResourceApi(address(api, tmp_path, ACCOUNT).configuration())
-    writer = ApiWriter(without_rights, instance="pod", clock=lambda: older.now)
-    await writer.post(older.resource, Note("Normal", "Stable", "1.0.0 serves"))
-    assert api.cluster.list("events", NAMESPACE) == []
-    await older.writer.post(older.resource, Note("Normal", "Stable", "1.0.0 serves"))
-    assert [e["reason"] for e in api.cluster.list("events", NAMESPACE)] == ["Stable"]
 
 
 async def test_a_finalizer_that_somebody_else_owns_too_is_taken_off(older: Older) -> None:

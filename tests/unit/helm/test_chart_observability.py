@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import helm_python as helm
 import pytest
+import yaml
 
 from monitoring.rules.document import rules_document
 from monitoring.slo import Availability, FirstToken, ServiceLevels
 from serving.drift.config import DriftConfig
 from serving.gateway.config import GatewayConfig
-from tests.unit.helm.charts import CHART, ROOT, Object, identity, objects, one
+from tests.unit.helm.charts import CHART, ROOT, SETS, Object, identity, objects, one, values_of
 
+EVERY = ("", *SETS)
 HOME = "/var/lib/tidegate"
 
 
@@ -39,7 +42,7 @@ def gateway(found: tuple[Object, ...]) -> GatewayConfig:
     return GatewayConfig.from_json(one(found, "ConfigMap", "r-gateway")["data"]["gateway.json"])
 
 
-# -- drift ---------------------------------------------------------------------------------------------------------
+# -- drift ------------------------------------------------------------------------------------------------------------
 
 
 def test_gateways_watch_and_controller_meet_with_one_key() -> None:
@@ -82,7 +85,7 @@ def test_without_a_watch_nobody_speaks_of_one() -> None:
     assert 8091 not in {p["port"] for rule in policy["spec"]["egress"] for p in rule.get("ports", [])}
 
 
-# -- request log ---------------------------------------------------------------------------------------------------
+# -- request log ------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_logged_of_requests_unless_asked() -> None:
@@ -122,7 +125,7 @@ def test_on_its_own_disk_a_gateways_log_has_room_and_shippers_see_the_last_line(
     assert volume(found, "controller", f"{HOME}/requests") is None
 
 
-# -- traces and service levels -------------------------------------------------------------------------------------
+# -- traces and service levels ----------------------------------------------------------------------------------------
 
 
 def test_a_collector_that_asks_who_is_there_is_told_by_gateways() -> None:
@@ -163,7 +166,7 @@ def test_the_defaults_are_the_projects_own_and_runbooks_may_be_elsewhere() -> No
     assert spec == rules_document(ServiceLevels(), "https://wiki.example.com/tidegate/")
 
 
-# -- the guardrails' models ----------------------------------------------------------------------------------------
+# -- the guardrails' models -------------------------------------------------------------------------------------------
 
 
 def test_gateways_ask_the_models_service_where_there_is_one() -> None:
@@ -181,11 +184,34 @@ def test_gateways_ask_the_models_service_where_there_is_one() -> None:
 
 
 def test_mlflow_starts_nothing_beside_its_server() -> None:
-    """Seven runners of 235 MB each (measured, 3.17) would be ended by the container's limit, and the server too."""
+    """Seven runners of 235 MB each (measured, 3.17) and the server are more than the container may take."""
     assert environment(objects("minimal"), "mlflow")["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
-# -- people and neighbours -----------------------------------------------------------------------------------------
+def test_gateways_environment_can_be_added_to_and_not_taken_over() -> None:
+    found = objects({"gateway": {"env": {"OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}}})
+    assert environment(found, "gateway")["OTEL_EXPORTER_OTLP_COMPRESSION"] == "gzip"
+    own = {v for name in EVERY for v in environment(objects(name), "gateway")}
+    for name in own:
+        values = {**values_of("external-everything"), "gateway": {"env": {name: "x"}}}
+        with pytest.raises(helm.HelmError, match=name):
+            objects(values)
+
+
+def test_the_adapters_rule_in_the_documents_serves_what_the_scaler_asks_for() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    (text,) = re.findall(r"```yaml\n(  rules:\n.*?)```", page, flags=re.DOTALL)
+    (rule,) = yaml.safe_load(text)["rules"]["custom"]
+    names, labels = re.fullmatch(r'\{__name__=~"([^"]+)",(.*)\}', rule["seriesQuery"]).groups()  # type: ignore[union-attr]
+    scaler = one(objects("ha"), "HorizontalPodAutoscaler", "r-gateway")["spec"]
+    assert set(names.split("|")) == {m["pods"]["metric"]["name"] for m in scaler["metrics"]}
+    assert set(rule["resources"]["overrides"]) == {"namespace", "pod"}, "what a Pods metric is looked up by"
+    assert labels == 'namespace!="",pod!=""'
+    assert "<<.LabelMatchers>>" in rule["metricsQuery"]
+    assert rule["metricsQuery"].startswith("sum by (<<.GroupBy>>)"), "a gateway has one series for each model"
+
+
+# -- people and neighbours --------------------------------------------------------------------------------------------
 
 
 def test_kubernetes_own_roles_take_up_who_may_deploy() -> None:

@@ -108,8 +108,13 @@ def test_the_schema_refuses_with_the_place_and_the_reason(values: Mapping[str, A
             {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 9, "maxReplicas": 3}}},
             "minReplicas is 9, above maxReplicas 3",
         ),
+        (
+            {"guardrails": {"service": {"autoscaling": {"enabled": True, "minReplicas": 9}}}},
+            "guardrails.service.autoscaling.minReplicas is 9, above maxReplicas 8",
+        ),
         ({"gateway": {"ingress": {"enabled": True}}}, "gateway.ingress.host is empty"),
         ({"engine": {"modelCache": {"claim": "a", "path": "/b"}}}, "keep weights in one place"),
+        ({"requestLog": {"storage": {"claim": "a", "create": True}}}, "bring a claim, or have one made"),
         ({"gateway": {"env": {"TIDEGATE_GATEWAY_NAME": "me"}}}, "which the chart sets itself"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from kubernetes.config import incluster_config
 
 from rollout.errors import ClusterConflict, ClusterRejected, ClusterUnavailable, ResourceGone, UndeclaredFields
+from rollout.operator import watcher
 from rollout.operator.api import Address, token_of, translated, with_microseconds
 
 
@@ -78,3 +80,18 @@ def test_what_an_answer_means_for_one_resource(code: int, message: str, kind: ty
     answer = kubernetes.client.ApiException(status=code, reason="")
     answer.body = json.dumps({"message": message})
     assert type(translated(answer, "apply a/b")) is kind
+
+
+def test_whoever_waits_for_the_end_of_a_watch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kopf waits for its flag in a thread of its own, which would keep a process that should end from ending."""
+
+    async def ended(**_: object) -> None:
+        raise OSError("the API server has gone")
+
+    monkeypatch.setattr(watcher.kopf, "operator", ended)
+    watches = watcher.Watcher(
+        address=Address(), namespaces=("a",), listed=lambda *_: None, changed=lambda *_: None
+    )  # fmt: skip
+    with pytest.raises(OSError, match="has gone"):
+        watches._watch(asyncio.new_event_loop(), ("a",))
+    assert watches._over.is_set()
