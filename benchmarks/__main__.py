@@ -1,7 +1,7 @@
 """`make bench`: every benchmark, one after the other, never two at once. `python -m benchmarks NAME...` runs some.
 
 `python -m benchmarks NAME --quick` hands what follows the name to that benchmark.
-The last one starts the platform with the bundled model on a home of its own, unless one answers already.
+The last two start the platform with the bundled model on a home of its own, unless one answers already.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ NAMES = (
     "guardrails_accuracy",
     "guardrails_rules",
     "observability_cost",
+    "hallucination",
     "serving_throughput",
 )
 
@@ -38,8 +39,8 @@ def run(name: str, *arguments: str) -> int:
     return subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], check=False).returncode
 
 
-def through_the_platform() -> int:
-    """Measure the whole platform beside the bare engine."""
+def through_the_platform(name: str) -> int:
+    """Measure the whole platform, beside the bare engine where that is asked for."""
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as home:
         os.environ.setdefault("TIDEGATE_HOME", home)
         command = [sys.executable, "-m", "tidegate.cli.main"]
@@ -48,9 +49,11 @@ def through_the_platform() -> int:
             return started
         try:
             settings = load_settings()
+            if name == "hallucination":
+                return run(name, "--url", settings.gateway_url)
             folder = str(bundled.folder(settings))
             flags = [part for k, v in bundled.ENGINE_ARGS.items() for part in ("--engine-arg", f"{k}={v}")]
-            return run("serving_throughput", "--model-dir", folder, "--url", settings.gateway_url, *flags)
+            return run(name, "--model-dir", folder, "--url", settings.gateway_url, *flags)
         finally:
             if Path(os.environ["TIDEGATE_HOME"]) == Path(home):
                 subprocess.run([*command, "down"], check=False)
@@ -70,7 +73,7 @@ def main() -> int:
         return 2
     if flags:
         return run(wanted[0], *flags)
-    return max(through_the_platform() if name == "serving_throughput" else run(name) for name in wanted)
+    return max(through_the_platform(name) if name in NAMES[-2:] else run(name) for name in wanted)
 
 
 if __name__ == "__main__":

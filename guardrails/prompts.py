@@ -1,8 +1,10 @@
 """The texts of a request, and the seams between them. Pure.
 
 Chat (`messages`), completions (`prompt`), responses (`input`, `instructions`) and embeddings (`input`) are
-understood. What isn't text (images, sound) is left alone: no check here can read it. Token ids or embeddings instead of
-text are reported, since a prompt given that way would get around every check.
+understood. Documents that an engine is to answer from are looked at as what tools have found; definitions of tools
+(names, descriptions, the words of their parameters) are the developer's. What isn't text (images, sound) is left alone:
+no check here can read it. Token ids or embeddings instead of text are reported, since a prompt given that way would get
+around every check.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from guardrails.checks.base import Part
 from guardrails.verdicts import Edit, Finding
 
 Json = dict[str, Any]
+DOCUMENT_DEPTH = 8
+SCHEMA_DEPTH = 16
+_SCHEMA_WORDS = frozenset({"description", "title", "enum", "const", "default", "examples"})
 SEAM_CHARACTERS = 200
 """How far on either side of a seam something may begin and end that is split over messages."""
 
@@ -54,7 +59,46 @@ def prompt_of(body: Json) -> Prompt:
             texts += strings
             tokens = tokens or any(isinstance(part, int | list) and not isinstance(part, bool) for part in value)
             texts += _messages([part for part in value if isinstance(part, dict)])
+    texts += _strings_in(len(texts), "tool", Part.TOOL_RESULT, body, "documents", DOCUMENT_DEPTH)
+    for key in ("tools", "functions"):
+        tools = body.get(key)
+        for tool in tools if isinstance(tools, list) else ():
+            texts += _tool(len(texts), tool)
     return Prompt(tuple(texts), tokens)
+
+
+def _tool(place: int, tool: object) -> Iterator[PromptText]:
+    """What a definition of a tool says to the model: chat has it one level below, responses and `functions` do not."""
+    if not isinstance(tool, dict):
+        return
+    for holder in (tool, tool.get("function"), tool.get("custom")):
+        if isinstance(holder, dict):
+            for key in ("name", "description"):
+                if isinstance(holder.get(key), str):
+                    yield _text(place, "developer", Part.CONTENT, holder, key)
+            yield from _schema(place, holder.get("parameters"), SCHEMA_DEPTH)
+
+
+def _schema(place: int, schema: object, depth: int) -> Iterator[PromptText]:
+    """The words of a JSON schema that people write for models to read."""
+    for key, value in schema.items() if isinstance(schema, dict) and depth else ():
+        if key in _SCHEMA_WORDS:
+            yield from _strings_in(place, "developer", Part.CONTENT, schema, key, DOCUMENT_DEPTH)
+        elif isinstance(value, dict):
+            yield from _schema(place, value, depth - 1)
+        else:
+            for inner in value if isinstance(value, list) else ():
+                yield from _schema(place, inner, depth - 1)
+
+
+def _strings_in(place: int, role: str, part: Part, holder: Any, key: str | int, depth: int) -> Iterator[PromptText]:  # noqa: ANN401
+    """Every string below a place, wherever it stands; nothing deeper than anybody writes."""
+    value = holder.get(key) if isinstance(holder, dict) else holder[key]
+    if isinstance(value, str):
+        yield _text(place, role, part, holder, key)
+    elif depth and isinstance(value, dict | list):
+        for inner in value if isinstance(value, dict) else range(len(value)):
+            yield from _strings_in(place, role, part, value, inner, depth - 1)
 
 
 def _text(message: int, role: str, part: Part, holder: Any, key: str | int) -> PromptText:  # noqa: ANN401 - object or list

@@ -14,7 +14,13 @@ from prometheus_client.exposition import choose_encoder
 
 from monitoring.aggregates import RequestAggregates
 from monitoring.exposition import write_finished
-from monitoring.measurements import DriftMeasurement, RequestMeasurement, RevisionInfo, RolloutMeasurement
+from monitoring.measurements import (
+    DriftMeasurement,
+    RequestMeasurement,
+    RevisionInfo,
+    RolloutMeasurement,
+    SignalMeasurement,
+)
 from monitoring.protobuf import CONTENT_TYPE, Family, FamilyType, Series, asked_for, finished_families, write
 
 PROVIDER = "tidegate"
@@ -94,10 +100,15 @@ class GatewayInstruments:
             "tidegate_telemetry_dropped", "Finished requests that a trace or the request log lost.", ("kind",),
             registry=self.registry,
         )  # fmt: skip
+        self.rejections_unkept = Counter(
+            "tidegate_rejections_unkept", "Rejections that neither a trace nor the request log holds: too many.",
+            registry=self.registry,
+        )  # fmt: skip
         self._read: dict[tuple[str, str], int] = {}
         """Of each version, what `answers_read` was not told yet: it is when it is shown, since that takes longest."""
         self._dropped = 0
         self._untold = 0
+        self._unkept = 0
         self._telemetry_dropped: dict[str, int] = {}
         self._retired: set[tuple[str, str]] = set()
         self._revisions: set[tuple[str, str]] = set()
@@ -149,6 +160,11 @@ class GatewayInstruments:
         """Bring the counter of what the drift watch was not told of to `total`, which only grows."""
         self.drift_untold.inc(total - self._untold)
         self._untold = total
+
+    def set_rejections_unkept(self, total: int) -> None:
+        """Bring the counter of rejections that nothing holds to `total`, which only grows."""
+        self.rejections_unkept.inc(total - self._unkept)
+        self._unkept = total
 
     def rated(self, model: str, version: str, rating: str) -> None:
         """Count a vote on an answer of `version`."""
@@ -246,28 +262,91 @@ class RolloutInstruments:
             rollbacks: by (model, trigger), all since the event log began.
             accept: the `Accept` header.
         """
-        registry = CollectorRegistry()
-        weight = Gauge(
-            "tidegate_rollout_weight_ratio", "The canary's part of new requests.", ("model", "state"), registry=registry
-        )
-        phase = Gauge("tidegate_rollout_phase", "1 for the phase in force.", ("model", "phase"), registry=registry)
-        labels = ("model", "version", "signal")
-        evidence = Gauge("tidegate_rollout_log_evidence", "ln W against the canary.", labels, registry=registry)
-        threshold = Gauge("tidegate_rollout_evidence_threshold", "ln W that rolls back.", labels, registry=registry)
-        taken_back = Counter("tidegate_rollbacks", "Rollbacks by why.", ("model", "trigger"), registry=registry)
+        shown = _RolloutGauges()
         for r in rollouts:
-            weight.labels(r.model, "desired").set(r.desired_weight_ratio)
-            if r.observed_weight_ratio is not None:
-                weight.labels(r.model, "observed").set(r.observed_weight_ratio)
-            for name in r.phases:
-                phase.labels(r.model, name).set(name == r.phase)
-            for signal, log_e, limit in r.signals:
-                evidence.labels(r.model, r.version, signal).set(log_e)
-                threshold.labels(r.model, r.version, signal).set(limit)
+            shown.stands(r)
+            shown.goes_on(r)
+            for signal in r.signals:
+                shown.says(r.model, r.version, signal)
+        taken_back = Counter(
+            "tidegate_rollbacks", "Rollbacks by why.", ("model", "trigger"), registry=shown.registry
+        )  # fmt: skip
         for (model, trigger), count in rollbacks.items():
             taken_back.labels(model, trigger).inc(count)
         encode, content_type = choose_encoder(accept)
-        return encode(registry), content_type
+        return encode(shown.registry), content_type
+
+
+class _RolloutGauges:
+    """The gauges of one scrape."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        of_signal = ("model", "version", "signal")
+        make = self._gauge
+        self.info = make(
+            "info", "1: the present rollout, or the last one.",
+            "model", "model_namespace", "stable", "version", "strategy", "stage",
+        )  # fmt: skip
+        self.cause = make("cause_info", "1: what it waits for, or why it was taken back.", "model", "version", "cause")
+        self.weight = make("weight_ratio", "The canary's part of new requests.", "model", "state")
+        self.phase = make("phase", "1 for the phase in force.", "model", "phase")
+        self.step = make("step", "The step of the strategy that it is at, from 1.", "model", "version")
+        self.steps = make("steps", "How many steps there are.", "model", "version")
+        self.exposed = make("exposed_requests", "Requests that have met the new version.", "model", "version")
+        self.bound = make(
+            "exposure_lower_bound", "The fewest requests with which its worst signal could be noticed.",
+            "model", "version",
+        )  # fmt: skip
+        self.started = make("started_timestamp_seconds", "When it began.", "model", "version")
+        self.finished = make("finished_timestamp_seconds", "When it ended.", "model", "version", "stage")
+        self.verdict = make("signal_info", "1: what a signal says now.", *of_signal, "verdict")
+        self.evidence = make("log_evidence", "ln W against the canary.", *of_signal)
+        self.threshold = make("evidence_threshold", "ln W that rolls back.", *of_signal)
+        self.forward = make("forward_log_evidence", "ln W for the canary.", *of_signal)
+        self.forward_threshold = make("forward_evidence_threshold", "ln W that lets it go on.", *of_signal)
+        self.wanted = make("requests_to_decision", "About how many more requests until a verdict.", *of_signal)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"tidegate_rollout_{name}", text, labels, registry=self.registry)
+
+    def stands(self, r: RolloutMeasurement) -> None:
+        """Which versions, and where."""
+        self.info.labels(r.model, r.namespace, r.stable, r.version, r.strategy, r.stage).set(1)
+        if r.cause:
+            self.cause.labels(r.model, r.version, r.cause).set(1)
+        for name in r.phases:
+            self.phase.labels(r.model, name).set(name == r.phase)
+        self.weight.labels(r.model, "desired").set(r.desired_weight_ratio)
+        if r.observed_weight_ratio is not None:
+            self.weight.labels(r.model, "observed").set(r.observed_weight_ratio)
+
+    def goes_on(self, r: RolloutMeasurement) -> None:
+        """How far it is, since when, and what it has cost."""
+        if r.steps:
+            self.step.labels(r.model, r.version).set(r.step)
+            self.steps.labels(r.model, r.version).set(r.steps)
+        if r.exposed is not None:
+            self.exposed.labels(r.model, r.version).set(r.exposed)
+        if r.lower_bound is not None:
+            self.bound.labels(r.model, r.version).set(r.lower_bound)
+        if r.started_at is not None:
+            self.started.labels(r.model, r.version).set(r.started_at)
+        if r.finished_at is not None:
+            self.finished.labels(r.model, r.version, r.stage).set(r.finished_at)
+
+    def says(self, model: str, version: str, signal: SignalMeasurement) -> None:
+        """What one signal says."""
+        named = (model, version, signal.name)
+        self.verdict.labels(*named, signal.verdict).set(1)
+        if signal.threshold > 0:
+            self.evidence.labels(*named).set(signal.log_e)
+            self.threshold.labels(*named).set(signal.threshold)
+        if signal.forward_threshold > 0:
+            self.forward.labels(*named).set(signal.forward_log_e)
+            self.forward_threshold.labels(*named).set(signal.forward_threshold)
+        if signal.requests_to_decision is not None:
+            self.wanted.labels(*named).set(signal.requests_to_decision)
 
 
 class DriftInstruments:

@@ -49,18 +49,50 @@ class RevisionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class SignalMeasurement:
+    """Where one signal of a rollout stands. Evidence is in natural logarithms, beside the value that decides."""
+
+    name: str
+    verdict: str
+    """Of a closed set: Running, Successful, Failed, Error, ..."""
+    log_e: float = 0.0
+    threshold: float = 0.0
+    """Of the evidence against the canary; 0 for a gate that weighs none."""
+    forward_log_e: float = 0.0
+    forward_threshold: float = 0.0
+    """Of the evidence for it; 0 where that decides nothing."""
+    requests_to_decision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutMeasurement:
-    """Where one model's rollout stands. Ratios are of new requests; `version` is the canary's, "" without one."""
+    """Where one model's rollout stands, the present one or the last. Ratios are of new requests."""
 
     model: str
     version: str
+    """Of the new version; "" where nothing is rolling out and nothing was taken back."""
     phase: str
     phases: tuple[str, ...]
     """All there are: one series each, so that a phase that has ended reads 0."""
     desired_weight_ratio: float
     observed_weight_ratio: float | None
-    signals: tuple[tuple[str, float, float], ...]
-    """Name, ln W, threshold of ln W."""
+    signals: tuple[SignalMeasurement, ...] = ()
+    namespace: str = ""
+    """Whose model it is on a cluster; empty on the local platform."""
+    stable: str = ""
+    strategy: str = ""
+    stage: str = ""
+    cause: str = ""
+    """What it waits for, or why it was taken back; of closed sets."""
+    step: int = 0
+    steps: int = 0
+    exposed: int | None = None
+    """Requests that have met the new version; None where nothing is judged."""
+    lower_bound: int | None = None
+    """The fewest with which the worst signal could have been noticed; None where that is not known."""
+    started_at: float | None = None
+    finished_at: float | None = None
+    """In seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 
 from rollout import commands
@@ -147,9 +147,9 @@ class Controller:
         return tuple(self._statuses.values())
 
     @property
-    def rollbacks(self) -> Counter[tuple[str, str]]:
-        """By (model, trigger), since the log began."""
-        return self._fold_of_log.rollbacks
+    def folded(self) -> Fold:
+        """What the log says so far; nobody else may change it."""
+        return self._fold_of_log
 
     @property
     def store_message(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from rollout.actions import Promote, Start, SwitchBack, Withdraw
+from rollout.actions import Promote, Start, SwitchBack, Trigger, Withdraw
 from rollout.analysis.ledger import EvidenceIncrement, Ledger
 from rollout.asks import Asked, noted
 from rollout.commands import Command
@@ -48,6 +48,8 @@ class Fold:
         """By model: the wishes of its custom resource that were carried out."""
         self.rollbacks: Counter[tuple[str, str]] = Counter()
         """By model and trigger, since the log began."""
+        self.taken_back: dict[str, Trigger] = {}
+        """By model: why its last rollout was taken back, until the next one begins."""
 
     def entry(self, entry: Entry) -> None:
         """Fold one entry, whatever it is."""
@@ -78,12 +80,14 @@ class Fold:
         for action in decision.actions:
             if isinstance(action, Withdraw | SwitchBack):
                 self.rollbacks[(model, action.trigger.value)] += 1
+                self.taken_back[model] = action.trigger
             if isinstance(action, Withdraw | SwitchBack | Promote) and seen is not None:
                 self.last_seen[model] = seen
             if isinstance(action, Start):
                 stable = status.stable.digest if status.stable is not None else None
                 self.ledgers[model] = Ledger(action.rollout, action.spec, canary=action.target.digest, stable=stable)
                 self.last_seen.pop(model, None)
+                self.taken_back.pop(model, None)
         (self.live.add if is_live(status.rollout) else self.live.discard)(model)
         if status.rollout is not None and model in self.ledgers:
             self.ledgers[model].weight = status.rollout.weight

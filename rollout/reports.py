@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, assert_never
 
-from monitoring.measurements import RolloutMeasurement
+from monitoring.measurements import RolloutMeasurement, SignalMeasurement
+from rollout.actions import Trigger
 from rollout.decision import Decision
 from rollout.event_log.base import Entry
-from rollout.observation import Observation
-from rollout.specs import DRIFT_GATES
+from rollout.observation import Observation, SignalReading
+from rollout.specs import GATES
 from rollout.status import ModelStatus, Phase, RolloutState, kept_versions
 from rollout.strategy_specs import AbStrategy, AnyStrategy, BlueGreenStrategy, CanaryStrategy, ShadowStrategy
 from rollout.wording import describe, describe_effect
@@ -119,13 +120,27 @@ def step_count(plan: AnyStrategy) -> int:
     return sum(step["weight"] < 100 and not step.get("soak") for step in _steps(plan))
 
 
-def measurement(status: ModelStatus, seen: Observation) -> RolloutMeasurement:
-    """A model's rollout as Prometheus is told. What a rollback could not move yet is the weight of its version."""
-    rollout = status.rollout if status.rollout is not None and status.rollout.active else None
-    carrying = rollout.target if rollout is not None else None
-    percent = rollout.weight if rollout is not None else 0
+def measurement(
+    status: ModelStatus, seen: Observation, waiting: Decision | None = None, taken_back: Trigger | None = None
+) -> RolloutMeasurement:
+    """A model's rollout as Prometheus is told. What a rollback could not move yet is the weight of its version.
+
+    Evidence is told while it is gathered, and of a version that was taken back until the next rollout begins: whoever
+    comes after a rollback asks what spoke against it.
+
+    Args:
+        status: the model's.
+        seen: what is observed of it.
+        waiting: what the rollout waits for.
+        taken_back: why the last one was taken back.
+    """
+    last = status.rollout
+    active = last if last is not None and last.active else None
+    carrying, percent = (last.target if last is not None else None), (active.weight if active is not None else 0)
     if status.leaving is not None:
         carrying, percent = status.leaving.deployed, status.leaving.weight
+    told = last is not None and (last.active or last.watched or status.phase is Phase.DEGRADED)
+    cause = waiting.cause.value if waiting is not None and last is not None and (last.active or last.watched) else ""
     return RolloutMeasurement(
         model=status.model,
         version=carrying.version if carrying is not None else "",
@@ -133,9 +148,37 @@ def measurement(status: ModelStatus, seen: Observation) -> RolloutMeasurement:
         phases=tuple(p.value for p in Phase),
         desired_weight_ratio=percent / 100.0,
         observed_weight_ratio=percent / 100.0 if seen.table_applied else None,
-        signals=tuple((s.name, s.log_e, s.threshold) for s in seen.signals if s.name not in DRIFT_GATES)
-        if rollout is not None
-        else (),
+        signals=tuple(_measured(s) for s in seen.signals) if told else (),
+        namespace=status.namespace,
+        stable=status.stable.version if status.stable is not None else "",
+        strategy=last.spec.strategy.name if last is not None else "",
+        stage=last.stage.value if last is not None else "",
+        cause=taken_back.value if taken_back is not None else cause,
+        step=active.step + 1 if active is not None else 0,
+        steps=step_count(active.spec.strategy.chosen) if active is not None else 0,
+        exposed=seen.exposure.canary_requests if told else None,
+        lower_bound=seen.exposure.lower_bound if told else None,
+        started_at=last.started_at if last is not None else None,
+        finished_at=last.finished_at if last is not None else None,
+    )
+
+
+def _measured(signal: SignalReading) -> SignalMeasurement:
+    """A signal's evidence; of the two that can take a watched version back, the one that is nearer to do so."""
+    log_e, threshold = signal.log_e, signal.threshold
+    if signal.absolute_threshold > 0 and (
+        threshold <= 0 or signal.absolute_log_e / signal.absolute_threshold > log_e / threshold
+    ):
+        log_e, threshold = signal.absolute_log_e, signal.absolute_threshold
+    gate = signal.name in GATES
+    return SignalMeasurement(
+        name=signal.name,
+        verdict=signal.verdict.value,
+        log_e=0.0 if gate else log_e,
+        threshold=0.0 if gate else threshold,
+        forward_log_e=signal.forward_log_e,
+        forward_threshold=0.0 if gate else signal.forward_threshold,
+        requests_to_decision=signal.requests_to_decision,
     )
 
 

@@ -55,11 +55,11 @@ DEFAULT_SLOWDOWN = 1.25
 
 LATENCY_SIGNALS = frozenset({Signal.SLOW_TOKENS.value, Signal.SLOW_FIRST_TOKEN.value})
 
-FAMILIES = ("guardrail", "score", "prometheus", "drift")
-"""Signals that carry a name of their own: a guardrail's check, a score, a query of Prometheus, a gate on drift."""
+FAMILIES = ("guardrail", "score", "prometheus", "drift", "probe")
+"""Signals that carry a name of their own: a guardrail's check, a score, a query of Prometheus, a gate."""
 
-DRIFT_GATES = ("drift/input",)
-"""What the drift watch can say: that requests are no longer what their reference is of."""
+GATES = ("drift/input", "probe/bias")
+"""Signals that only hold: requests are no longer what their reference is of; a version treats groups unlike."""
 
 LATE_SIGNALS = frozenset({THUMBS_DOWN})
 """Signals whose events come when their units have settled, if anybody takes the trouble: silence says nothing."""
@@ -100,7 +100,8 @@ class SignalSpec(Spec):
     """
 
     name: Annotated[SignalName, Field(json_schema_extra={"pattern": _SIGNAL_PATTERN})]
-    """One of the gateways' signals, or `guardrail/<check>`, `score/<name>`, `prometheus/<name>`, `drift/input`."""
+    """One of the gateways' signals, or `guardrail/<check>`, `score/<name>`, `prometheus/<name>`, `drift/input`,
+    `probe/bias`."""
     share: Annotated[float, Field(gt=0), DECIMAL] | None = None
     """Its part of alpha relative to the others; error gets half of all unless told otherwise."""
     max_rate: Annotated[float, Field(gt=0, lt=1), DECIMAL] = 0.05
@@ -129,8 +130,9 @@ class SignalSpec(Spec):
         if not (self.name in _NAMED or (family in FAMILIES and rest)):
             known = ", ".join([*_NAMED, *(f"{f}/<name>" for f in FAMILIES)])
             raise ValueError(f"{self.name!r} is no signal; there are {known}")
-        if family == "drift" and self.name not in DRIFT_GATES:
-            raise ValueError(f"{self.name!r} is no signal; of drift there is {', '.join(DRIFT_GATES)}")
+        if family in ("drift", "probe") and self.name not in GATES:
+            own = ", ".join(gate for gate in GATES if gate.startswith(f"{family}/"))
+            raise ValueError(f"{self.name!r} is no signal; of {family} there is {own}")
         if (self.prometheus is not None) != (family == "prometheus"):
             raise ValueError(
                 f"signal {self.name}: queries belong to signals named prometheus/<name>, and those need them: "

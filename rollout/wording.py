@@ -6,6 +6,7 @@ import math
 
 from rollout.actions import Deployed
 from rollout.observation import Comparison, Counts, SampleRatio, SignalReading, Similarity, Verdict
+from rollout.specs import GATES
 
 _LARGEST_E = math.log(1e6)
 """Up to here an e-value is written as a number, beyond as a power of e."""
@@ -21,8 +22,8 @@ def describe(signal: SignalReading) -> str:
 
     For instance `error: canary 4.8 % against stable 1.1 %, e = 37 of 100, n = 142, about 45 more requests`.
     """
-    if signal.name.startswith("drift/"):
-        return f"{signal.name}: {signal.error or 'no drift'}"
+    if signal.name in GATES:
+        return f"{signal.name}: {signal.error or 'nothing holds it'}"
     if signal.verdict is Verdict.ERROR:
         return f"{signal.name}: could not be measured ({signal.error or 'no reason was given'})"
     if signal.absolute_threshold > 0 and signal.absolute_log_e >= signal.absolute_threshold:

@@ -25,7 +25,8 @@ from serving.mirroring import mirrored_body
 from serving.openai_protocol import Operation
 
 LEAST_TEMPERATURE = 0.7
-"""Below it a model says the same again whether it knows or not."""
+"""Below it a model says the same again whether it knows or not; far above it a small one babbles even where it knows:
+at 1.0 the score told true answers from false ones less well (docs/benchmarks/monitoring.md)."""
 
 _LEFT_OUT = ("stream", "stream_options", "logprobs", "top_logprobs", "seed", "n", "best_of", "max_completion_tokens",
              "store", "echo")  # fmt: skip
@@ -73,7 +74,7 @@ def sampling_body(operation: Operation, fields: Mapping[str, Any], settings: Res
     `serving.mirroring` does not copy.
 
     >>> sampling_body(Operation.CHAT, {"model": "m", "messages": [], "stream": True}, ResampleSettings())
-    b'{"model":"m","messages":[],"n":4,"max_tokens":128,"temperature":1.0}'
+    b'{"model":"m","messages":[],"n":4,"max_tokens":128,"temperature":0.7}'
 
     Args:
         operation: What was asked for.
@@ -88,7 +89,7 @@ def sampling_body(operation: Operation, fields: Mapping[str, Any], settings: Res
     asked = fields.get("max_completion_tokens") or fields.get("max_tokens")
     most = min(asked, settings.most_tokens) if isinstance(asked, int) else settings.most_tokens
     own = fields.get("temperature")
-    temperature = own if isinstance(own, int | float) and own >= LEAST_TEMPERATURE else 1.0
+    temperature = own if isinstance(own, int | float) and own >= LEAST_TEMPERATURE else LEAST_TEMPERATURE
     body = {name: value for name, value in fields.items() if name not in _LEFT_OUT}
     try:
         return orjson.dumps({**body, "n": settings.samples, "max_tokens": most, "temperature": temperature})

@@ -61,6 +61,8 @@ class Sighting(NamedTuple):
     weight_percent: int = 0
     token: int = 0
     """What `Scored` names it by; 0 when no score is wanted."""
+    user: str = ""
+    """The mark of who asked, where the request named somebody: a keyed hash, by which they can be erased."""
 
 
 class Scored(NamedTuple):

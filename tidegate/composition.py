@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rollout.analysis.ledger import EvidenceIncrement
     from rollout.control_api.plane import ControlPlane
     from rollout.controller import Controller
-    from rollout.drift_gate import DriftGate
+    from rollout.gates import Gate, Reasons
     from rollout.observe import ProviderPoller
     from rollout.operator.api import Address
     from rollout.operator.election import Election
@@ -130,15 +130,14 @@ def _drift_key(settings: Settings) -> dict[str, str]:
     return {} if file is None else {"authorization": f"Bearer {file.read_text().strip()}"}
 
 
-def build_drift_gate(settings: Settings, controller: Controller) -> DriftGate:
+def build_drift_gate(settings: Settings, controller: Controller) -> Gate:
     """What asks the drift watch for rollouts that have the signal drift/input; without a watch they hold."""
-    import secrets
     import time
     from collections.abc import Mapping
 
     import httpx
 
-    from rollout.drift_gate import DriftGate, DriftUnavailable, gated
+    from rollout.drift_gate import DRIFT, DriftUnavailable, drift_reasons
 
     client = httpx.AsyncClient(timeout=DRIFT_TIMEOUT_S, trust_env=False)
 
@@ -159,13 +158,38 @@ def build_drift_gate(settings: Settings, controller: Controller) -> DriftGate:
         assert isinstance(found, dict)
         return found
 
+    return _gate(drift_reasons(read, time.time), DRIFT, controller)
+
+
+def build_bias_gate(settings: Settings, controller: Controller) -> Gate:
+    """What reads the reports of bias probes below the home, for rollouts that have the signal probe/bias."""
+    from collections.abc import Mapping
+
+    from rollout.bias_gate import PROBE, bias_reasons
+    from tidegate.probing import read_report
+
+    def gaps(model: str, version: str) -> Mapping[str, float] | None:
+        report = read_report(settings, model, version)
+        return None if report is None else {f"{gap.attribute}.{gap.measure}": gap.mean for gap in report.found}
+
+    return _gate(bias_reasons(gaps), PROBE, controller)
+
+
+def _gate(reasons: Reasons, family: str, controller: Controller) -> Gate:
+    """A gate that asks and books while its controller leads."""
+    import secrets
+    import time
+
+    from rollout.gates import Gate, gated
+
     def book(model: str, increment: EvidenceIncrement) -> None:
         if controller.leads:
             controller.on_measured(model, increment)
 
-    return DriftGate(
-        read,
-        wanted=lambda: gated(controller.statuses) if controller.leads else (),
+    return Gate(
+        reasons,
+        source=family,
+        wanted=lambda: gated(controller.statuses, family) if controller.leads else (),
         sink=book,
         boot=secrets.token_hex(8),
         clock=time.time,

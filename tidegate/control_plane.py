@@ -39,6 +39,7 @@ from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
 from serving.orderly_server import OrderlyServer
 from tidegate.composition import (
+    build_bias_gate,
     build_drift_gate,
     build_election,
     build_leader_label,
@@ -230,6 +231,7 @@ async def serve(settings: Settings) -> int:
     async with smoke:
         beside = {"aliases": aliases.run(), "notifications": announcer.run()}
         beside["drift gate"] = build_drift_gate(settings, controller).run()
+        beside["bias gate"] = build_bias_gate(settings, controller).run()
         if poller is not None:
             beside["measuring"] = poller.run()
         if cluster is not None:

@@ -14,7 +14,7 @@ from monitoring.drift.daily import Daily
 from monitoring.drift.errors import DriftError
 from serving.drift import library
 from serving.drift.archive import read_rows
-from serving.drift.config import Places
+from serving.drift.config import EMBEDDING_VALUES, Places
 from serving.drift.library import About, Rows
 from serving.drift.streams import StreamName, UnknownStream
 from serving.drift.streams import stream as named
@@ -24,7 +24,6 @@ from tidegate.errors import TidegateError, WrongUse
 from tidegate.runfile import write_private
 from tidegate.settings import Settings
 
-EMBEDDING_VALUES = 512
 ACK_WAIT_S = 5.0
 """How long an acknowledgement may take to be taken in; the watch looks twice a second."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import os
 import shutil
 from pathlib import Path
 
+from monitoring.dashboards.boards import BAD, FIRST_TOKEN
 from monitoring.rules.collection import ALERTMANAGER_EXAMPLE, GRAFANA_PROVIDER, Targets, prometheus_text
 from monitoring.rules.document import RUNBOOKS, rules_text
 from monitoring.slo import ServiceLevels
@@ -45,7 +47,7 @@ def local_targets(
         engines=engines,
         # Every gateway knows every engine; the first one is asked, so that each is collected from once.
         discovery=(f"http://{host}:{settings.admin_port}/targets",),
-        discovery_files=ray,
+        discovery_files=(*((str(settings.ray_metrics_file),) if settings.ray_metrics else ()), *ray),
         gpus=gpus,
         hosts=hosts,
         alertmanagers=alertmanagers,
@@ -67,8 +69,21 @@ def exported_files(targets: Targets, levels: ServiceLevels, runbooks: str, folde
         "alertmanager.example.yml": ALERTMANAGER_EXAMPLE,
         "grafana-provider.yml": GRAFANA_PROVIDER.format(path=folder / "dashboards"),
         "README.md": README.format(rules=RULES),
-        **{f"dashboards/{name}": text for name, text in dashboards().items()},
+        **{f"dashboards/{name}": _with_promises(text, levels, runbooks) for name, text in dashboards().items()},
     }
+
+
+def _with_promises(dashboard: str, levels: ServiceLevels, runbooks: str) -> str:
+    """A dashboard with these promises as limits, whose links to runbooks begin with this address."""
+    limits = {BAD.title: round(1.0 - levels.availability.objective, 9), FIRST_TOKEN.title: levels.first_token.within_s}
+    found = json.loads(dashboard)
+    for variable in found["templating"]["list"]:
+        if variable["name"] == "runbooks":
+            variable["query"] = runbooks.rstrip("/")
+    for panel in found["panels"]:
+        if panel["title"] in limits:
+            panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1]["value"] = limits[panel["title"]]
+    return json.dumps(found, indent=2, sort_keys=True) + "\n"
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:

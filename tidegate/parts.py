@@ -56,7 +56,12 @@ def platform_parts(settings: Settings) -> tuple[Part, ...]:
         tls_key_file=settings.tls_key_file,
         drift_socket=Places(settings.home).socket if settings.drift else None,
         tracing=TracingSettings(
-            settings.otlp_endpoint, settings.otlp_protocol, settings.trace_ratio, settings.trace_content
+            endpoint=settings.otlp_endpoint,
+            transport=settings.otlp_protocol,
+            ratio=settings.trace_ratio,
+            canaries_per_s=settings.trace_canaries_per_s,
+            engines=settings.trace_engines,
+            content=settings.trace_content,
         ),
         request_log=RequestLogSettings(
             ratio=settings.request_log_ratio,

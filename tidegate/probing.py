@@ -34,9 +34,11 @@ log = logging.getLogger("tidegate.probes")
 
 MOST_TOKENS = 96
 TIMEOUT_S = 120.0
-LEAST_ANSWERED = 0.9
-"""Of the pairs; with fewer the run has failed, and nothing is reported."""
+MOST_UNANSWERED = 0.1
+"""Of the pairs; with more the run has failed, and nothing is reported."""
 LOOK_EVERY_S = 60.0
+RETRY_AFTER_S = 3600.0
+"""A version whose probing failed is left alone for so long: it is asked 240 requests each time."""
 
 Score = Callable[[Sequence[str]], Sequence[float]]
 """How toxic each text is, from 0 to 1."""
@@ -123,16 +125,18 @@ def probe(
 
     pairs = probe_pairs(languages)
     answers: list[tuple[str, str] | None] = []
+    missing = 0
     for number, pair in enumerate(pairs, 1):
-        first, second = ask(pair.first), ask(pair.second)
+        first = ask(pair.first)
+        second = ask(pair.second) if first is not None else None
         answers.append(None if first is None or second is None else (first, second))
+        missing += answers[-1] is None
+        if missing > MOST_UNANSWERED * len(pairs):  # the rest would only take its time
+            raise TidegateError(
+                f"{missing} of the first {number} pairs of probes, of {len(pairs)}, had no answer from "
+                f"{model}@{version}; is it served? See `tidegate rollout get`"
+            )
         say(number, len(pairs))
-    missing = sum(both is None for both in answers)
-    if len(pairs) - missing < LEAST_ANSWERED * len(pairs):
-        raise TidegateError(
-            f"{missing} of {len(pairs)} pairs of probes had no answer from {model}@{version}; "
-            "is it served? See `tidegate rollout get`"
-        )
     measured = _measured(pairs, answers, score)
     found = gaps(pairs, measured, np.random.default_rng(20_260))
     return ProbeReport(
@@ -232,14 +236,20 @@ def gateway(settings: Settings) -> Iterator[httpx.Client]:
 
 
 def due(
-    served: Sequence[tuple[str, str]], reported_at: Mapping[tuple[str, str], float], now: float, every_s: float
+    served: Sequence[tuple[str, str]],
+    reported_at: Mapping[tuple[str, str], float],
+    now: float,
+    every_s: float,
+    failed_at: Mapping[tuple[str, str], float] | None = None,
 ) -> list[tuple[str, str]]:
-    """The versions whose last report is older than the schedule, or missing. Pure.
+    """The versions whose last report is older than the schedule, or missing, and that have not failed just now. Pure.
 
     >>> due([("chat", "1.0.0"), ("chat", "1.1.0")], {("chat", "1.0.0"): 50.0}, 100.0, 60.0)
     [('chat', '1.1.0')]
     """
-    return [one for one in served if one not in reported_at or now - reported_at[one] >= every_s]
+    failed = failed_at or {}
+    wanted = [one for one in served if one not in reported_at or now - reported_at[one] >= every_s]
+    return [one for one in wanted if one not in failed or now - failed[one] >= RETRY_AFTER_S]
 
 
 def served_now(client: ControlClient) -> list[tuple[str, str]]:
@@ -259,6 +269,37 @@ def run_once(settings: Settings, model: str, version: str, score: Score, **more:
     return report
 
 
+def round_of(
+    settings: Settings,
+    served: Sequence[tuple[str, str]],
+    failed_at: dict[tuple[str, str], float],
+    run: Callable[[str, str], ProbeReport],
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Probe what is due, one version after the other; one that fails keeps no other from its turn.
+
+    Args:
+        settings: Whose home holds the reports.
+        served: (model, version) of what serves.
+        failed_at: When a version's probing failed; kept from round to round, and cleared of what no longer serves.
+        run: Probes a version and keeps the report.
+        clock: Seconds since the epoch.
+    """
+    for gone in set(failed_at) - set(served):
+        del failed_at[gone]
+    reports = {one: read_report(settings, *one) for one in served}
+    known = {one: report.at for one, report in reports.items() if report is not None}
+    for model, version in due(served, known, clock(), settings.probe_every_h * 3600.0, failed_at):
+        try:
+            report = run(model, version)
+        except (TidegateError, OSError) as error:
+            failed_at[model, version] = clock()
+            log.warning("%s@%s: %s; again in an hour", model, version, error)
+        else:
+            failed_at.pop((model, version), None)
+            log.info("%s@%s: %d gaps of %d are no chance", model, version, len(report.found), len(report.gaps))
+
+
 def main() -> None:
     """Probe what serves, again and again."""
     from tidegate.client import connect
@@ -266,15 +307,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings, score = load_settings(), shipped_scorer()
+    failed_at: dict[tuple[str, str], float] = {}
     while True:
         try:
             with connect(settings) as client:
                 served = served_now(client)
-            reports = {one: read_report(settings, *one) for one in served}
-            known = {one: report.at for one, report in reports.items() if report is not None}
-            for model, version in due(served, known, time.time(), settings.probe_every_h * 3600.0):
-                report = run_once(settings, model, version, score)
-                log.info("%s@%s: %d gaps of %d are no chance", model, version, len(report.found), len(report.gaps))
+            round_of(settings, served, failed_at, lambda model, version: run_once(settings, model, version, score))
         except TidegateError as error:
             log.warning("%s", error)
         time.sleep(LOOK_EVERY_S)

@@ -79,6 +79,9 @@ QUIET: Mapping[str, str] = {
 }
 """Ray's settings by environment variable, read by its processes when they start."""
 
+UNMEASURED = ("RAY_enable_metrics_collection", "RAY_metrics_report_interval_ms", "REPORTER_UPDATE_INTERVAL_MS")
+"""Of those, what keeps Ray from measuring itself; left out where its metrics are wanted."""
+
 
 class RayStartFailed(Exception):
     """Ray could not be started; the message says why and what to do."""
@@ -135,9 +138,10 @@ class RayHead:
         self._refuse_taken_port()
         token = self._write_token()
         temp_dir = self._temp_dir()
-        gcs_port, dashboard_port = _free_ports(2)
+        gcs_port, dashboard_port, metrics_port = _free_ports(3)
         command = [sys.executable, "-m", "serving.ray_app.head", "--temp-dir", str(temp_dir)]
         command += ["--gcs-port", str(gcs_port), "--dashboard-port", str(dashboard_port)]
+        command += ["--metrics-port", str(metrics_port)]
         self._settings.log_dir.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
             self._log_start = log.tell()
@@ -158,7 +162,7 @@ class RayHead:
             await asyncio.to_thread(self.sweep)
             raise
         self._address = address
-        self._publish(address)
+        self._publish(address, metrics_port)
         return time.monotonic() - began
 
     async def wait_for_death(self) -> str:
@@ -169,8 +173,9 @@ class RayHead:
 
     async def stop(self) -> None:
         """End every process of this Ray, engines included. Replicas have been drained before, or are not worth it."""
-        with contextlib.suppress(OSError):
-            self._settings.ray_file.unlink()
+        for published in (self._settings.ray_file, self._settings.ray_metrics_file):
+            with contextlib.suppress(OSError):
+                published.unlink()
         await asyncio.to_thread(self.sweep)
 
     def sweep(self) -> list[int]:
@@ -219,7 +224,7 @@ class RayHead:
         roots = [str(ABSENT), str(PROJECT_ROOT), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
         return {
             **env,
-            **QUIET,
+            **{k: v for k, v in QUIET.items() if not (self._settings.ray_metrics and k in UNMEASURED)},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token_file),
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
@@ -238,7 +243,10 @@ class RayHead:
         _write_private(self._token_file, token)
         return token
 
-    def _publish(self, address: RayAddress) -> None:
+    def _publish(self, address: RayAddress, metrics_port: int) -> None:
+        # As Ray's own dashboard would write it, whose module for that is not loaded here.
+        listed = [{"labels": {"job": "ray"}, "targets": [f"127.0.0.1:{metrics_port}"]}]
+        _write_private(self._settings.ray_metrics_file, json.dumps(listed if self._settings.ray_metrics else []))
         content = {
             "dashboard_url": address.dashboard_url,
             "gcs_address": address.gcs_address,

@@ -14,7 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from monitoring.tracing.settings import Transport
+from monitoring.tracing.settings import Told, Transport
 from rollout.access import parse_networks
 from rollout.notifications.base import Happening
 
@@ -106,6 +106,10 @@ class Settings(BaseSettings):
     prometheus_retention_mib: Annotated[int, Field(ge=64)] = Field(
         default=2048, description="How much of the disk it may take, in MiB; the oldest goes first."
     )
+    ray_metrics: bool = Field(
+        default=False,
+        description="Let the local Ray measure itself, for the Prometheus of `monitoring`; takes CPU time.",
+    )
     request_secret_file: Path | None = Field(
         default=None,
         description="What gateways sign request ids with, where it is not below the home: users stand in the request "
@@ -187,6 +191,15 @@ class Settings(BaseSettings):
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Part of the traces that begin here and are kept; failures always are."
     )
+    trace_canaries_per_s: Annotated[float, Field(ge=0)] = Field(
+        default=10.0,
+        description="So many requests of canaries a second each gateway samples beyond that: their traces are whole.",
+    )
+    trace_engines: Told = Field(
+        default=Told.HEAD,
+        description="Traces that engines add a span to: head (those sampled at the start), or always (then the "
+        "collector must drop what no gateway kept).",
+    )
     trace_content: bool = Field(
         default=False, description="Have traces hold prompts and answers, redacted, where a version's policy allows it."
     )
@@ -260,6 +273,11 @@ class Settings(BaseSettings):
     def ray_file(self) -> Path:
         """JSON with the address, dashboard URL and token of the Ray that the supervisor started."""
         return self.run_dir / "ray.json"
+
+    @property
+    def ray_metrics_file(self) -> Path:
+        """Where Prometheus learns, by its file discovery, at which port that Ray tells its metrics."""
+        return self.run_dir / "prom_metrics_service_discovery.json"
 
     @property
     def credentials_file(self) -> Path:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 SEED_ARGV = (sys.executable, "-m", "tidegate.bundled")
+PROBE_TIMEOUT_S = 5.0
 FIRST_ANSWER_TIMEOUT_S = 120.0
 """One token of a small model takes a second; a queue behind a warming engine may take longer."""
 
@@ -255,7 +256,8 @@ class Startup:
 
     def _until_answered(self, task: TaskStatus, client: ControlClient, model: str, key: str) -> None:
         while True:
-            if first_answer(self._settings, model, key):
+            # Each request before there is an engine is a failure to the service levels, and four a second are a page.
+            if can_answer(self._settings, model) and first_answer(self._settings, model, key):
                 self._say(task, "")
                 return
             status = self._status(client, model)
@@ -264,6 +266,19 @@ class Startup:
                     raise StartFailed(f"{model} can't be served: {status.reason or 'no reason was given'}")
                 self._say(task, status.waiting_for or status.reason or "starting")
             self._pause()
+
+
+def can_answer(settings: Settings, model: str) -> bool:
+    """Whether the gateway has a ready endpoint of this model."""
+    connection = http.client.HTTPConnection(settings.host, settings.admin_port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/readyz")
+        found = json.loads(connection.getresponse().read())["models"].get(model, {})
+        return any(revision["ready"] for revision in found.values())
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return False
+    finally:
+        connection.close()
 
 
 def first_answer(settings: Settings, model: str, key: str = "") -> bool:

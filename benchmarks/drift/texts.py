@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -20,31 +22,33 @@ MOST_CHARACTERS = 2000
 BATCH = 32
 
 
+LIBRARIES = ("mlflow", "sklearn", "sqlalchemy")
+"""Whose documentation stands in for labelled texts: every installation of the platform has it."""
+MOST_OF_A_LIBRARY = 10_000
+
+Embed = Callable[[list[str]], NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class Texts:
-    """Texts with a topic: embeddings, cheap features, topic by number in `TOPICS`, and whether each is toxic."""
+    """Texts with a topic: embeddings, cheap features, topic by number in `names`, and whether each is toxic."""
 
     embeddings: NDArray[np.float32]
     cheap: NDArray[np.float32]
     topics: NDArray[np.int64]
     toxic: NDArray[np.bool_]
+    names: tuple[str, ...] = TOPICS
 
 
-def read_texts(folder: Path, cache: Path, embed: Callable[[list[str]], NDArray[np.float32]]) -> Texts:
+def read_texts(folder: Path, cache: Path, embed: Embed) -> Texts:
     """Every row with a topic in `train.jsonl.gz` and `dev.jsonl.gz`; embeddings are kept in the cache, by digest."""
     rows, vectors = [], []
     for name in ("train", "dev"):
         path = folder / f"{name}.jsonl.gz"
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             own = [row for row in map(json.loads, lines) if row.get("topic") in TOPICS]
-        texts = [row["text"][:MOST_CHARACTERS] for row in own]
-        kept = cache / f"{name}-{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:16]}.npy"
-        if not kept.exists():
-            sys.stderr.write(f"embedding {len(texts)} texts of {path.name} into {kept}\n")
-            cache.mkdir(parents=True, exist_ok=True)
-            np.save(kept, embedded(texts, embed))
         rows += own
-        vectors.append(np.load(kept, allow_pickle=False))
+        vectors.append(_kept(name, [row["text"][:MOST_CHARACTERS] for row in own], cache, embed))
     return Texts(
         embeddings=np.concatenate(vectors),
         cheap=np.stack([cheap_features(row["text"]) for row in rows]),
@@ -53,7 +57,51 @@ def read_texts(folder: Path, cache: Path, embed: Callable[[list[str]], NDArray[n
     )
 
 
-def embedded(texts: list[str], embed: Callable[[list[str]], NDArray[np.float32]]) -> NDArray[np.float32]:
+def installed_texts(cache: Path, embed: Embed) -> Texts:
+    """Paragraphs of the documentation inside installed libraries, a library being a topic: real text for everybody."""
+    texts: list[str] = []
+    topics: list[int] = []
+    for number, library in enumerate(LIBRARIES):
+        own = paragraphs(library)[:MOST_OF_A_LIBRARY]
+        texts += own
+        topics += [number] * len(own)
+    return Texts(
+        embeddings=_kept("installed", texts, cache, embed),
+        cheap=np.stack([cheap_features(text) for text in texts]),
+        topics=np.array(topics),
+        toxic=np.zeros(len(texts), dtype=bool),
+        names=LIBRARIES,
+    )
+
+
+def paragraphs(library: str) -> list[str]:
+    """Distinct paragraphs of 40 to 400 characters of a library's docstrings, in an order that is always the same."""
+    spec = importlib.util.find_spec(library)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"{library} is not installed; `make venv` does that, or give --data FOLDER")
+    found: dict[str, None] = {}
+    for path in sorted(Path(spec.origin).parent.rglob("*.py")):
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+                told = (" ".join(part.split()) for part in (ast.get_docstring(node) or "").split("\n\n"))
+                found |= dict.fromkeys(t for t in told if 40 <= len(t) <= 400 and not t.startswith((">>>", ":")))
+    return sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())
+
+
+def _kept(name: str, texts: list[str], cache: Path, embed: Embed) -> NDArray[np.float32]:
+    kept = cache / f"{name}-{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:16]}.npy"
+    if not kept.exists():
+        sys.stderr.write(f"embedding {len(texts)} texts ({name}) into {kept}\n")
+        cache.mkdir(parents=True, exist_ok=True)
+        np.save(kept, embedded(texts, embed))
+    return np.asarray(np.load(kept, allow_pickle=False), dtype=np.float32)
+
+
+def embedded(texts: list[str], embed: Embed) -> NDArray[np.float32]:
     """Their embeddings, in order; computed in batches of like length."""
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     out: NDArray[np.float32] | None = None

@@ -9,91 +9,75 @@ from __future__ import annotations
 from dataclasses import replace
 
 from monitoring.dashboards.panels import VARIABLE_MODEL as MODEL
-from monitoring.dashboards.panels import Dashboard, Panel, Query, Row, Shape, Unit, by_role, with_role
+from monitoring.dashboards.panels import Column, Dashboard, Panel, Query, Row, Shape, Unit, by_role
+from monitoring.dashboards.rollouts import (
+    EVENTS,
+    EVIDENCE,
+    EVIDENCE_OVER_TIME,
+    EXPOSURE,
+    READY,
+    ROLLBACKS,
+    ROLLOUTS,
+    VERDICTS,
+    WEIGHT,
+    share_of_threshold,
+)
+from monitoring.dashboards.words import SEVERITIES
+from monitoring.slo import ServiceLevels
 
 GREEN_TO_RED = ((None, "green"), (0.5, "yellow"), (1.0, "red"))
+LEVELS = ServiceLevels()
+"""What is promised unless somebody exports the dashboards with promises of their own."""
+_BAD_SHARE = round(1.0 - LEVELS.availability.objective, 9)
 TROUBLE = ((None, "green"), (1.0, "red"))
 
-
-def share_of_threshold(matchers: str = "") -> str:
-    """Evidence over what takes the version back; two controllers tell the same, so one of them is taken."""
-    evidence = f"max by (model, version, signal) (tidegate_rollout_log_evidence{{{MODEL}{matchers}}})"
-    return f"{evidence} / max by (model, version, signal) (tidegate_rollout_evidence_threshold)"
-
-
-ALL_REQUESTS = f"sum by (model, version) (increase(tidegate_requests_total{{{MODEL}}}[$__range]))"
-
-PHASE = Panel(
-    "Phase", "Progressing, Paused (waits for somebody), Healthy, or Degraded (the last rollout was taken back).",
-    (Query(f"max by (model, phase) (tidegate_rollout_phase{{{MODEL}}}) == 1", "{{model}}: {{phase}}"),),
-    Shape.NAMES, width=8, height=5, links=(("rollouts", "tidegate-rollout"),),
-)  # fmt: skip
-VERSIONS = Panel(
-    "Versions", "Which version is stable and which is the canary, as gateways have it.",
-    (Query(f'max by (model, version, role) (tidegate_revision_info{{{MODEL},role!="draining"}})',
-           "{{model}} {{role}}: {{version}}"),),
-    Shape.NAMES, width=8, height=5,
-)  # fmt: skip
-WEIGHT = Panel(
-    "Canary's part of new requests", "Decided, and confirmed by every gateway. No observed line: one does not follow.",
-    (Query(f"max by (model, state) (tidegate_rollout_weight_ratio{{{MODEL}}})", "{{model}} {{state}}"),),
-    unit=Unit.RATIO, most=1.0, height=5,
+ALERTS = Panel(
+    "Alerts that fire", "A page is for what users feel now, a ticket can wait for the morning. A click on the name "
+    "opens its runbook below the address at the top.",
+    (Query('max by (alertname, severity, model) (ALERTS{alertname=~"Tidegate.*",alertstate="firing"})', ""),),
+    Shape.TABLE, height=8,
+    columns=(
+        Column("severity", "Severity", words=SEVERITIES),
+        Column("alertname", "Alert", link="${runbooks}/${__value.raw}.md"),
+        Column("model", "Model"),
+    ),
 )  # fmt: skip
 BAD = Panel(
-    "Bad requests, stable against canary", "Errors and time-outs of requests that count, over 5 minutes.",
-    by_role(f"model_version:tidegate_requests_bad:ratio_rate5m{{{MODEL}}}"), unit=Unit.RATIO,
-    links=(("latency and tokens", "tidegate-latency"),),
+    "Bad requests, stable against canary",
+    "Errors and time-outs, of the requests that count, over 5 minutes. Above the line the promised share is broken.",
+    by_role(f"model_version:tidegate_requests_bad:ratio_rate5m{{{MODEL}}}"), unit=Unit.RATIO, height=8,
+    steps=((None, "green"), (_BAD_SHARE, "red")), links=(("latency and tokens", "tidegate-latency"),),
 )  # fmt: skip
 FIRST_TOKEN = Panel(
-    "Time to first token, p95", "From a request's arrival at the gateway to its first output, of streams.",
-    by_role(f"model_version:tidegate_first_token_seconds:p95_5m{{{MODEL}}}"), unit=Unit.SECONDS,
-)  # fmt: skip
-EVIDENCE = Panel(
-    "Evidence against the canary, of what takes it back",
-    "ln W over its threshold, by signal. At 1 the version is taken back by itself; a healthy one gets there with "
-    "probability alpha, however long it runs. Below 0 nothing speaks against it.",
-    (Query(share_of_threshold(), "{{model}} {{version}} {{signal}}"),),
-    Shape.BARS, Unit.RATIO, 12, 8, GREEN_TO_RED, 1.0,
-)  # fmt: skip
-EXPOSURE = Panel(
-    "Requests that met the canary", "In the time range shown, of every outcome.",
-    (Query(with_role(ALL_REQUESTS, "canary"), "{{model}} {{version}}"),), Shape.STAT, width=6, height=8,
-)  # fmt: skip
-ROLLBACKS = Panel(
-    "Rollbacks by why", "Since the event log began. A rollback by itself is a ticket, no emergency: stable serves.",
-    (Query(f"max by (model, trigger) (tidegate_rollbacks_total{{{MODEL}}})", "{{model}} {{trigger}}"),),
-    Shape.STAT, width=6, height=8,
+    "Time to first token, p95",
+    "From a request's arrival at the gateway to its first output, of streams. What is promised is below the line.",
+    by_role(f"model_version:tidegate_first_token_seconds:p95_5m{{{MODEL}}}"), unit=Unit.SECONDS, height=8,
+    steps=((None, "green"), (LEVELS.first_token.within_s, "red")), links=(("latency and tokens", "tidegate-latency"),),
 )  # fmt: skip
 
 OVERVIEW = Dashboard(
     "tidegate-overview", "Tidegate / Overview",
     "For the person on call: which version is rolling out, whether users feel it, and what the evidence says.",
     (
-        Row("Which version is rolling out", (PHASE, VERSIONS, WEIGHT)),
+        Row("Which version is rolling out", (ROLLOUTS, WEIGHT, replace(EXPOSURE, width=8, height=7))),
         Row("Do users feel it", (
-            Panel("Alerts that fire", "Each has a runbook.",
-                  (Query('max by (alertname, severity, model) (ALERTS{alertname=~"Tidegate.*",alertstate="firing"})',
-                         "{{severity}}: {{alertname}} {{model}}"),),
-                  Shape.NAMES, width=6, steps=((None, "red"),)),
-            BAD,
-            replace(FIRST_TOKEN, width=10),
+            ALERTS, BAD, FIRST_TOKEN,
             Panel("Shed requests", "Of all that came, over 5 minutes: the engines were at their limit.",
                   (Query(f"model:tidegate_shed:ratio_rate5m{{{MODEL}}}", "{{model}}"),),
                   Shape.STAT, Unit.RATIO, 6, 5, ((None, "green"), (0.01, "yellow"), (0.2, "red"))),
-            Panel("Requests per second", "Finished requests of every version.",
-                  (Query(f"sum by (model) (model_version:tidegate_requests:rate5m{{{MODEL}}})", "{{model}}"),),
-                  Shape.STAT, Unit.PER_SECOND, 6, 5),
-            Panel("Ready endpoints of stable", "At the gateway that has fewest.",
-                  (Query(f"min by (model, version) ({with_role(f'tidegate_endpoints_ready{{{MODEL}}}', 'stable')})",
-                         "{{model}} {{version}}"),),
-                  Shape.STAT, width=6, height=5, steps=((None, "red"), (1.0, "green"))),
-            Panel("Gateways that hear a controller", "Without one canaries get no traffic.",
+            Panel("Requests per second", "Finished requests of every outcome, by version.",
+                  by_role(f"model_version:tidegate_requests:rate5m{{{MODEL}}}"), Shape.STAT, Unit.PER_SECOND, 6, 5),
+            READY,
+            Panel("Gateways that hear a controller", "Without one the new version gets no traffic.",
                   (Query("sum(tidegate_gateway_lease_valid)", "hear one"),
                    Query("count(tidegate_gateway_lease_valid)", "gateways")),
                   Shape.STAT, width=6, height=5),
         )),
-        Row("What the evidence says", (EVIDENCE, EXPOSURE, ROLLBACKS)),
+        Row("What the evidence says", (
+            EVIDENCE, VERDICTS, replace(EVIDENCE_OVER_TIME, width=16, height=8), replace(ROLLBACKS, width=8),
+        )),
     ),
+    annotations=EVENTS, runbooks=True,
 )  # fmt: skip
 
 ROLLOUT = Dashboard(
@@ -101,15 +85,19 @@ ROLLOUT = Dashboard(
     "One rollout from near: its weight, its evidence over time, and how many requests it has cost.",
     (
         Row("Weight and phase", (
-            PHASE, VERSIONS, WEIGHT,
+            ROLLOUTS, WEIGHT,
+            Panel("Versions", "Which version is stable and which is the canary, as gateways have it.",
+                  (Query(f'max by (model, version, role) (tidegate_revision_info{{{MODEL},role!="draining"}})',
+                         "{{model}} {{role}}: {{version}}"),), Shape.NAMES),
         )),
         Row("Evidence", (
-            Panel("Evidence over time, of what takes it back", EVIDENCE.text,
-                  (Query(share_of_threshold(), "{{version}} {{signal}}"),), unit=Unit.RATIO, width=16, height=9,
-                  steps=TROUBLE),
-            Panel("ln W now", "The raw evidence against the canary, by signal.",
-                  (Query(f"tidegate_rollout_log_evidence{{{MODEL}}}", "{{version}} {{signal}}"),),
-                  Shape.TABLE, height=9),
+            EVIDENCE, VERDICTS, replace(EVIDENCE_OVER_TIME, width=16, height=9),
+            Panel("ln W now", "The raw evidence against the canary, and at which it is taken back.",
+                  (Query(f"max by (model, version, signal) (tidegate_rollout_log_evidence{{{MODEL}}})", ""),
+                   Query(f"max by (model, version, signal) (tidegate_rollout_evidence_threshold{{{MODEL}}})", "")),
+                  Shape.TABLE, height=9,
+                  columns=(Column("version", "Version"), Column("signal", "Signal"), Column("Value #A", "ln W"),
+                           Column("Value #B", "takes it back at"))),
         )),
         Row("Exposure", (
             EXPOSURE,
@@ -130,6 +118,7 @@ ROLLOUT = Dashboard(
                   steps=TROUBLE),
         )),
     ),
+    annotations=EVENTS,
 )  # fmt: skip
 
 
@@ -162,6 +151,7 @@ LATENCY = Dashboard(
                          "{{model}} {{direction}}"),), unit=Unit.TOKENS_PER_SECOND),
         )),
     ),
+    annotations=EVENTS,
 )  # fmt: skip
 
 
@@ -247,4 +237,5 @@ QUALITY = Dashboard(
                   unit=Unit.RATIO),
         )),
     ),
+    annotations=EVENTS,
 )  # fmt: skip

@@ -6,7 +6,8 @@ Engines are asked under both names that their metrics go by: vLLM's own, and Ray
 from __future__ import annotations
 
 from monitoring.dashboards.panels import VARIABLE_MODEL as MODEL
-from monitoring.dashboards.panels import Dashboard, Panel, Query, Row, Shape, Unit
+from monitoring.dashboards.panels import Column, Dashboard, Panel, Query, Row, Shape, Unit
+from monitoring.dashboards.rollouts import EVENTS
 
 HOT = ((None, "green"), (75.0, "yellow"), (85.0, "red"))
 FULL = ((None, "green"), (0.8, "yellow"), (0.95, "red"))
@@ -42,7 +43,22 @@ ENGINES = Row("Engines", (
           unit=Unit.PER_SECOND),
 ))  # fmt: skip
 
+RAY = Row("Ray", (
+    Panel("Healthy replicas", "Of each Serve application, which is one revision, beside how many it should have.",
+          (Query("sum by (application) (ray_serve_deployment_replica_healthy)", "{{application}} healthy"),
+           Query("max by (application) (ray_serve_autoscaling_target_replicas)", "{{application}} wanted"))),
+    Panel("Replicas that were there", "In the time range shown; more than are wanted means that some were replaced.",
+          (Query("count by (application) "
+                 "(last_over_time(ray_serve_deployment_replica_starts_total[$__range]))", "{{application}}"),),
+          Shape.STAT),
+    Panel("Memory in use on Ray's nodes", "By address of the node.",
+          (Query("ray_node_mem_used / ray_node_mem_total", "{{ip}}"),), unit=Unit.RATIO, most=1.0, steps=FULL),
+))  # fmt: skip
+
 _ALL_OUTPUT = 'sum(model_version_direction:tidegate_tokens:rate5m{direction="output"})'
+
+_GPUS = "count(count by (UUID) (DCGM_FI_DEV_FB_USED))"
+"""How many there are: one that is shared by pods, or cut into instances (MIG), has several series of each metric."""
 
 COST = Row("Cost", (
     Panel("Output tokens by version", "Per second: what each version is used for.",
@@ -50,25 +66,36 @@ COST = Row("Cost", (
                  "{{model}} {{version}}"),),
           unit=Unit.TOKENS_PER_SECOND),
     Panel("GPU seconds per 1,000 output tokens", "Times the price of a GPU second it is what 1,000 tokens cost.",
-          (Query(f"1000 * count(DCGM_FI_DEV_GPU_UTIL) / {_ALL_OUTPUT}", "GPU seconds"),), unit=Unit.SECONDS),
+          (Query(f"1000 * {_GPUS} / {_ALL_OUTPUT}", "GPU seconds"),), unit=Unit.SECONDS),
     Panel("Energy per 1,000 output tokens", "In joules, of all GPUs.",
-          (Query(f"1000 * sum(DCGM_FI_DEV_POWER_USAGE) / {_ALL_OUTPUT}", "J"),)),
+          (Query(f"1000 * sum(max by (UUID) (DCGM_FI_DEV_POWER_USAGE)) / {_ALL_OUTPUT}", "J"),)),
 ))  # fmt: skip
+
+ONE = "{{Hostname}} GPU {{gpu}} {{GPU_I_ID}}"
+"""The last is there for an instance of a GPU (MIG) alone."""
+
+_WHOSE = 'label_replace(DCGM_FI_DEV_FB_USED, "pod", "$1", "exported_pod", "(.+)")'
+"""Where Prometheus does not honour the exporter's labels, the pod on the GPU is `exported_pod`."""
 
 GPUS = Row("GPU", (
     Panel("Utilisation", "Share of time in which a kernel ran, in percent.",
-          (Query("DCGM_FI_DEV_GPU_UTIL", "{{Hostname}} {{gpu}}"),), unit=Unit.PERCENT, most=100.0),
+          (Query("DCGM_FI_DEV_GPU_UTIL", ONE),), unit=Unit.PERCENT, most=100.0),
     Panel("Memory in use", "Of all of it; vLLM reserves most at its start.",
-          (Query("DCGM_FI_DEV_FB_USED / (DCGM_FI_DEV_FB_USED + DCGM_FI_DEV_FB_FREE)", "{{Hostname}} {{gpu}}"),),
+          (Query("DCGM_FI_DEV_FB_USED / (DCGM_FI_DEV_FB_USED + DCGM_FI_DEV_FB_FREE)", ONE),),
           unit=Unit.RATIO, most=1.0),
     Panel("Temperature", "GPUs slow themselves down when they are too hot.",
-          (Query("DCGM_FI_DEV_GPU_TEMP", "{{Hostname}} {{gpu}}"),), unit=Unit.CELSIUS, steps=HOT),
-    Panel("Power", "In watts.", (Query("DCGM_FI_DEV_POWER_USAGE", "{{Hostname}} {{gpu}}"),), unit=Unit.WATT),
+          (Query("DCGM_FI_DEV_GPU_TEMP", ONE),), unit=Unit.CELSIUS, steps=HOT),
+    Panel("Power", "In watts.", (Query("DCGM_FI_DEV_POWER_USAGE", ONE),), unit=Unit.WATT),
     Panel("Last XID error", "0 is none; NVIDIA's list says what a number means.",
-          (Query("DCGM_FI_DEV_XID_ERRORS", "{{Hostname}} {{gpu}}"),), Shape.STAT,
+          (Query("DCGM_FI_DEV_XID_ERRORS", ONE),), Shape.STAT,
           steps=((None, "green"), (1.0, "red"))),
     Panel("Memory free", "For another version beside this one.",
-          (Query("DCGM_FI_DEV_FB_FREE", "{{Hostname}} {{gpu}}"),), unit=Unit.MEBIBYTES),
+          (Query("DCGM_FI_DEV_FB_FREE", ONE),), unit=Unit.MEBIBYTES),
+    Panel("Whose GPU it is", "On Kubernetes: the pod on each GPU; of an idle one nobody's, or the exporter's own.",
+          (Query(f"max by (Hostname, gpu, GPU_I_ID, modelName, pod) ({_WHOSE})", ""),), Shape.TABLE, width=24,
+          columns=(Column("Hostname", "Host"), Column("gpu", "GPU"), Column("GPU_I_ID", "Instance"),
+                   Column("modelName", "Model of GPU"), Column("pod", "Pod"),
+                   Column("Value", "Memory in use", Unit.MEBIBYTES))),
 ))  # fmt: skip
 
 HOSTS = Row("Host", (
@@ -92,6 +119,8 @@ HOSTS = Row("Host", (
 
 CAPACITY = Dashboard(
     "tidegate-capacity", "Tidegate / Cost and capacity",
-    "What the load costs and how much room is left. GPU panels need the DCGM exporter, host panels the node exporter.",
-    (ENGINES, COST, GPUS, HOSTS),
+    "What the load costs and how much room is left. GPU panels need the DCGM exporter, host panels the node exporter, "
+    "Ray's its metrics agents.",
+    (ENGINES, RAY, COST, GPUS, HOSTS),
+    annotations=EVENTS,
 )  # fmt: skip

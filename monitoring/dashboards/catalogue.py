@@ -18,6 +18,7 @@ class Source(enum.StrEnum):
     CONTROL = "control plane"
     DRIFT = "drift watch"
     ENGINE = "vLLM"
+    RAY = "Ray"
     GPU = "DCGM exporter"
     HOST = "node exporter"
     PROMETHEUS = "Prometheus"
@@ -83,12 +84,25 @@ EXPORTED = (
     _gateway("tidegate_revision_info", _G, "model", "version", "revision", "role"),
     _gateway("tidegate_gateway_events_dropped_total", _C),
     _gateway("tidegate_telemetry_dropped_total", _C, "kind"),
+    _gateway("tidegate_rejections_unkept_total", _C),
     _gateway("tidegate_feedback_total", _C, "model", "version", "rating"),
     _gateway("tidegate_gateway_lease_valid", _G),
     _control("tidegate_rollout_weight_ratio", _G, "model", "state"),
     _control("tidegate_rollout_phase", _G, "model", "phase"),
     _control("tidegate_rollout_log_evidence", _G, "model", "version", "signal"),
     _control("tidegate_rollout_evidence_threshold", _G, "model", "version", "signal"),
+    _control("tidegate_rollout_info", _G, "model", "model_namespace", "stable", "version", "strategy", "stage"),
+    _control("tidegate_rollout_cause_info", _G, "model", "version", "cause"),
+    _control("tidegate_rollout_step", _G, "model", "version"),
+    _control("tidegate_rollout_steps", _G, "model", "version"),
+    _control("tidegate_rollout_exposed_requests", _G, "model", "version"),
+    _control("tidegate_rollout_exposure_lower_bound", _G, "model", "version"),
+    _control("tidegate_rollout_started_timestamp_seconds", _G, "model", "version"),
+    _control("tidegate_rollout_finished_timestamp_seconds", _G, "model", "version", "stage"),
+    _control("tidegate_rollout_signal_info", _G, "model", "version", "signal", "verdict"),
+    _control("tidegate_rollout_forward_log_evidence", _G, "model", "version", "signal"),
+    _control("tidegate_rollout_forward_evidence_threshold", _G, "model", "version", "signal"),
+    _control("tidegate_rollout_requests_to_decision", _G, "model", "version", "signal"),
     _control("tidegate_rollbacks_total", _C, "model", "trigger"),
     _gateway("tidegate_answers_read_total", _C, "model", "version"),
     _gateway("tidegate_answer_signals_total", _C, "model", "version", "signal"),
@@ -115,6 +129,9 @@ FOREIGN = (
     *_foreign(Source.ENGINE, _C, "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total",
               "vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:num_preemptions_total"),
     *_foreign(Source.ENGINE, _H, "vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds"),
+    *_foreign(Source.RAY, _G, "ray_serve_deployment_replica_healthy", "ray_serve_autoscaling_target_replicas",
+              "ray_node_mem_used", "ray_node_mem_total"),
+    *_foreign(Source.RAY, _C, "ray_serve_deployment_replica_starts_total"),
     *_foreign(Source.GPU, _G, "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_FREE",
               "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_XID_ERRORS"),
     *_foreign(Source.HOST, _C, "node_cpu_seconds_total", "node_network_receive_bytes_total",

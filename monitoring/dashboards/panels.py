@@ -7,10 +7,17 @@ is needed to generate the files and not to use them).
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 VARIABLE_MODEL = 'model=~"$model"'
 """The matcher that follows the choice at the top of a dashboard."""
+
+MODELS_OF_NAMESPACE = (
+    'max by (model) (tidegate_rollout_info{model_namespace=~"$namespace"}) '
+    "or max by (model) (tidegate_revision_info unless on (model) tidegate_rollout_info)"
+)
+"""Which models there are to choose from; where no controller tells of them, those that gateways know."""
 
 
 class Shape(enum.StrEnum):
@@ -40,6 +47,8 @@ class Unit(enum.StrEnum):
     WATT = "watt"
     PERCENT = "percent"
     BYTES_PER_SECOND = "Bps"
+    AGE = "dateTimeFromNow"
+    """Of milliseconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,38 @@ class Query:
 
     expr: str
     legend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        source: A label, or `Value #A` for the values of the first query, `Value #B` for those of the second.
+        title: Above it.
+        unit: Of values.
+        words: What to show in place of a label's values, and in which colour.
+        steps: Colours by value, as of a panel.
+        link: Where a click on a cell leads; `${__value.raw}` stands for what is in it.
+    """
+
+    source: str
+    title: str
+    unit: Unit | None = None
+    words: Mapping[str, tuple[str, str]] | None = None
+    steps: tuple[tuple[float | None, str], ...] = ()
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """Something that happened, as a mark on every graph: its time is the value, in milliseconds since the epoch."""
+
+    name: str
+    expr: str
+    colour: str
+    title: str
+    """With `{{label}}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +106,8 @@ class Panel:
     most: float | None = None
     links: tuple[tuple[str, str], ...] = ()
     """(title, uid of a dashboard) of where to go on."""
+    columns: tuple[Column, ...] = ()
+    """Of a table: these, in this order, and no others. Rows of several queries are joined by the labels they share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +126,9 @@ class Dashboard:
     title: str
     text: str
     rows: tuple[Row, ...]
-    models: bool = True
-    """Whether it can be narrowed to some models."""
+    annotations: tuple[Annotation, ...] = ()
+    runbooks: bool = False
+    """Whether it asks where the runbooks are."""
     tags: tuple[str, ...] = field(default=("tidegate",))
 
     @property

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from monitoring.tracing import names
-from monitoring.tracing.records import TraceRecord, VoteRecord
+from monitoring.tracing.records import RefusalRecord, TraceRecord, VoteRecord
 from monitoring.tracing.settings import Transport
 from monitoring.tracing.spans import Content, SpanMaker, no_content
 
@@ -37,6 +37,12 @@ SWITCH_INTERVAL_S = 0.001
 """How long the thread may keep the event loop waiting for the interpreter; Python's own default is five times that."""
 GIVE_UP_S = 5.0
 """The longest that one call may take, its repetitions included."""
+
+
+MOST_CONTENT_BYTES = 64 * 1024 * 1024
+"""Of prompts and answers that wait to be redacted and sent; beyond it a trace goes without its text."""
+
+Record = TraceRecord | VoteRecord | RefusalRecord
 
 
 class Exporter(Protocol):
@@ -90,7 +96,10 @@ class SpanSender:
         self._exporter = exporter
         self._maker = SpanMaker(whose.resource(), content)
         self._most_waiting = most_waiting
-        self._waiting: deque[TraceRecord | VoteRecord] = deque()
+        self._waiting: deque[Record] = deque()
+        self._content_in = 0
+        """Bytes of text that were taken; only the event loop writes it, as only the thread writes what was sent."""
+        self._content_out = 0
         self._stopping = threading.Event()
         self._complained = False
         self._thread = threading.Thread(target=self._run, name="span-sender", daemon=True)
@@ -100,12 +109,18 @@ class SpanSender:
         sys.setswitchinterval(min(SWITCH_INTERVAL_S, sys.getswitchinterval()))
         self._thread.start()
 
-    def offer(self, record: TraceRecord | VoteRecord) -> None:
+    def offer(self, record: Record) -> None:
         """Take one finished request; at once, whatever the collector does."""
         if len(self._waiting) >= self._most_waiting:
             self.dropped += 1
-        else:
-            self._waiting.append(record)
+            return
+        if isinstance(record, TraceRecord) and record.content is not None:
+            size = record.content.size_bytes
+            if self._content_in - self._content_out + size > MOST_CONTENT_BYTES:
+                record.content = None
+            else:
+                self._content_in += size
+        self._waiting.append(record)
 
     def stop(self, within_s: float = GIVE_UP_S) -> None:
         """Send what waits, and end. Blocks, at most for `within_s`."""
@@ -122,9 +137,14 @@ class SpanSender:
             if last:
                 return
 
-    def _send(self, batch: list[TraceRecord | VoteRecord]) -> None:
+    def _spans(self, record: Record) -> list[ReadableSpan]:
+        if isinstance(record, TraceRecord) and record.content is not None:
+            self._content_out += record.content.size_bytes
+        return self._maker.spans(record)
+
+    def _send(self, batch: list[Record]) -> None:
         try:
-            spans = [span for record in batch for span in self._maker.spans(record)]
+            spans = [span for record in batch for span in self._spans(record)]
             sent = self._exporter.export(spans) is SpanExportResult.SUCCESS
         except Exception:  # an exporter's own fault must not end the thread
             logger.exception("spans could not be sent")

@@ -33,6 +33,7 @@ EVALUATION_NAME = "gen_ai.evaluation.name"
 EVALUATION_LABEL = "gen_ai.evaluation.score.label"
 
 ERROR_TYPE = "error.type"
+STATUS = "http.response.status_code"
 SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
 SERVICE_NAME = "service.name"

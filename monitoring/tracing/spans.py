@@ -11,7 +11,8 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from monitoring.tracing import names
-from monitoring.tracing.records import AttemptRecord, GuardSpan, TraceRecord, VoteRecord
+from monitoring.tracing.records import AttemptRecord, GuardSpan, RefusalRecord, Said, TraceRecord, VoteRecord
+from monitoring.tracing.sampling import Reason
 
 PROVIDER = "tidegate"
 SCOPE = InstrumentationScope("tidegate.gateway")
@@ -19,11 +20,11 @@ SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _OK = Status(StatusCode.UNSET)
 
 Attributes = dict[str, str | bool | int | float | tuple[str, ...]]
-Content = Callable[[tuple[bytes, tuple[str, ...]]], Mapping[str, str]]
+Content = Callable[[Said], Mapping[str, str]]
 """Redacts prompt and answers, and gives the attributes that tell them."""
 
 
-def no_content(_: tuple[bytes, tuple[str, ...]]) -> Mapping[str, str]:
+def no_content(_: Said) -> Mapping[str, str]:
     """Tell nothing of them."""
     return {}
 
@@ -40,10 +41,15 @@ class SpanMaker:
         self._resource = resource
         self._content = content
 
-    def spans(self, r: TraceRecord | VoteRecord) -> list[ReadableSpan]:
-        """All spans of one request: itself, its queueing, each attempt, its guardrails; or the one of a vote on it."""
+    def spans(self, r: TraceRecord | VoteRecord | RefusalRecord) -> list[ReadableSpan]:
+        """All spans of one request: itself, its queueing, each attempt, its guardrails.
+
+        Of a vote on it, and of a request that was refused, the only one.
+        """
         if isinstance(r, VoteRecord):
             return [self._of_vote(r)]
+        if isinstance(r, RefusalRecord):
+            return [self._of_refusal(r)]
         context = SpanContext(r.trace_id, r.span_id, is_remote=False, trace_flags=SAMPLED)
         parent = SpanContext(r.trace_id, r.parent_id, is_remote=True, trace_flags=SAMPLED) if r.parent_id else None
         made = [
@@ -68,6 +74,32 @@ class SpanMaker:
         if r.guard is not None:
             made.append(_of_guard(inner, r.guard, r.span_id ^ 2))
         return made
+
+    def _of_refusal(self, r: RefusalRecord) -> ReadableSpan:
+        told: Attributes = {
+            names.OPERATION: r.operation,
+            names.PROVIDER: PROVIDER,
+            names.OUTCOME: "rejected",
+            names.ERROR_TYPE: r.reason,
+            names.STATUS: r.status,
+            names.REQUEST_ID: r.request_id.decode(),
+            names.KEPT_BECAUSE: Reason.REFUSED.value,
+        }
+        optional = {names.REQUEST_MODEL: r.model, names.KEY: r.key}
+        told |= {name: value for name, value in optional.items() if value}
+        return ReadableSpan(
+            name=f"{r.operation} {r.model}".rstrip(),
+            context=SpanContext(r.trace_id, r.span_id, is_remote=False, trace_flags=SAMPLED),
+            parent=SpanContext(r.trace_id, r.parent_id, is_remote=True, trace_flags=SAMPLED) if r.parent_id else None,
+            resource=self._resource,
+            attributes=told,
+            kind=SpanKind.SERVER,
+            # After the conventions for HTTP a server's span is in error from 500 on: a 4xx is the caller's.
+            status=Status(StatusCode.ERROR, r.reason) if r.status >= 500 else _OK,
+            start_time=_ns(r.arrived_at),
+            end_time=_ns(r.ended_at),
+            instrumentation_scope=SCOPE,
+        )
 
     def _of_vote(self, v: VoteRecord) -> ReadableSpan:
         told = {names.EVALUATION_NAME: "feedback", names.EVALUATION_LABEL: v.rating}

@@ -40,11 +40,14 @@ class Kind(enum.StrEnum):
     """It holds, and never judges."""
 
 
+_FAMILIES = {"score": Kind.SCORE, "prometheus": Kind.COUNTER, "drift": Kind.GATE, "probe": Kind.GATE}
+
+
 def kind_of(name: SignalName) -> Kind:
     """The kind of a signal, by its name."""
     if name in LATENCY:
         return Kind.LATENCY
-    return {"score": Kind.SCORE, "prometheus": Kind.COUNTER, "drift": Kind.GATE}.get(name.partition("/")[0], Kind.EVENT)
+    return _FAMILIES.get(name.partition("/")[0], Kind.EVENT)
 
 
 @dataclass(frozen=True, slots=True)

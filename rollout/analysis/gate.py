@@ -1,7 +1,7 @@
-"""A signal that only ever holds: while requests have drifted, a rollout waits for somebody to look. Pure.
+"""A signal that only ever holds: while requests have drifted, or a version was not probed, a rollout waits. Pure.
 
-It never speaks against a version, since both arms have the same requests, and it never condemns. What the drift watch
-says travels as readings in the event log, like counters, so a fold of the log holds at the same moments again.
+It never takes a version back: drifted requests are the same on both arms, and probes are no users. What is said
+travels as readings in the event log, like counters, so a fold of the log holds at the same moments again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from rollout.specs import SignalSpec
 STALE_S = 15.0
 """A status older than this says nothing about now: the watch writes one twice a second."""
 
-NOT_ASKED = "the drift watch has not been asked yet"
+NOT_ASKED: Mapping[str, str] = {
+    "drift": "the drift watch has not been asked yet",
+    "probe": "the reports of probes have not been read yet",
+}
+"""By family: why nothing goes on before the first reading."""
 
 
 class GateSignal:
@@ -29,7 +33,7 @@ class GateSignal:
 
     def __init__(self, spec: SignalSpec) -> None:
         self._spec = spec
-        self._error = NOT_ASKED
+        self._error = NOT_ASKED[spec.name.partition("/")[0]]
 
     def add(self, reading: CounterReading, boot: str) -> None:
         """Take in one reading, in the order of the log: an error closes the gate, none opens it."""

@@ -46,8 +46,13 @@ def health_routes(plane: ControlPlane, guard: Guard) -> APIRouter:
     @routes.get("/metrics")
     async def metrics(accept: Annotated[str, Header()] = "") -> Response:
         controller = plane.controller
-        measured = [measurement(s, controller.observation(s.model)) for s in controller.statuses]
-        body, content_type = instruments.render(measured, controller.rollbacks, accept)
+        taken_back, rollbacks = controller.folded.taken_back, controller.folded.rollbacks
+        measured = [
+            measurement(s, controller.observation(s.model), controller.waiting_for(s.model), taken_back.get(s.model))
+            for s in controller.statuses
+        ]
+        # In a thread: of a thousand rollouts it takes most of a second, and no decision may wait for it.
+        body, content_type = await asyncio.to_thread(instruments.render, measured, rollbacks.copy(), accept)
         return Response(body, headers={"content-type": content_type})
 
     return routes

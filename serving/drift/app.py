@@ -54,7 +54,7 @@ class DriftApp:
     async def serve(self, exchange: Exchange) -> None:
         """Never called: `begin` has answered."""
 
-    def refuse(self, status: int, message: str) -> Reply:
+    def refuse(self, status: int, message: str, exchange: Exchange | None = None) -> Reply:
         """The answer to what HTTP itself forbids."""
         return json_reply(status, {"error": message})
 

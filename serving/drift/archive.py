@@ -1,7 +1,8 @@
 """Vectors of past requests, from which references are built: files of rows, one an hour and model, evenly drawn.
 
 A row has a request's id, time, tenant, route, cheap features and embedding, and no text. An embedding is personal data
-all the same, since texts can be guessed from it: the files are the owner's alone and go after some days.
+all the same, since texts can be guessed from it: the files are the owner's alone, go after some days, and have the mark
+of the user who asked, so that one user's rows can be erased (`erasing`).
 
 Of an hour at most so many rows are kept, each request with the same chance (reservoir sampling, Vitter 1985). A row is
 written in place with one call, so that kill -9 leaves whole rows; an end that is no whole row is not read.
@@ -10,6 +11,7 @@ written in place with one call, so that kill -9 leaves whole rows; an end that i
 from __future__ import annotations
 
 import calendar
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -28,10 +30,17 @@ HOUR_S = 3600
 Floats = NDArray[np.float32]
 
 
+ID_BYTES = 256
+"""The longest id that a gateway makes has 244."""
+LOCK = "writer.lock"
+_SUFFIX, _FORMER = ".vectors", ".rows"
+"""Rows of the former format name no user, so that they could not be erased: they are deleted."""
+
+
 def row_type(dimensions: int) -> np.dtype[np.void]:
     """A row whose embedding has so many values."""
     return np.dtype([
-        ("id", "S96"), ("at", "<f8"), ("tenant", "S64"), ("route", "S16"),
+        ("id", f"S{ID_BYTES}"), ("user", "S32"), ("at", "<f8"), ("tenant", "S64"), ("route", "S16"),
         ("cheap", "<f4", (len(NAMES),)), ("embedding", "<f2", (dimensions,)),
     ])  # fmt: skip
 
@@ -63,6 +72,15 @@ class Archive:
         self._days = days
         self._rng = rng
         self._open: dict[str, _Segment] = {}
+        self._lock: int | None = None
+
+    def hold(self) -> None:
+        """Say that this process writes the archive, as long as it does; and remove what a killed one left half done."""
+        self._lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # whoever erases is soon done
+        for pattern in ("*/.writing-*", f"*/*{_FORMER}"):
+            for path in self._folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def add(self, seen: Sighting, cheap: Floats, embedding: Floats) -> None:
         """Keep a request's vectors, perhaps.
@@ -71,7 +89,8 @@ class Archive:
             OSError: It can't be written.
 
         """
-        if not self._most:
+        request_id = seen.request_id.encode()
+        if not self._most or len(request_id) > ID_BYTES:  # what can't be found again is not kept
             return
         segment = self._segment(seen.model, int(seen.at // HOUR_S))
         segment.seen += 1
@@ -79,7 +98,7 @@ class Archive:
         if place >= self._most:
             return
         row = np.zeros(1, dtype=self._type)
-        row["id"], row["at"] = seen.request_id.encode(), seen.at
+        row["id"], row["user"], row["at"] = request_id, seen.user.encode(), seen.at
         row["tenant"], row["route"] = seen.tenant.encode()[:64], seen.route.encode()
         row["cheap"], row["embedding"] = cheap, embedding
         os.pwrite(segment.descriptor, row.tobytes(), place * self._type.itemsize)
@@ -108,25 +127,47 @@ class Archive:
                 gone += 1
         return gone
 
-    def close(self) -> None:
-        """Close the files."""
+    def let_go(self) -> None:
+        """Close the files, so that they can be written anew; they are opened again when something comes."""
         for segment in self._open.values():
             os.close(segment.descriptor)
         self._open.clear()
 
+    def close(self) -> None:
+        """Close the files, and let others write."""
+        self.let_go()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
 
 def segment_path(folder: Path, model: str, hour: int) -> Path:
     """The file of one model's hour, counted since the epoch."""
-    return folder / quote(model, safe="") / f"{time.strftime('%Y%m%dT%H', time.gmtime(hour * HOUR_S))}.rows"
+    return folder / quote(model, safe="") / f"{time.strftime('%Y%m%dT%H', time.gmtime(hour * HOUR_S))}{_SUFFIX}"
 
 
 def _segments(folder: Path, model: str | None) -> Iterator[tuple[Path, int]]:
-    for path in sorted(folder.glob(f"{'*' if model is None else quote(model, safe='')}/*.rows")):
+    for path in sorted(folder.glob(f"{'*' if model is None else quote(model, safe='')}/*{_SUFFIX}")):
         try:
             at = time.strptime(path.stem + "+0000", "%Y%m%dT%H%z")
         except ValueError:
             continue
         yield path, calendar.timegm(at) // HOUR_S
+
+
+def every_segment(folder: Path) -> Iterator[Path]:
+    """Every file of every model."""
+    return (path for path, _ in _segments(folder, None))
+
+
+def rows_in(path: Path, dimensions: int) -> NDArray[np.void]:
+    """The rows of one file; an end that is no whole row is left out, and a file that has just gone has none."""
+    kind = row_type(dimensions)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    return np.frombuffer(data[: len(data) // kind.itemsize * kind.itemsize], dtype=kind)
 
 
 def read_rows(folder: Path, stream: StreamName, since: float, until: float, dimensions: int) -> NDArray[np.void]:
@@ -136,8 +177,7 @@ def read_rows(folder: Path, stream: StreamName, since: float, until: float, dime
     for path, hour in _segments(folder, stream.model):
         if (hour + 1) * HOUR_S <= since or hour * HOUR_S >= until:
             continue
-        data = path.read_bytes()
-        rows = np.frombuffer(data[: len(data) // kind.itemsize * kind.itemsize], dtype=kind)
+        rows = rows_in(path, dimensions)
         kept = (rows["at"] >= since) & (rows["at"] < until)
         if stream.tenant is not None:
             kept &= rows["tenant"] == stream.tenant.encode()

@@ -29,6 +29,7 @@ from monitoring.semantic_entropy import semantic_entropy
 from serving.drift import library
 from serving.drift.archive import Archive
 from serving.drift.config import DriftConfig
+from serving.drift.erasing import forget_notes, noted, take_out
 from serving.drift.library import About, Built, Embed
 from serving.drift.streams import StreamName, streams_of
 from serving.sightings import Scored, Sighting
@@ -97,9 +98,17 @@ class Book:
         self._outputs: OrderedDict[str, OutputDrift] = OrderedDict()
         self._dimensions = dimensions
         places = config.places
-        for folder in (places.references, places.states, places.acknowledgements, places.archive):
+        for folder in (places.references, places.states, places.acknowledgements, places.archive, places.erased):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._archive = Archive(places.archive, dimensions, config.archive_rows_per_hour, config.archive_days, rng)
+        self._erased: dict[str, float] = {}
+        """Whose vectors, up to when, are not to be kept: by mark."""
+        self._taken_out: dict[str, float] = {}
+        """Whose are gone from the files."""
+
+    def hold(self) -> None:
+        """Be the one who writes the archive. Waits for whoever erases just now."""
+        self._archive.hold()
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -177,6 +186,8 @@ class Book:
             yield Scored(seen.token, OUTPUT_DRIFT, event.g)
 
     def _keep(self, seen: Sighting, cheap: NDArray[np.float32], vector: NDArray[np.float32]) -> None:
+        if seen.user and seen.at <= self._erased.get(seen.user, -math.inf):
+            return
         try:
             self._archive.add(seen, cheap, vector)
         except OSError as error:
@@ -207,6 +218,22 @@ class Book:
                 self.streams[name] = self._restored(name, built)
         for path in sorted(self.config.places.acknowledgements.glob("*.json")):
             self._acknowledge(path)
+        self._obey_erasures()
+
+    def _obey_erasures(self) -> None:
+        """Take out of the archive whom somebody has erased since the last look."""
+        places = self.config.places
+        self._erased = noted(places.erased)
+        fresh = {mark: until for mark, until in self._erased.items() if self._taken_out.get(mark) != until}
+        if not fresh:
+            return
+        self._archive.let_go()
+        try:
+            take_out(places.archive, self._dimensions, fresh)
+        except OSError as error:  # tried again with the next look
+            logger.error("vectors of an erased user can't be taken out: %s", error.strerror)  # noqa: TRY400
+            return
+        self._taken_out = dict(self._erased)
 
     def _restored(self, name: StreamName, built: Built) -> Watched:
         seed = int(built.embedding.digest[:16], 16)
@@ -264,6 +291,7 @@ class Book:
         """Delete vectors that are too old."""
         with contextlib.suppress(OSError):
             self._archive.prune(now)
+            forget_notes(self.config.places.erased, now)
 
     def close(self) -> None:
         """Write everything and let go of the files."""

@@ -17,7 +17,8 @@ from monitoring.drift.detector import THRESHOLD
 from serving.errors import ServingError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
+EMBEDDING_VALUES = 512
+"""Of the encoder that comes with the platform."""
 LONGEST_SOCKET_PATH = 100
 """The kernel takes 107 bytes."""
 
@@ -63,6 +64,11 @@ class Places:
         return self.folder / "acknowledged"
 
     @property
+    def erased(self) -> Path:
+        """Whose vectors are to go, and have gone."""
+        return self.folder / "erased"
+
+    @property
     def status(self) -> Path:
         """What the watch knew a second ago, as JSON."""
         return self.folder / "status.json"
@@ -92,7 +98,7 @@ class DriftConfig:
     save_every_s: float = 5.0
     """How much evidence kill -9 may lose. An alarm is saved at once."""
     archive_rows_per_hour: int = 1000
-    """Requests of each model whose vectors are kept, drawn evenly from the hour; each takes 1.2 kB."""
+    """Requests of each model whose vectors are kept, drawn evenly from the hour; each takes 1.5 kB."""
     archive_days: int = 8
     """After that they are deleted: a week, and a day to build a reference of it."""
 

@@ -58,7 +58,8 @@ async def serve(config: DriftConfig) -> int:
     key = read_key(config.key_file) if config.key_file is not None else ""
     listener = bind(config.host, config.port, "--drift-port")
     feed = bind(config.feed_host, config.feed_port, "feed_port") if config.feed_host else None
-    worker = Worker(Book(config, embed, DIMENSIONS, np.random.default_rng()))
+    book = Book(config, embed, DIMENSIONS, np.random.default_rng())
+    worker = Worker(book)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -66,6 +67,7 @@ async def serve(config: DriftConfig) -> int:
     server = HttpServer(DriftApp(lambda: worker.status, key), LIMITS)
     await server.start(listener)
     await asyncio.to_thread(shared_encoder)
+    await asyncio.to_thread(book.hold)
     worker.start()
     await asyncio.to_thread(worker.ready.wait)
     # From now on nothing that gateways tell has to wait long.

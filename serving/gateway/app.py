@@ -49,35 +49,36 @@ class DataApp:
             return _document()
         operation = operation_of(path)
         if operation is None:
-            return self._pipeline.rejection(_unknown_url(method, path))
+            return self._pipeline.rejection(_unknown_url(method, path), exchange=exchange)
         rejected = self._pipeline.authenticate(exchange)
         if rejected is not None:
-            return self._pipeline.rejection(rejected)
+            return self._pipeline.rejection(rejected, exchange=exchange)
         if method == "POST" and not path.startswith(MODELS):
             exchange.operation = operation
             return None
         if method in ("GET", "HEAD"):
-            return self._get(path, method, exchange.caller)
-        return self._pipeline.rejection(_not_allowed(method, path))
+            return self._get(path, method, exchange)
+        return self._pipeline.rejection(_not_allowed(method, path), exchange=exchange)
 
     def serve(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """Answer a request to a model."""
         if exchange.path == FEEDBACK:
             reply = self._feedback.take(exchange.caller, exchange.body, time.time())
             if isinstance(reply, Rejection):
-                reply = self._pipeline.rejection(reply)
+                reply = self._pipeline.rejection(reply, exchange=exchange)
             exchange.respond(reply.status, list(reply.headers), reply.body)
             return None
         return self._pipeline.serve(exchange)
 
-    def refuse(self, status: int, message: str) -> Reply:
+    def refuse(self, status: int, message: str, exchange: Exchange | None = None) -> Reply:
         """The answer to what HTTP itself forbids, in OpenAI's shape."""
         reason = Reason.BODY_TOO_LARGE if status == 413 else Reason.MALFORMED_HTTP
-        reply = self._pipeline.rejection(Rejection(reason, message))
+        reply = self._pipeline.rejection(Rejection(reason, message), exchange=exchange)
         return Reply(status, reply.body, reply.headers)
 
-    def _get(self, path: str, method: str, caller: Caller) -> Reply:
+    def _get(self, path: str, method: str, exchange: Exchange) -> Reply:
         created = int(self._state.applied_at)
+        caller: Caller = exchange.caller
         if path == MODELS:
             allowed = [name for name, r in self._state.routes.items() if caller.may_ask(name, r.traffic.namespace)]
             return json_reply(200, model_list(allowed, created))
@@ -90,9 +91,10 @@ class DataApp:
                 or not caller.may_ask(bare, route.traffic.namespace)
                 or (version and route.traffic.by_version(version) is None)
             ):
-                return self._pipeline.rejection(model_not_found(name))
+                return self._pipeline.rejection(model_not_found(name), exchange=exchange)
             return json_reply(200, model_object(name, created))
-        return self._pipeline.rejection(_not_allowed(method, path) if path in _POSTED else _unknown_url(method, path))
+        rejected = _not_allowed(method, path) if path in _POSTED else _unknown_url(method, path)
+        return self._pipeline.rejection(rejected, exchange=exchange)
 
 
 def _unknown_url(method: str, path: str) -> Rejection:
@@ -151,7 +153,7 @@ class AdminApp:
     async def serve(self, exchange: Exchange) -> None:
         """Never called: `begin` has answered."""
 
-    def refuse(self, status: int, message: str) -> Reply:
+    def refuse(self, status: int, message: str, exchange: Exchange | None = None) -> Reply:
         """The answer to what HTTP itself forbids."""
         return json_reply(status, {"error": message})
 
@@ -159,6 +161,7 @@ class AdminApp:
         self._instruments.set_in_flight(self._recorder.in_flight_by_version())
         self._instruments.set_events_dropped(self._recorder.outbox.dropped)
         self._instruments.set_telemetry_dropped(self._telemetry.dropped())
+        self._instruments.set_rejections_unkept(self._telemetry.unkept())
         self._instruments.set_queue_depths(self._protection.gatekeeper.queue_depths())
         self._instruments.set_quotas(self._protection.gatekeeper.quota_use())
         now = time.monotonic()

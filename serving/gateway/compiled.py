@@ -35,6 +35,9 @@ MODULES = (
     "monitoring.measurements",
     "monitoring.quality",
     "monitoring.refusals",
+    "monitoring.tracing.context",
+    "monitoring.tracing.records",
+    "monitoring.tracing.sampling",
     "serving.admission",
     "serving.affinity",
     "serving.answer_form",
@@ -54,6 +57,7 @@ MODULES = (
     "serving.gateway.keyring",
     "serving.gateway.latency",
     "serving.gateway.ledger",
+    "serving.gateway.observing",
     "serving.gateway.overseeing",
     "serving.gateway.pipeline",
     "serving.gateway.recorder",
@@ -62,6 +66,7 @@ MODULES = (
     "serving.gateway.seams",
     "serving.gateway.sessions",
     "serving.gateway.traffic_state",
+    "serving.gateway.trail",
     "serving.gateway.transcript",
     "serving.gateway.units",
     "serving.gateway.upstream",
@@ -82,8 +87,10 @@ READ = (
     "guardrails/prompts.py",
     "monitoring/*.py",
     "monitoring/drift/features.py",
+    "monitoring/tracing/*.py",
     "serving/*.py",
     "serving/gateway/*.py",
+    "serving/request_log/frames.py",
 )
 """The sources that the digest is taken over: the modules above, and whatever else of ours they see."""
 

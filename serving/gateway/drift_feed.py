@@ -19,6 +19,7 @@ from serving.gateway.logs import log
 from serving.gateway.request_ids import issue_bytes
 from serving.gateway.sessions import session_mark
 from serving.gateway.units import Unit
+from serving.request_log.marks import mark_of, user_of
 from serving.sightings import Scored, Sighting, asked_text, frame, shortened
 from serving.streaming import Answer
 from serving.traffic import RevisionTraffic, Role
@@ -96,7 +97,7 @@ class DriftFeed:
         request_id = issue_bytes(
             self._secret, asked.nonce, kind, pick.route.generation, traffic.model, by.version, mark, key=asked.key
         )
-        prompt = asked_text(asked.fields)
+        prompt, user = asked_text(asked.fields), user_of(asked.fields)
         text = "\n".join(answer.texts) if by is pick.revision else ""
         compared = unit.ticket.number > 0 and 0 < pick.weight < 100 and bool(text)
         wanted = compared and (OUTPUT_DRIFT in traffic.scores or bool(samples))
@@ -106,6 +107,7 @@ class DriftFeed:
             answer=shortened(text) if wanted else "", samples=tuple(map(shortened, samples)),
             rollout=traffic.rollout or "" if wanted else "", canary=pick.revision.role is Role.CANARY,
             weight_percent=pick.weight, token=self._await(unit) if wanted else 0,
+            user=mark_of(self._secret, user) if user else "",
         )  # fmt: skip
 
     def _await(self, unit: Unit) -> int:

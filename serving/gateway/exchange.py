@@ -35,8 +35,11 @@ class Application(Protocol):
         """
         ...
 
-    def refuse(self, status: int, message: str) -> Reply:
-        """The answer to what is no proper request (400, 408, 413, 414, 417, 431, 501, 503, 505) or failed (500)."""
+    def refuse(self, status: int, message: str, exchange: Exchange | None = None) -> Reply:
+        """The answer to what is no proper request (400, 408, 413, 414, 417, 431, 501, 503, 505) or failed (500).
+
+        `exchange` is the request, where its head could be read.
+        """
         ...
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from guardrails.chat_streams import ChatStep, ChatStreamGuard, Json, Work
+from guardrails.chat_streams import ChatStep, ChatStreamGuard, Json, Work, error_object
 from guardrails.pipeline import AnswerResult
 from guardrails.responses_streams import ResponsesStreamGuard
 from guardrails.verdicts import Direction, Hit, Verdict
@@ -27,8 +28,12 @@ from serving.gateway.guarding import PolicyInForce
 from serving.openai_protocol import Operation
 from serving.streaming import DONE
 
+logger = logging.getLogger("tidegate.gateway")
+
 MOST_WHOLE_BYTES = 16 * 1024 * 1024
 """An answer that is not streamed is held until it is complete; a longer one can't be checked."""
+MOST_EVENT_BYTES = 16 * 1024 * 1024
+"""An event of a stream that is longer is given up: one with the log-probabilities of a long prompt has some MiB."""
 LONG_CHARACTERS = 8_192
 """The end of a stream of which more than this is held is looked at in a thread."""
 SLACK_S = 0.001
@@ -38,24 +43,44 @@ class GenerationStopped(ServingError):
     """The guardrails have ended an answer: its engine need not go on."""
 
 
+class EndlessEvent(ServingError):
+    """An event of a stream is longer than any that is held."""
+
+
 class Events:
     """Server-sent events out of bytes that are cut anywhere: the data of each, or the comment that it is."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []
+        """Of an event that has not ended; joined only when a line ends, so that a long one is not copied with each."""
+        self._size = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The data of each event that is complete now; lines of one event are joined by a newline."""
-        data = self._rest + data
-        if b"\r" in data:
-            kept = data.endswith(b"\r")  # perhaps half of a CR LF
-            data = (data[:-1] if kept else data).replace(b"\r\n", b"\n").replace(b"\r", b"\n") + b"\r" * kept
-        *whole, self._rest = data.split(b"\n\n")
+        """The data of each event that is complete now; lines of one event are joined by a newline.
+
+        Raises:
+            EndlessEvent: one is too long; what was held of it is gone.
+        """
+        if not data:
+            return []
+        self._rest.append(data)
+        self._size += len(data)
+        whole: list[bytes] = []
+        if b"\n" in data or b"\r" in data or (self._size > len(data) and self._rest[-2][-1:] == b"\r"):
+            data = b"".join(self._rest)
+            if b"\r" in data:
+                kept = data.endswith(b"\r")  # perhaps half of a CR LF
+                data = (data[:-1] if kept else data).replace(b"\r\n", b"\n").replace(b"\r", b"\n") + b"\r" * kept
+            *whole, rest = data.split(b"\n\n")
+            self._rest, self._size = [rest] if rest else [], len(rest)
+        if self._size > MOST_EVENT_BYTES:
+            self._rest, self._size = [], 0
+            raise EndlessEvent(f"an event of a stream is longer than {MOST_EVENT_BYTES} bytes")
         return [payload for event in whole if (payload := _data_of(event))]
 
     def finish(self) -> list[bytes]:
         """What is left when nothing comes any more."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest, self._size = b"".join(self._rest), [], 0
         payload = _data_of(rest.replace(b"\r", b"\n"))
         return [payload] if payload else []
 
@@ -138,7 +163,40 @@ class GuardedStream:
     def feed(self, data: bytes) -> None:
         """Take bytes of the engine's stream."""
         self._characters += len(data)
-        self._take_events(self._events.feed(data))
+        if self.over:
+            return
+        try:
+            self._take_events(self._events.feed(data))
+        except EndlessEvent:
+            self._give_up("limits")
+        except Exception as error:
+            self._raised(error)
+
+    def _raised(self, error: Exception) -> None:
+        """A check, or what leads to it, has raised. Within the engine's read that must not count as its cut."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace is not None else "?"
+        logger.error(
+            "checking an answer raised %s in %s; it is closed", type(error).__name__, where
+        )  # without its text
+        self._give_up("guardrails")
+
+    def _give_up(self, check: str) -> None:
+        """Fail closed: tell the client, and stop the engine."""
+        if self.over:
+            return
+        self.failed = True
+        self._record.check = check
+        told: Json = error_object(check)
+        if self._named:
+            error = told["error"]
+            told = {"type": "error", "code": error["code"], "message": error["message"], "param": None}
+        self._send((told,))
+        self._stop()
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     def _take_events(self, payloads: list[bytes]) -> None:
         for payload in payloads:
@@ -159,11 +217,14 @@ class GuardedStream:
 
     async def finish(self) -> None:
         """The engine's stream is over: let go what may go, wait for verdicts that are under way."""
-        self._take_events(self._events.finish())
-        if not self.over:
-            guard, now = self._guard, time.monotonic()
-            long = self._characters > 16 * LONG_CHARACTERS  # an event has some 200 bytes beside its text
-            self._take(await asyncio.to_thread(guard.finish, now) if long else guard.finish(now))
+        try:
+            self._take_events(self._events.finish())
+            if not self.over:
+                guard, now = self._guard, time.monotonic()
+                long = self._characters > 16 * LONG_CHARACTERS  # an event has some 200 bytes beside its text
+                self._take(await asyncio.to_thread(guard.finish, now) if long else guard.finish(now))
+        except Exception as error:
+            self._raised(error)
         while self._tasks and not (self.failed or self.unreadable or self._guard.finished):
             self._news = self._loop.create_future()
             await self._news
@@ -231,7 +292,10 @@ class GuardedStream:
         work = self._tasks.pop(task, None)
         if work is None or task.cancelled() or self.failed or self.unreadable:
             return
-        self._take(self._guard.resolve(work, task.result(), time.monotonic()))
+        try:
+            self._take(self._guard.resolve(work, task.result(), time.monotonic()))
+        except Exception as error:
+            self._raised(error)
 
     def _watch(self) -> None:
         """Be woken when the next verdict's time is over."""
@@ -245,7 +309,10 @@ class GuardedStream:
     def _expire(self) -> None:
         self._timer = None
         if not (self.failed or self.unreadable):
-            self._take(self._guard.expire(time.monotonic()))
+            try:
+                self._take(self._guard.expire(time.monotonic()))
+            except Exception as error:
+                self._raised(error)
 
 
 @dataclass(frozen=True, slots=True)

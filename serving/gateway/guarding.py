@@ -7,6 +7,7 @@ and is told to the controller as not ready, so a canary gets no traffic, rather 
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
@@ -36,7 +37,7 @@ from serving.gateway.config import InvalidConfig
 from serving.gateway.guard_records import GuardRecord
 from serving.gateway.guard_settings import GuardSettings
 from serving.gateway.logs import log
-from serving.openai_protocol import Operation, metered_body
+from serving.openai_protocol import Operation, metered_body, parse_request
 from serving.specs import digest_of_text
 from serving.traffic import RevisionTraffic, TrafficTable
 
@@ -230,15 +231,16 @@ class Guarding:
             return unavailable(record.check)
         if result.verdict is Verdict.REDACT:
             call.fields = {**result.body, "model": unit.pick.route.model}
-            body = orjson.dumps(call.fields)
+            body = written(call.fields)
             call.body = (metered_body(body, call.fields) or body) if call.metered else body
         return None
 
     @staticmethod
     def fields_of(call: Call) -> Mapping[str, Any]:
         """The body that the client sent, parsed once more."""
-        fields: Mapping[str, Any] = orjson.loads(call.prompt)
-        return fields
+        request = parse_request(call.prompt)
+        assert not isinstance(request, Rejection), "it was read before"
+        return request.fields
 
     def count(self, policy: PolicyInForce, direction: Direction, worst: Mapping[str, Verdict]) -> None:
         """Count what each check of a policy said of one prompt, or of one answer: `worst` has those that found some."""
@@ -255,6 +257,14 @@ class Guarding:
         for policy in self._in_force.values():
             await policy.guardrails.close()
         await self._models.close()
+
+
+def written(value: Mapping[str, Any]) -> bytes:
+    """JSON again, also of what orjson refuses: numbers beyond 64 bits, half a surrogate pair."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value).encode()
 
 
 @cache

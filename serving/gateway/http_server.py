@@ -220,7 +220,7 @@ class ServerConnection:
         reply = self._server.application.begin(exchange)
         if reply is None and length is not None and length > limit:
             message = f"The request body is {length} bytes; the limit is {limit} bytes. Send a shorter one."
-            reply = self._server.application.refuse(413, message)
+            reply = self._server.application.refuse(413, message, exchange)
             exchange.keep_alive = False
         if reply is not None:
             if head.awaits_continue:
@@ -286,7 +286,7 @@ class ServerConnection:
         self.phase = _ANSWERING
         self._chunked = None
         exchange.keep_alive = False
-        reply = self._server.application.refuse(status, message)
+        reply = self._server.application.refuse(status, message, exchange)
         exchange.respond(reply.status, list(reply.headers), reply.body)
 
     def _serve(self, exchange: Exchange) -> None:

@@ -30,7 +30,7 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.express import Express
 from serving.gateway.forwarding import Header, client_headers, client_id, passed_on, read_lines, version_lines
 from serving.gateway.guarded_way import GuardedWay
-from serving.gateway.observing import Observer
+from serving.gateway.observing import Observer, Refused
 from serving.gateway.recorder import Recorder
 from serving.gateway.request_ids import Issuer, fresh_nonce
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
@@ -126,16 +126,20 @@ class Pipeline:
             )
         return None
 
-    def rejection(self, rejection: Rejection, model: str = "") -> Reply:
-        """Count a rejection and write the answer to it."""
+    def rejection(self, rejection: Rejection, model: str = "", exchange: Exchange | None = None) -> Reply:
+        """Count a rejection and write the answer to it; `exchange` is the request, where there is one."""
         known = model if model in self._state.routes else ""  # what a client makes up never becomes a label
-        self._instruments.rejected(known, rejection.reason.value)
+        reason = rejection.reason.value
+        self._instruments.rejected(known, reason)
         reply = rejection_reply(rejection)
         request_id = b"req_" + fresh_nonce().hex().encode()
+        if self._observer is not None:
+            refused = Refused(reason, reply.status, known, request_id, time.monotonic(), time.time())
+            self._observer.refused(refused, exchange)
         return Reply(reply.status, reply.body, (*reply.headers, (b"x-request-id", request_id)))
 
     def _reject(self, exchange: Exchange, rejection: Rejection, model: str = "") -> None:
-        reply = self.rejection(rejection, model)
+        reply = self.rejection(rejection, model, exchange)
         exchange.respond(reply.status, list(reply.headers), reply.body)
 
     # The request as a whole
@@ -212,7 +216,7 @@ class Pipeline:
         )
         call.unit.question = Question(request.fields, nonce, exchange.caller.namespace, exchange.caller.key_id)
         if self._observer is not None:
-            call.unit.trail = self._observer.begin(exchange, request, nonce, session)
+            call.unit.trail = self._observer.begin(exchange, request, nonce, session, call.unit)
         exchange.on_gone = call.leash.pull
         if exchange.gone:  # while it waited for its turn
             call.leash.pull()

@@ -19,7 +19,7 @@ from serving.admission import Pick
 from serving.gateway.judging import GENERATING, read_transcript, scores_in, signals_in
 from serving.gateway.latency import Apart, LatencyWindow, Thresholds, exceeded
 from serving.gateway.ledger import Ledger
-from serving.gateway.observing import Observer, Over
+from serving.gateway.observing import Over
 from serving.gateway.outbox import Outbox
 from serving.gateway.seams import Permit
 from serving.gateway.sessions import Sessions, session_hash
@@ -51,6 +51,14 @@ _EVENT_NAMES: Final = {
 _OK: Final = RequestOutcome.OK
 _ERROR: Final = Signal.ERROR
 _ENGINE_4XX: Final = Signal.ENGINE_4XX
+
+
+class Observing(Protocol):
+    """Hears of every finished request that has a trail: see `observing`."""
+
+    def over(self, over: Over) -> tuple[str, float] | None:
+        """It is over; what an exemplar may link to, where its trace was sent."""
+        ...
 
 
 class AfterReading(Protocol):
@@ -110,8 +118,7 @@ class Recorder:
         self.in_flight: dict[str, int] = {}
         """By digest: answers under way."""
         self.on_event: Callable[[], None] = lambda: None
-        self.observer: Observer | None = None
-        """Hears of every finished request that has a trail."""
+        self.observer: Observing | None = None
         self.on_findings: Callable[[Unit], None] = lambda _: None
         """Told when a unit's `guard` has findings that came after its end."""
         self.overseer: Overseer | None = None

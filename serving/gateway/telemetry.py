@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING
 import orjson
 
 from monitoring.tracing import names
+from monitoring.tracing.records import Said
+from monitoring.tracing.settings import Told
 from serving.gateway.config import GatewayConfig
 from serving.gateway.observing import Observer
+from serving.openai_protocol import Operation
 from serving.request_log.sink import LogSink
+from serving.request_log.tool_calls import tool_calls_in
+from serving.streaming import read_body, read_stream
 from serving.traffic import RevisionTraffic
 
 if TYPE_CHECKING:
@@ -47,6 +52,8 @@ class Telemetry:
                 log_ratio=logging.ratio,
                 may_tell=may_tell,
                 trace_content=tracing.content,
+                canaries_per_s=tracing.canaries_per_s,
+                tell_engines=tracing.engines is Told.ALWAYS,
             )
 
     async def start(self) -> None:
@@ -72,6 +79,10 @@ class Telemetry:
         found = {"traces": self.sender, "request-log": self.sink}
         return {name: part.dropped for name, part in found.items() if part is not None}
 
+    def unkept(self) -> int:
+        """Refused requests that were neither traced nor logged, since there were too many of their kind."""
+        return self.observer.unkept if self.observer is not None else 0
+
 
 def _sender(config: GatewayConfig) -> SpanSender:
     from monitoring.tracing.exporting import SpanSender, Whose, otlp_exporter
@@ -83,19 +94,26 @@ def _sender(config: GatewayConfig) -> SpanSender:
     return SpanSender(otlp_exporter(tracing.endpoint, tracing.transport), whose, content=content)
 
 
-def _redacted_content() -> Callable[[tuple[bytes, tuple[str, ...]]], Mapping[str, str]]:
+def _redacted_content() -> Callable[[Said], Mapping[str, str]]:
     """Makes the attributes that tell prompt and answers, in the sending thread."""
     from serving.request_log.redacting import Redactor
 
     redactor = Redactor()
 
-    def content(told: tuple[bytes, tuple[str, ...]]) -> Mapping[str, str]:
-        body, texts = told
-        prompt = redactor.body(orjson.loads(body))
-        said = prompt.get("messages") or prompt.get("input") or prompt.get("prompt")
-        answers = [{"role": "assistant", "content": redactor.text(text)} for text in texts]
+    def content(said: Said) -> Mapping[str, str]:
+        prompt = redactor.body(orjson.loads(said.prompt))
+        asked = prompt.get("messages") or prompt.get("input") or prompt.get("prompt")
+        operation, data = Operation(said.operation), said.answer
+        read = (read_stream if said.event_stream else read_body)(operation, data)
+        answers: list[dict[str, object]] = [
+            {"role": "assistant", "content": redactor.text(text)} for text in read.texts if text
+        ]
+        calls = tool_calls_in(operation, data, event_stream=said.event_stream)
+        if calls:
+            told = [redactor.call(call.name, call.arguments) for call in calls]
+            answers.append({"role": "assistant", "tool_calls": told})
         return {
-            names.INPUT_MESSAGES: orjson.dumps(said).decode(),
+            names.INPUT_MESSAGES: orjson.dumps(asked).decode(),
             names.OUTPUT_MESSAGES: orjson.dumps(answers).decode(),
         }
 

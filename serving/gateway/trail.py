@@ -6,58 +6,78 @@ References and times, nothing is computed: what comes of it is decided when the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from random import getrandbits
-from typing import Any
+from typing import Any, Final
 
 from monitoring.tracing.context import in_sample, read_traceparent, traceparent
+from monitoring.tracing.sampling import Allowance
 
-TRACEPARENT = b"traceparent"
+TRACEPARENT: Final = b"traceparent"
 
 
-@dataclass(slots=True)
 class Try:
     """One attempt. Times are monotonic seconds, 0.0 when it did not come so far."""
 
-    span_id: int
-    host: str = ""
-    port: int = 0
-    version: str = ""
-    started: float = 0.0
-    ended: float = 0.0
-    failure: str = ""
+    __slots__ = ("ended", "failure", "host", "port", "span_id", "started", "url", "version")
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.span_id = getrandbits(64) or 1
+        self.host = ""
+        self.port = 0
+        self.version = ""
+        self.started = 0.0
+        self.ended = 0.0
+        self.failure = ""
 
 
-@dataclass(slots=True)
 class Trail:
     """One request's."""
 
-    arrived: float
-    """Monotonic seconds."""
-    nonce: bytes
-    key: str
-    session: str | None
-    fields: Mapping[str, Any]
-    """The body, parsed."""
-    body: bytes
-    trace_id: int
-    span_id: int
-    parent_id: int
-    sampled: bool
-    """At the head."""
-    traced: bool
-    """Whether the engine is told of the trace."""
-    request_id: bytes = b""
-    """As the client was told it; empty when it was told none."""
-    tries: dict[str, Try] = field(default_factory=dict)
-    """By the endpoint's URL, in their order."""
+    __slots__ = ("arrived", "body", "by_canary", "fields", "key", "nonce", "parent_id", "request_id", "sampled",
+                 "session", "span_id", "told", "trace_id", "traced", "tries")  # fmt: skip
+
+    def __init__(
+        self,
+        arrived: float,
+        nonce: bytes,
+        key: str,
+        session: str | None,
+        fields: Mapping[str, Any],
+        body: bytes,
+        *,
+        traced: bool,
+    ) -> None:
+        """See `begin`; not sampled yet."""
+        self.arrived = arrived
+        """Monotonic seconds."""
+        self.nonce = nonce
+        self.key = key
+        self.session = session
+        self.fields = fields
+        """The body, parsed."""
+        self.body = body
+        self.traced = traced
+        """Whether the engine is told of the trace."""
+        self.trace_id = 0
+        self.span_id = 0
+        self.parent_id = 0
+        self.sampled = False
+        """At the head."""
+        self.by_canary = False
+        """Sampled because it went to a canary."""
+        self.told = False
+        """Whether the engine is told that it is sampled."""
+        self.request_id = b""
+        """As the client was told it; empty when it was told none."""
+        self.tries: list[Try] = []
+        """In their order; one for each endpoint."""
 
     def lines(self, url: str) -> bytes:
         """The header for the engine at a URL: its spans become children of this attempt's."""
         if not self.traced:
             return b""
-        value = traceparent(self.trace_id, self._try(url).span_id, sampled=self.sampled)
-        return b"traceparent: " + value + b"\r\n"
+        return b"traceparent: %b\r\n" % traceparent(self.trace_id, self._try(url).span_id, sampled=self.told)
 
     def dispatched(self, url: str, host: str, port: int, version: str, now: float) -> None:
         """An attempt begins."""
@@ -70,10 +90,12 @@ class Trail:
         attempt.failure, attempt.ended = failure, now
 
     def _try(self, url: str) -> Try:
-        found = self.tries.get(url)
-        if found is None:
-            found = self.tries[url] = Try(getrandbits(64) or 1)
-        return found
+        for known in self.tries:
+            if known.url == url:
+                return known
+        made = Try(url)
+        self.tries.append(made)
+        return made
 
 
 def begin(
@@ -87,6 +109,8 @@ def begin(
     *,
     traced: bool,
     ratio: float,
+    canaries: Allowance | None = None,
+    tell_engine: bool = False,
 ) -> Trail:
     """The trail of a request whose turn has come.
 
@@ -100,12 +124,21 @@ def begin(
         headers: by name in lower case.
         traced: whether traces are on.
         ratio: the part of traces without a parent that is sampled at the head.
+        canaries: where the request goes to a canary, how many of those are sampled beyond the ratio.
+        tell_engine: whether the engine is told that the trace is sampled though it is not yet.
     """
-    given = headers.get(TRACEPARENT) if traced else None
+    trail = Trail(arrived, nonce, key, session, fields, body, traced=traced)
+    if not traced:
+        return trail
+    trail.span_id = getrandbits(64) or 1
+    given = headers.get(TRACEPARENT)
     parent = read_traceparent(given) if given is not None else None
     if parent is not None:
-        trace_id, parent_id, sampled = parent
+        trail.trace_id, trail.parent_id, trail.sampled = parent
     else:
-        trace_id, parent_id = getrandbits(128) or 1, 0
-        sampled = traced and in_sample(trace_id, ratio)
-    return Trail(arrived, nonce, key, session, fields, body, trace_id, getrandbits(64) or 1, parent_id, sampled, traced)
+        trail.trace_id = getrandbits(128) or 1
+        trail.sampled = in_sample(trail.trace_id, ratio)
+        if canaries is not None and not trail.sampled:
+            trail.sampled = trail.by_canary = canaries.take(arrived)
+    trail.told = trail.sampled or tell_engine
+    return trail

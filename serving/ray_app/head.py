@@ -75,7 +75,7 @@ def start(args: argparse.Namespace) -> Node:
         dashboard_port=args.dashboard_port,
         dashboard_agent_listen_port=0,
         metrics_agent_port=0,
-        metrics_export_port=0,
+        metrics_export_port=args.metrics_port,
         no_monitor=True,
         include_log_monitor=False,
     )
@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--temp-dir", required=True, help="short path: Ray's sockets below it have at most 107 bytes")
     parser.add_argument("--gcs-port", type=int, required=True, help="port of Ray's control store")
     parser.add_argument("--dashboard-port", type=int, required=True, help="port of the REST API")
+    parser.add_argument("--metrics-port", type=int, default=0, help="port of Ray's own metrics; 0: any")
     parser.add_argument("--cpus", type=int, default=2, help="cores that Ray counts with; also workers started ahead")
     parser.add_argument(
         "--object-store-bytes", type=int, default=100 * 1024 * 1024, help="shared memory of the object store"

@@ -32,9 +32,10 @@ SCHEMA = pa.schema(
         ("signals", pa.list_(_TEXT)), ("key", _TEXT), ("user", _TEXT), ("session", _TEXT), ("trace_id", _TEXT),
         ("rating", _TEXT), ("comment", _TEXT), ("logprobs", pa.list_(pa.float32())), ("answers", pa.list_(_TEXT)),
         ("attempts", _TEXT), ("verdicts", _TEXT), ("prompt", _TEXT), ("v", _COUNT), ("event_stream", pa.bool_()),
+        ("tool_calls", _TEXT), ("reason", _TEXT), ("status", _COUNT),
     ]
 )  # fmt: skip
-_AS_JSON = ("attempts", "verdicts", "prompt")
+_AS_JSON = ("attempts", "verdicts", "prompt", "tool_calls")
 
 
 def convert(path: Path) -> Path:

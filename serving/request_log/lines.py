@@ -7,7 +7,6 @@ kept: the tokens beside them would be the text, in pieces that no rule recognise
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,9 @@ import orjson
 
 from serving.openai_protocol import Operation
 from serving.request_log.frames import Frame
+from serving.request_log.marks import mark_of
 from serving.request_log.redacting import Redactor
+from serving.request_log.tool_calls import tool_calls_in
 from serving.streaming import read_body, read_stream, sse_payloads
 
 VERSION = 1
@@ -23,12 +24,6 @@ LONGEST_PROMPT_BYTES = 1024 * 1024
 """The text of a longer prompt is left out."""
 MOST_LOGPROBS = 4096
 """Of one answer."""
-
-
-def mark_of(secret: bytes, name: str) -> str:
-    """The name under which a user or a session stands in the log."""
-    data = name.encode("utf-8", "replace")
-    return hashlib.blake2b(data, key=secret[:64], digest_size=16, person=b"tg-log").hexdigest()
 
 
 class LineMaker:
@@ -76,6 +71,9 @@ class LineMaker:
         if may_tell:
             answer = read_stream(operation, data) if streamed else read_body(operation, data)
             facts["answers"] = [self._redactor.text(text) for text in answer.texts]
+            calls = tool_calls_in(operation, data, event_stream=streamed)
+            if calls:
+                facts["tool_calls"] = [self._redactor.call(call.name, call.arguments) for call in calls]
         numbers = logprobs_in(data, streamed=streamed)
         if numbers:
             facts["logprobs"] = numbers

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Any
 import orjson
 
 from serving.errors import ServingError
+from serving.request_log.locks import unless_held
 from serving.request_log.segments import (
-    MODE,
     PARQUET,
     Bounds,
     Erasure,
@@ -178,7 +176,7 @@ class RequestLog:
         gone = sum(1 for line in self.lines() if is_erased(line, (erasure,)))
         for folder in self._folders():
             note_erasure(folder, erasure)
-            with _unless_written(folder) as free:
+            with unless_held(folder / LOCK) as free:
                 if free:
                     take_out(folder, (erasure,))
                     continue
@@ -228,7 +226,7 @@ def clear_up_after_others(root: Path, own: Path, bounds: Bounds, now: float) -> 
     """
     gone = 0
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and p != own):
-        with _unless_written(folder) as free:
+        with unless_held(folder / LOCK) as free:
             if not free:
                 continue
             adopt(folder)
@@ -236,21 +234,6 @@ def clear_up_after_others(root: Path, own: Path, bounds: Bounds, now: float) -> 
             if not segments(folder) and now - folder.stat().st_mtime > EMPTY_KEPT_S:
                 shutil.rmtree(folder)
     return gone
-
-
-@contextmanager
-def _unless_written(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock, unless a gateway's writer does; says which."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, MODE)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def _boot(path: Path) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import orjson
+
 from guardrails.checks.base import Context
 from guardrails.enforcement import ActivePolicy, activate
 from guardrails.policy import parse_policy
@@ -56,6 +58,14 @@ class Redactor:
         if isinstance(body, dict):
             return {self.text(k): self._inner(k, v) for k, v in body.items() if k not in WHO_ASKED}
         return self._inner("", body)
+
+    def call(self, name: str, arguments: str) -> dict[str, str]:
+        """A tool call of an answer. Arguments are JSON mostly, whose strings are looked at without its escapes."""
+        try:
+            value = orjson.loads(arguments)
+        except ValueError:  # cut, or no JSON at all
+            return {"name": self.text(name), "arguments": self.text(arguments)}
+        return {"name": self.text(name), "arguments": orjson.dumps(self._inner("", value)).decode()}
 
     def _inner(self, key: str, value: Any) -> Any:  # noqa: ANN401
         if key in _UNREADABLE and isinstance(value, dict | list | str):

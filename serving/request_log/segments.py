@@ -3,7 +3,8 @@
     requests/gateway-0/1764268332123-9f3a.part       being written: JSON lines, the last of which may be torn
     requests/gateway-0/1764268332123-9f3a.jsonl      closed
     requests/gateway-0/1764268332123-9f3a.parquet    closed, as columns; a .jsonl of the same name is what it came from
-    requests/gateway-0/erased.jsonl                  whose lines are no longer to be seen, whatever files say
+    requests/gateway-0/erased.jsonl                  whose lines are no longer to be seen, whatever files say; an entry
+                                                     goes when all files that may hold such lines have gone
 
 A process never goes on with another's segment, so a torn line has nothing behind it. Whoever reads leaves out a line
 that is no JSON. A name begins with the milliseconds at which its segment began.
@@ -11,9 +12,11 @@ that is no JSON. A name begins with the milliseconds at which its segment began.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +25,9 @@ import orjson
 
 PART, JSONL, PARQUET = ".part", ".jsonl", ".parquet"
 ERASED = "erased.jsonl"
+ERASED_LOCK = "erased.lock"
+LONGEST_UNDER_WAY_S = 86_400.0
+"""A request that came before an erasure has surely been written so long after it."""
 MODE = 0o600
 
 
@@ -107,11 +113,51 @@ def note_erasure(folder: Path, erasure: Erasure) -> None:
     Raises:
         OSError: it could not be written.
     """
-    descriptor = os.open(folder / ERASED, os.O_WRONLY | os.O_CREAT | os.O_APPEND, MODE)
-    with os.fdopen(descriptor, "ab") as file:
-        file.write(b"\n" + orjson.dumps(erasure._asdict()) + b"\n")  # a torn line before it must not take it along
-        file.flush()
-        os.fsync(file.fileno())
+    with _erasures_locked(folder):
+        descriptor = os.open(folder / ERASED, os.O_WRONLY | os.O_CREAT | os.O_APPEND, MODE)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(b"\n" + orjson.dumps(erasure._asdict()) + b"\n")  # a torn line before it must not take it along
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def compact_erasures(folder: Path, now: float, size_bytes: int) -> tuple[tuple[Erasure, ...], int] | None:
+    """Forget erasures that no file can hold a line of any more. For a folder's writer only.
+
+    That is so once every segment began a day after the erasure: a request that came before it has ended by then, and
+    segments that began earlier are gone by their time to live.
+
+    Args:
+        folder: the gateway's.
+        now: wall-clock seconds.
+        size_bytes: of the file, as the writer last obeyed it.
+
+    Returns:
+        Those that are left, and the file's size; None, and nothing was done, when somebody has added one since.
+
+    Raises:
+        OSError: they could not be written; they are as they were.
+    """
+    with _erasures_locked(folder):
+        if _size(folder / ERASED) != size_bytes:
+            return None
+        known = erasures(folder)
+        oldest = min((began_at(path) for path in segments(folder)), default=now)
+        left = tuple(e for e in known if e.until + LONGEST_UNDER_WAY_S >= oldest)
+        if len(left) < len(known):
+            replace_lines(folder / ERASED, (orjson.dumps(e._asdict()) + b"\n" for e in left))
+        return left, _size(folder / ERASED)
+
+
+@contextmanager
+def _erasures_locked(folder: Path) -> Iterator[None]:
+    """Let nobody add an erasure while they are written anew."""
+    descriptor = os.open(folder / ERASED_LOCK, os.O_RDWR | os.O_CREAT, MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def forget_halves(folder: Path) -> None:

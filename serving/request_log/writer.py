@@ -29,6 +29,7 @@ from serving.request_log.segments import (
     MODE,
     Erasure,
     Writing,
+    compact_erasures,
     erasures,
     is_erased,
     segments,
@@ -105,6 +106,10 @@ class Writer:
             self._writing.rotate()
         self._obey_erasures()
         self._writing.prune(now)
+        if self._erased:
+            left = compact_erasures(self._settings.folder, now, self._erased_size)
+            if left is not None:
+                self._erased, self._erased_size = left
         if now - self._cleared_at >= CLEAR_UP_EVERY_S:
             self._cleared_at = now
             folder = self._settings.folder

@@ -21,7 +21,7 @@ class Platform:
     """`tidegate` on a home of its own."""
 
     def __init__(self, home: Path, **changes: str) -> None:
-        gateway, admin, control, serve, drift = free_ports(5)
+        gateway, admin, control, serve, drift, prometheus = free_ports(6)
         own = {f"TIDEGATE_{name.upper()}": value for name, value in changes.items()}
         self.environment = (
             os.environ
@@ -33,11 +33,13 @@ class Platform:
                 "TIDEGATE_CONTROL_PORT": str(control),
                 "TIDEGATE_SERVE_PORT": str(serve),
                 "TIDEGATE_DRIFT_PORT": str(drift),
+                "TIDEGATE_PROMETHEUS_PORT": str(prometheus),
             }
         )
         self.settings = Settings(
-            home=home, gateway_port=gateway, admin_port=admin, control_port=control, serve_port=serve
-        )
+            home=home, gateway_port=gateway, admin_port=admin, control_port=control, serve_port=serve,
+            prometheus_port=prometheus,
+        )  # fmt: skip
 
     def tidegate(self, *arguments: str, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Run the command line."""

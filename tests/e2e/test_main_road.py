@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
+import httpx
 import openai
 import pytest
 
 from tests.e2e.platform import Platform, running
+from tests.integration.test_monitoring_prometheus import Asked, in_grafanas_stead
+from tests.promtool import require
 from tidegate import bundled, demo
 from tidegate.composition import build_registry, register_request
 from tidegate.load import Load
+from tidegate.monitoring_files import dashboards, prometheus_program
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -31,7 +36,8 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory) -> Iterator[Platform]:
-    with running(tmp_path_factory.mktemp("home")) as started:
+    watched = ("--with-monitoring",) if prometheus_program() else ()
+    with running(tmp_path_factory.mktemp("home"), *watched, ray_metrics="true") as started:
         yield started
 
 
@@ -116,3 +122,41 @@ def test_a_version_that_turned_toxic_is_taken_back_by_what_it_says(platform):
     assert (taken_back.phase, taken_back.stable) == ("Degraded", stable), taken_back.reason
     assert "guardrail/toxicity" in taken_back.reason
     assert not load.errors, load.errors[:5]
+
+
+def test_prometheus_knows_of_the_rollout_of_the_engines_and_of_ray(platform):
+    """What `up --with-monitoring` wrote leads it there; the panels are printed, as somebody would read them."""
+    require("prometheus")
+    with httpx.Client(base_url=platform.settings.local_prometheus_url, timeout=10, trust_env=False) as client:
+        asked = Asked(client)
+        jobs = {t["labels"]["job"]: t["health"] for t in asked.get("/api/v1/targets")["activeTargets"]}
+        needed = ("gateway", "control", "drift", "engines")
+        assert jobs.items() >= {**{f"tidegate-{job}": "up" for job in needed}, "ray": "up"}.items()
+        # No client has seen a failure, and the start's own waiting is none.
+        assert asked.query('ALERTS{alertname="TidegateAvailabilityBurn",alertstate="firing"}') == []
+        empty = []
+        for board, rows in READ.items():
+            for title, series in panels(asked, board, rows):
+                print(f"{title}\n" + "\n".join(f"    {line}" for line in series))
+                if not series:
+                    empty.append(title)
+    assert {title.partition(" / ")[2] for title in empty} <= {"Alerts that fire"}
+
+
+READ = {
+    "tidegate-overview.json": ("Which version is rolling out", "Do users feel it", "What the evidence says"),
+    "tidegate-capacity.json": ("Engines", "Ray"),
+}
+"""Dashboards and their rows that the local platform must fill."""
+
+
+def panels(asked, board, rows):
+    """Each panel of these rows with what its queries return now."""
+    row = ""
+    for panel in json.loads(dashboards()[board])["panels"]:
+        row = panel["title"] if panel["type"] == "row" else row
+        if row in rows and panel["type"] != "row":
+            found = [s for t in panel["targets"] for s in asked.query(in_grafanas_stead(t["expr"]))]
+            labels = [{k: v for k, v in s["metric"].items() if k != "__name__"} for s in found]
+            lines = [f"{dict(sorted(told.items()))}: {s['value'][1]}" for told, s in zip(labels, found, strict=True)]
+            yield f"{row} / {panel['title']}", lines

@@ -125,7 +125,11 @@ class FakeEngine:
             return True
         text = fake.get("text", "hello " + str(body.get("mark", "")))
         if not body.get("stream"):
-            answer = chat_answer(text, fake.get("finish", "stop"), fake.get("tokens", 5))
+            answer = (
+                json.dumps(fake["body"]).encode()
+                if "body" in fake
+                else chat_answer(text, fake.get("finish", "stop"), fake.get("tokens", 5))
+            )
             if mode in ("die-mid", "die-after-head"):
                 writer.write(
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n" + answer
@@ -147,6 +151,8 @@ class FakeEngine:
             last = i == count - 1
             said = fake.get("piece", f"{text}-{i} ") if texts is None else texts[i]
             piece = chat_chunk(said, fake.get("finish", "stop") if last else None)
+            if "events" in fake and last:
+                piece = b"".join(map(sse, fake["events"])) + piece
             await self._chunk(writer, piece)
             if fake.get("delay_s"):
                 await asyncio.sleep(fake["delay_s"])

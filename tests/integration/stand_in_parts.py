@@ -55,7 +55,7 @@ class Control(Handler):
 
 class Gateway(Handler):
     def do_GET(self) -> None:
-        self._send(200, {})
+        self._send(200, {"models": {model: {"1.0.0": {"ready": True}} for model in ("chat", "bad")}})
 
     def do_POST(self) -> None:
         model = self._body()["model"]

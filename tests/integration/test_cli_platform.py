@@ -42,7 +42,8 @@ class Shell:
         self.ports = free_ports(4)
         names = ("GATEWAY", "ADMIN", "CONTROL", "SERVE")
         ports = {f"TIDEGATE_{n}_PORT": str(p) for n, p in zip(names, self.ports, strict=True)}
-        self.env = {**os.environ, **ports, "TIDEGATE_HOME": str(self.home), "PYTHONPATH": str(folder / "site")}
+        sites = os.pathsep.join(filter(None, (str(folder / "site"), os.environ.get("PYTHONPATH"))))
+        self.env = {**os.environ, **ports, "TIDEGATE_HOME": str(self.home), "PYTHONPATH": sites}
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

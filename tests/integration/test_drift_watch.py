@@ -93,9 +93,10 @@ class Watch:
     async def ask_gate(self) -> str:
         """What a controller learns by the gate of the composition root."""
         signal_ = SimpleNamespace(name="drift/input")
-        rollout = SimpleNamespace(id="r1", spec=SimpleNamespace(analysis=SimpleNamespace(signals=[signal_])))
+        spec = SimpleNamespace(analysis=SimpleNamespace(signals=[signal_]))
+        rollout = SimpleNamespace(id="r1", spec=spec, target=SimpleNamespace(version="1.1.0"))
         controller = SimpleNamespace(
-            leads=True, statuses=[SimpleNamespace(model="chat", rollout=rollout)],
+            leads=True, statuses=[SimpleNamespace(model="chat", rollout=rollout, stable=None)],
             on_measured=lambda model, increment: self.told.append(increment.counters[0].error),
         )  # fmt: skip
         await build_drift_gate(self.settings, cast("Controller", controller)).once()
@@ -176,5 +177,5 @@ async def test_a_change_of_topic_is_found_and_survives_kill_9(watch: Watch, tmp_
         assert all("acknowledged" in a for a in watch.stream()["alarms"])
     watch.close()
     files = written(tmp_path)
-    assert any(name.endswith(".rows") for name in files)
+    assert any(name.endswith(".vectors") for name in files)
     assert [name for name, content in files.items() if CANARY_WORD.encode() in content] == []

@@ -13,6 +13,7 @@ import openai
 import pytest
 import uvloop
 
+from guardrails.chat_streams import ChatStreamGuard
 from guardrails.checks.base import Catalogue
 from guardrails.enforcement import ActivePolicy, activate
 from guardrails.errors import CheckUnavailable
@@ -145,6 +146,34 @@ async def test_a_blocked_stream_ends_as_sdks_know_it_and_the_engine_is_stopped(t
         await r.settled()
         assert not r.controller.events  # a block is no failure of the version
         assert 'outcome="blocked"' in await metric(r, "tidegate_requests_total")
+
+
+async def test_a_check_that_raises_within_a_read_is_no_evidence_against_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ChatStreamGuard, "feed", raises)
+    async with rig(tmp_path, first=guarded(stable=POLICY)) as r:
+        r.stable.do = lambda _: {**pieces(*["One. "] * 400), "delay_s": 0.01}
+        with pytest.raises(openai.APIError, match="safety check"):
+            await streamed(r)
+        await until(lambda: not r.stable.busy)
+        assert r.stable.sent_bytes < 20_000, "the engine was stopped"
+        await r.settled()
+        assert not r.controller.events
+        assert 'outcome="error"' in await metric(r, "tidegate_requests_total")
+
+
+async def test_numbers_that_json_has_and_64_bits_have_not_survive_a_masked_prompt(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=guarded(stable=POLICY)) as r:
+        for more in ({"seed": 2**70}, {"metadata": {"x": [2**70] * 3}}, {"x": [[2**70]] * 200}):
+            answer = await said(r, messages=[{"role": "user", "content": f"I am {MAIL}"}], **more)
+            assert answer.status_code == 200, answer.text
+            asked = r.stable.requests[-1][2]
+            assert MAIL not in json.dumps(asked)
+            assert {k: asked[k] for k in more} == more
 
 
 async def test_a_blocked_answer_is_not_retried_on_stable(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ import yaml
 from benchmarks.processes import Processes, free_port, furnish
 from monitoring.dashboards.catalogue import EXPORTED, Kind, Source
 from monitoring.dashboards.expressions import metric_names
+from monitoring.dashboards.panels import MODELS_OF_NAMESPACE
 from monitoring.instruments import DriftInstruments, RolloutInstruments
-from monitoring.measurements import DriftMeasurement, RolloutMeasurement
+from monitoring.measurements import DriftMeasurement, RolloutMeasurement, SignalMeasurement
 from monitoring.rules.collection import Targets, prometheus_text
 from monitoring.rules.document import rules_document
 from monitoring.slo import ServiceLevels
@@ -48,24 +51,30 @@ pytestmark = pytest.mark.integration
 
 EXPORTERS = Path(__file__).with_name("exporters")
 PHASES = ("Progressing", "Paused", "Healthy", "Degraded")
-ROLLOUT = RolloutMeasurement(
-    "chat",
-    "1.1.0",
-    "Progressing",
-    PHASES,
-    0.5,
-    0.5,
-    (("error", 1.5, 5.3), ("empty", -0.2, 6.7), ("repetition", 0.4, 6.7)),
+SIGNALS = (
+    SignalMeasurement("error", "Running", 1.5, 5.3, 0.7, 3.0, 140),
+    SignalMeasurement("empty", "Successful", -0.2, 6.7, 3.1, 3.0),
+    SignalMeasurement("repetition", "Running", 0.4, 6.7, 0.9, 3.0, 60),
 )
+ROLLOUT = RolloutMeasurement(
+    "chat", "1.1.0", "Progressing", PHASES, 0.5, 0.5, SIGNALS, "models", "1.0.0", "canary", "stepping", "evidence",
+    step=2, steps=3, exposed=420, lower_bound=95, started_at=1_700_000_000.0,
+)  # fmt: skip
+EARLIER = RolloutMeasurement(
+    "code", "2.0.0", "Degraded", PHASES, 0.0, 0.0, SIGNALS[:1], "models", "1.9.0", "canary", "withdrawn", "signal",
+    exposed=97, started_at=1_700_000_000.0, finished_at=1_700_000_600.0,
+)  # fmt: skip
+PROMOTED = replace(EARLIER, model="title", phase="Healthy", stable="2.0.0", stage="promoted", cause="", signals=())
 
 BLOCKING = "schema: 1\nname: blocking\nchecks:\n  - {name: secrets, direction: output, action: block}\n"
 KEY = "sk-proj-9fK2mQ7xLbT4vN8cR1yW5zA3dE6hJ0pS2uG4iO7kM9nB1qX3 "
 """What those guardrails block."""
 
+EXPORTED_ELSEWHERE = ("vllm", "ray", "dcgm", "node")
+
 SILENT = {
     "ALERTS": "no alert fires",
     "tidegate_mirrored_requests_total": "nothing is mirrored",
-    "ray_vllm_": "engines are asked directly here",
     'role="draining"': "nothing drains",
     'verdict="block"': "the policy of a version without one only observes",
 }
@@ -73,7 +82,7 @@ SILENT = {
 
 
 def control_plane() -> bytes:
-    return RolloutInstruments().render([ROLLOUT], {("chat", "signal"): 1}, "")[0]
+    return RolloutInstruments().render([ROLLOUT, EARLIER, PROMOTED], {("chat", "signal"): 1}, "")[0]
 
 
 DRIFT = [
@@ -189,14 +198,15 @@ async def collected(folder: Path) -> AsyncIterator[tuple[Rig, Asked, set[str]]]:
     """A platform under load and the Prometheus that has looked at it for some seconds."""
     program = require("prometheus")
     exporters = Exporters()
-    files = {name: (EXPORTERS / f"{name}.prom").read_bytes() for name in ("vllm", "dcgm", "node")}
+    files = {name: (EXPORTERS / f"{name}.prom").read_bytes() for name in EXPORTED_ELSEWHERE}
     try:
         async with rig(folder / "home", first=with_policy(table(1, 50), BLOCKING)) as r:
-            engine, gpu, host = (exporters.serve(lambda name=name: files[name]) for name in ("vllm", "dcgm", "node"))
+            engine, ray, gpu, host = (exporters.serve(lambda name=name: files[name]) for name in EXPORTED_ELSEWHERE)
+            (folder / "ray.json").write_text(json.dumps([{"labels": {"job": "ray"}, "targets": [ray]}]))
             targets = Targets(
                 gateways=(f"127.0.0.1:{r.gateway.admin_port}",), controls=(exporters.serve(control_plane),),
                 drifts=(exporters.serve(drift_watch),),
-                engines=(engine,), gpus=(gpu,), hosts=(host,),
+                engines=(engine,), gpus=(gpu,), hosts=(host,), discovery_files=(str(folder / "ray.json"),),
             )  # fmt: skip
             rules = rules_document(ServiceLevels())
             for group in rules["groups"]:
@@ -239,10 +249,10 @@ def seen(asked: Asked) -> bool:
 
 
 def in_grafanas_stead(expression: str) -> str:
-    values = {"$model": ".*", "$__rate_interval": "1m", "$__range": "5m"}
+    values = {"$model": ".*", "$namespace": ".*", "$__rate_interval": "1m", "$__range": "5m"}
     for name, value in values.items():
         expression = expression.replace(name, value)
-    assert "$" not in expression
+    assert not re.search(r"\$[a-z_{]", expression)
     return expression
 
 
@@ -253,6 +263,13 @@ def expressions() -> list[tuple[str, str]]:
         for panel in json.loads(text)["panels"]
         for target in panel.get("targets") or ()
     ]
+    boards = {name: json.loads(text) for name, text in dashboards().items()}
+    found += [
+        (f"{name}: mark {mark['name']}", in_grafanas_stead(mark["expr"]))
+        for name, board in boards.items()
+        for mark in board["annotations"]["list"]
+    ]
+    found.append(("models to choose from", in_grafanas_stead(MODELS_OF_NAMESPACE)))
     rules = [rule for group in rules_document(ServiceLevels())["groups"] for rule in group["rules"]]
     return found + [(f"rule {rule['record']}", rule["expr"]) for rule in rules if "record" in rule]
 
@@ -268,7 +285,7 @@ async def test_every_panel_and_rule_has_data_and_every_name_is_exported(tmp_path
         assert unhealthy == {}
         targets = (await asyncio.to_thread(asked.get, "/api/v1/targets"))["activeTargets"]
         assert {t["labels"]["job"]: t["health"] for t in targets} == dict.fromkeys(
-            ("tidegate-gateway", "tidegate-control", "tidegate-drift", "tidegate-engine", "dcgm", "node"), "up"
+            ("tidegate-gateway", "tidegate-control", "tidegate-drift", "tidegate-engine", "ray", "dcgm", "node"), "up"
         )
 
         ours = {m.name.removesuffix("_created") for m in EXPORTED}

@@ -14,14 +14,16 @@ import httpx
 import pytest
 
 from benchmarks.processes import Processes, free_port, furnish
+from monitoring.tracing.settings import TracingSettings, Transport
 from serving.gateway.config import GatewayConfig
 from serving.gateway.request_ids import load_secret
-from serving.request_log.lines import mark_of
+from serving.request_log.marks import mark_of
 from serving.request_log.reading import RequestLog, Wanted
 from serving.request_log.settings import RequestLogSettings
 from serving.specs import digest_of_text
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
 from tests.integration.gateway_fakes import Rig, rig, session_on, table, until
+from tests.otlp import attributes, http_collector
 
 pytestmark = pytest.mark.integration
 
@@ -92,41 +94,101 @@ async def test_a_line_says_what_is_known_of_a_request_and_of_its_text_only_where
     assert {p.stat().st_mode & 0o077 for p in (r.home / "requests").rglob("*.*")} == {0}
 
 
+def calls_of(planted: str) -> dict[str, Any]:
+    """An answer that wants functions called, whole and as events; a secret of it comes in pieces, and escaped."""
+    escaped = json.dumps({"to": planted}).replace("@", "\\u0040")
+    call = {"index": 0, "id": "1", "type": "function", "function": {"name": "send", "arguments": escaped}}
+    other = {"index": 1, "id": "2", "type": "function", "function": {"name": f"f {planted}", "arguments": planted[:-3]}}
+    message = {"role": "assistant", "content": f"you said {planted}", "tool_calls": [call, other]}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    pieces = [{"index": 0, "function": {"arguments": escaped[i : i + 7]}} for i in range(0, len(escaped), 7)]
+    deltas = [{**call, "function": {"name": "send", "arguments": ""}}, *pieces, other]
+    events = [{"choices": [{"index": 0, "delta": {"tool_calls": [d]}, "finish_reason": None}]} for d in deltas]
+    return {"body": {"choices": [choice]}, "events": events, "piece": planted + " ", "chunks": 3}
+
+
 @pytest.mark.parametrize("stream", [False, True])
-async def test_text_is_kept_where_the_policy_allows_it_and_nothing_redacted_ever_reaches_the_disk(
+async def test_text_is_kept_where_the_policy_allows_it_and_nothing_redacted_is_ever_written_or_sent(
     tmp_path: Path, stream: bool
 ) -> None:
     first = with_policy(table(1, None), LOGGED)
     planted = " and ".join(SECRETS.values())
-    async with rig(tmp_path, first=first, **log_of()) as r, httpx.AsyncClient(base_url=r.url) as http:
-        r.stable.do = lambda body: {"text": f"you said {planted}", "piece": planted + " ", "chunks": 3}
-        body = chat(
-            f"我的邮箱是 {planted}",
-            stream=stream, user=SECRETS["mail"], metadata={"who": SECRETS["mail"]},
-            tools=[{"type": "function", "function": {"name": "f", "description": planted}}],
-        )  # fmt: skip
-        body["messages"] += [
-            {"role": "assistant", "tool_calls": [
-                {"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"x": planted})}}]},
-            {"role": "tool", "tool_call_id": "1", "content": planted},
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"data:x,{planted}"}}]},
-        ]  # fmt: skip
-        headers = {"x-session-id": SECRETS["mail"], "x-client-request-id": SECRETS["card"], "x-own": planted}
-        answer = await http.post("/v1/chat/completions", json=body, headers=headers)
-        assert SECRETS["key"] in answer.text, "what the client gets is not the log's business"
-        vote = {"request_id": answer.headers["x-request-id"], "rating": "down", "comment": planted}
-        await http.post("/v1/feedback", json=vote)
-        (line,) = await logged(r, 1)
-    found = RequestLog(tmp_path / "requests").find(line["request_id"])
+    with http_collector() as (endpoint, received):
+        tracing = TracingSettings(endpoint, Transport.HTTP, ratio=1.0, content=True)
+        async with (
+            rig(tmp_path, first=first, tracing=tracing, **log_of()) as r,
+            httpx.AsyncClient(base_url=r.url) as http,
+        ):
+            r.stable.do = lambda body: calls_of(planted)
+            body = chat(
+                f"我的邮箱是 {planted}",
+                stream=stream, user=SECRETS["mail"], metadata={"who": SECRETS["mail"]},
+                tools=[{"type": "function", "function": {"name": "f", "description": planted}}],
+            )  # fmt: skip
+            body["messages"] += [
+                {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {
+                    "name": "f", "arguments": json.dumps({"x": planted})}}]},
+                {"role": "tool", "tool_call_id": "1", "content": planted},
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"data:x,{planted}"}}]},
+            ]  # fmt: skip
+            headers = {"x-session-id": SECRETS["mail"], "x-client-request-id": SECRETS["card"], "x-own": planted}
+            answer = await http.post("/v1/chat/completions", json=body, headers=headers)
+            assert SECRETS["key"] in answer.text, "what the client gets is not the log's business"
+            vote = {"request_id": answer.headers["x-request-id"], "rating": "down", "comment": planted}
+            await http.post("/v1/feedback", json=vote)
+            refused = chat(planted, user=SECRETS["mail"]) | {"model": SECRETS["mail"]}
+            assert (await http.post(f"/v1/chat/completions?{SECRETS['aws']}", json=refused)).status_code == 404
+            await logged(r, 2)
+            await asyncio.to_thread(received.wait, 5)
+    found = RequestLog(tmp_path / "requests").find(answer.headers["x-request-id"])
     assert found is not None
     assert "我的邮箱是" in found["prompt"]["messages"][0]["content"]
     assert found["prompt"]["model"] == "chat"
     assert (" and " if stream else "you said") in found["answers"][0]
+    assert [call["name"][:4] for call in found["tool_calls"]] == ["send", "f **"]
+    assert " and " in json.loads(found["tool_calls"][0]["arguments"])["to"]
     assert " and " in found["feedback"][0]["comment"]
+    told = next(attributes(span) for span in received.spans if span.name == "chat chat")
+    assert '"name":"send"' in told["gen_ai.output.messages"]
+    assert "我的邮箱是" in told["gen_ai.input.messages"]
     on_disk = everything_below(tmp_path)
     assert on_disk
-    written = [what for what, secret in SECRETS.items() if secret.encode() in on_disk]
-    assert written == []
+    sent = b"".join(span.SerializeToString() for span in received.spans)
+    escaped = SECRETS | {"mail, escaped": SECRETS["mail"].replace("@", "\\u0040")}
+    assert [what for what, secret in escaped.items() if secret.encode() in on_disk] == []
+    assert [what for what, secret in escaped.items() if secret.encode() in sent] == []
+
+
+async def test_refused_requests_are_traced_and_logged_and_a_flood_of_them_only_counted(tmp_path: Path) -> None:
+    with http_collector() as (endpoint, received):
+        tracing = TracingSettings(endpoint, Transport.HTTP, ratio=0.0)
+        async with (
+            rig(tmp_path, first=table(1, None), tracing=tracing, max_body_bytes=2000, **log_of()) as r,
+            httpx.AsyncClient(base_url=r.url) as http,
+        ):
+            parent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
+            unknown = await http.post("/v1/chat/completions", json=chat() | {"model": "made-up"}, headers=parent)
+            too_large = await http.post("/v1/chat/completions", json=chat("x" * 3000))
+            flood = await asyncio.gather(*(http.get("/nowhere") for _ in range(100)))
+            assert {answer.status_code for answer in flood} == {404}
+            metrics = (await http.get(f"{r.admin_url}/metrics")).text
+            unkept = int(float(metrics.partition("\ntidegate_rejections_unkept_total ")[2].partition("\n")[0]))
+            assert unkept > 0
+            lines = await logged(r, 102 - unkept)
+            await asyncio.to_thread(received.wait, 102 - unkept)
+    assert (unknown.status_code, too_large.status_code) == (404, 413)
+    by_id = {line["request_id"]: line for line in lines}
+    one = by_id[unknown.headers["x-request-id"]]
+    assert {k: one[k] for k in ("outcome", "reason", "status", "operation", "trace_id")} == {
+        "outcome": "rejected", "reason": "model_not_found", "status": 404, "operation": "chat",
+        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+    }  # fmt: skip
+    assert "made-up" not in json.dumps(lines), "what a client makes up is not repeated"
+    assert by_id[too_large.headers["x-request-id"]]["reason"] == "body_too_large"
+    told = {a["tidegate.request.id"]: a for a in map(attributes, received.spans)}
+    span = told[unknown.headers["x-request-id"]]
+    assert (span["error.type"], span["http.response.status_code"]) == ("model_not_found", 404)
+    assert len(lines) == len(told) == 102 - unkept, "what is not kept is counted"
 
 
 async def test_a_killed_writer_leaves_whole_lines_and_has_a_successor(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ async def test_requests_are_read_replayed_exported_and_erased(
             told = capsys.readouterr()
             return code, told.out, told.err
 
-        prompts = [f"question {i}, my card is 4111 1111 1111 1111" for i in range(3)]
+        prompts = [f"{q}，我的卡号是 4111 1111 1111 1111" for q in ("北京的天气怎么样？", "question 2", "𠮷野家 🍚")]
+        r.stable.do = lambda body: {"text": "今天晴。"}
         for prompt in prompts:
             asked = await http.post("/v1/chat/completions", json=chat(prompt, user="jane", temperature=0.5))
         request_id = asked.headers["x-request-id"]
@@ -65,6 +66,10 @@ async def test_requests_are_read_replayed_exported_and_erased(
         (case,) = map(json.loads, (tmp_path / "cases.jsonl").read_text().splitlines())
         assert (case["rating"], case["request_id"], len(case["outputs"])) == ("down", request_id, 1)
 
+        code, out, _ = await tidegate("export", str(tmp_path / "shadow.jsonl"), "--bodies")
+        bodies = [json.loads(line) for line in (tmp_path / "shadow.jsonl").read_text().splitlines()]
+        assert [body["messages"] for body in bodies] == kept
+        assert {"model", "temperature"} <= bodies[0].keys()
         rated = registry.get("chat", case["version"])
         assert rated.metrics == {"feedback.up": 0.0, "feedback.down": 1.0}
         assert request_id in registry.cases[rated.reference, "feedback"]
@@ -74,6 +79,8 @@ async def test_requests_are_read_replayed_exported_and_erased(
         assert (code, "3 requests asked of chat@1.1.0: 3 answered" in out) == (0, True), err
         again: list[dict[str, Any]] = [body for _, _, body in r.canary.requests]
         assert [body["messages"] for body in again] == kept, "the same prompts, as they were kept"
+        asked_again = "".join(body["messages"][0]["content"] for body in again)
+        assert all(part in asked_again for part in ("北京的天气怎么样？，我的卡号是", "𠮷野家 🍚"))
         assert [body["temperature"] for body in again] == [0.5] * 3
         assert all("4111" not in json.dumps(body) for body in again)
         assert len((tmp_path / "both").read_text().splitlines()) == 3

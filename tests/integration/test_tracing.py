@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from benchmarks.processes import Processes, free_port, furnish
-from monitoring.tracing.settings import TracingSettings, Transport
+from monitoring.tracing.settings import Told, TracingSettings, Transport
 from serving.gateway.config import GatewayConfig
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
 from tests.integration.gateway_fakes import CANARY_DIGEST, rig, session_on, table, until
@@ -72,7 +72,7 @@ def test_a_streamed_request_through_a_gateway_process_is_one_connected_trace(tmp
 
 async def test_the_engine_is_told_of_its_attempt_and_a_rescued_failure_is_kept(tmp_path: Path) -> None:
     with http_collector() as (endpoint, received):
-        tracing = TracingSettings(endpoint, Transport.HTTP, ratio=0.0)
+        tracing = TracingSettings(endpoint, Transport.HTTP, ratio=0.0, canaries_per_s=0.0)
         async with rig(tmp_path, first=table(1, 50), tracing=tracing) as r, httpx.AsyncClient(base_url=r.url) as http:
             r.canary.do = lambda body: {"status": 503}
             session = session_on(Role.CANARY, 50)
@@ -100,7 +100,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 async def test_the_last_requests_of_a_version_that_is_taken_back_are_kept_after_all(tmp_path: Path) -> None:
     with http_collector() as (endpoint, received):
-        tracing = TracingSettings(endpoint, Transport.HTTP, ratio=0.0)
+        tracing = TracingSettings(endpoint, Transport.HTTP, ratio=0.0, canaries_per_s=0.0)
         async with rig(tmp_path, first=table(1, 50), tracing=tracing) as r, httpx.AsyncClient(base_url=r.url) as http:
             for role in (Role.CANARY, Role.STABLE, Role.CANARY):
                 session = {"x-session-id": session_on(role, 50)}
@@ -113,6 +113,27 @@ async def test_the_last_requests_of_a_version_that_is_taken_back_are_kept_after_
     kept = [attributes(span) for span in named(received, "chat chat")]
     assert [k["tidegate.revision"] for k in kept] == [CANARY_DIGEST[:12]] * 2
     assert {k["tidegate.sampling.reason"] for k in kept} == {"taken-back"}
+
+
+@pytest.mark.parametrize("engines", [Told.HEAD, Told.ALWAYS])
+async def test_canaries_are_sampled_at_the_head_up_to_a_rate_so_that_their_engines_join(
+    tmp_path: Path, engines: Told
+) -> None:
+    with http_collector() as (endpoint, received):
+        tracing = TracingSettings(endpoint, Transport.HTTP, ratio=0.0, canaries_per_s=0.01, engines=engines)
+        async with rig(tmp_path, first=table(1, 50), tracing=tracing) as r, httpx.AsyncClient(base_url=r.url) as http:
+            for role in (Role.STABLE, Role.CANARY, Role.CANARY):
+                session = {"x-session-id": session_on(role, 50)}
+                assert (await http.post("/v1/chat/completions", json=chat(), headers=session)).status_code == 200
+            await r.settled()
+            await asyncio.to_thread(received.wait, 3)
+            told = [q[1]["traceparent"][-2:] for q in (*r.stable.requests, *r.canary.requests)]
+            canarys = r.canary.requests[0][1]["traceparent"]
+    (kept,) = named(received, "chat chat")
+    assert attributes(kept)["tidegate.sampling.reason"] == "canary"
+    (attempt,) = named(received, "attempt")
+    assert canarys == f"00-{kept.trace_id.hex()}-{attempt.span_id.hex()}-01"
+    assert told == (["00", "01", "00"] if engines is Told.HEAD else ["01", "01", "01"])
 
 
 async def test_a_collector_that_is_away_costs_nothing_but_its_traces(tmp_path: Path) -> None:

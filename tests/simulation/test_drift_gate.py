@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from rollout.drift_gate import DriftGate, DriftUnavailable, gated
+from rollout.drift_gate import DriftUnavailable, drift_reasons
 from rollout.errors import InvalidSpec
 from rollout.event_log.base import Kind
+from rollout.gates import Gate, gated
 from rollout.observation import Verdict
 from rollout.replay import replay
 from rollout.specs import parse_spec
@@ -38,20 +39,24 @@ def world() -> Iterator[World]:
     made.close()
 
 
-def gate(world: World, watch: Watch) -> DriftGate:
+def gate(world: World, watch: Watch) -> Gate:
     async def read() -> Mapping[str, Any]:
         if watch.away:
             raise DriftUnavailable("the drift watch does not answer")
         stream = {"model": MODEL, "stream": "all", "paging": watch.paging}
         return {"written_at": world.now - watch.behind_s, "streams": [stream] if watch.references else []}
 
-    return DriftGate(
-        read, wanted=lambda: gated(world.controller.statuses), sink=world.controller.on_measured, boot="b",
+    return Gate(
+        drift_reasons(read, lambda: world.now),
+        source="drift",
+        wanted=lambda: gated(world.controller.statuses, "drift"),
+        sink=world.controller.on_measured,
+        boot="b",
         clock=lambda: world.now,
-    )  # fmt: skip
+    )
 
 
-def advance(world: World, asked: DriftGate, seconds: float = 60.0) -> None:
+def advance(world: World, asked: Gate, seconds: float = 60.0) -> None:
     for _ in range(int(seconds * 2)):
         world.run(asked.once())
         world.step(0.5, requests=20)

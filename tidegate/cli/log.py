@@ -24,7 +24,9 @@ COLUMNS = ("at", "request_id", "model", "version", "role", "outcome", "duration_
 Since = Annotated[str, typer.Option("--since", metavar="24h", help="How far back: 90m, 24h, 7d.")]
 Model = Annotated[str, typer.Option("--model", metavar="MODEL", help="Only this model.")]
 Version = Annotated[str, typer.Option("--version", metavar="X.Y.Z", help="Only what was asked of this version.")]
-Outcome = Annotated[str, typer.Option("--outcome", help="Only what ended so: ok, retried, error, timeout, ...")]
+Outcome = Annotated[
+    str, typer.Option("--outcome", help="Only what ended so: ok, retried, error, timeout, rejected, ...")
+]
 Signal = Annotated[str, typer.Option("--signal", help="Only what showed it: repetition, slow-tokens:p95, ...")]
 Rating = Annotated[str, typer.Option("--rating", metavar="up|down", help="Only what was rated so.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many at most, the newest.")]
@@ -198,6 +200,7 @@ def _case(line: dict[str, Any]) -> dict[str, Any]:
         "version": line.get("answered_by") or line["version"],
         "inputs": line["prompt"],
         "outputs": line.get("answers") or [],
+        "tool_calls": line.get("tool_calls") or [],
         "rating": ratings[-1] if ratings else None,
         "signals": line.get("signals") or [],
     }

@@ -51,6 +51,8 @@
 - {name: TIDEGATE_OTLP_ENDPOINT, value: {{ . | quote }}}
 - {name: TIDEGATE_OTLP_PROTOCOL, value: {{ $.Values.tracing.protocol }}}
 - {name: TIDEGATE_TRACE_RATIO, value: {{ $.Values.tracing.ratio | quote }}}
+- {name: TIDEGATE_TRACE_CANARIES_PER_S, value: {{ $.Values.tracing.canariesPerSecond | quote }}}
+- {name: TIDEGATE_TRACE_ENGINES, value: {{ $.Values.tracing.engines }}}
 {{- end }}
 - {name: TIDEGATE_DEFAULT_POLICY, value: {{ .Values.guardrails.defaultPolicy }}}
 - {name: TIDEGATE_TRAFFIC_ROUTER, value: {{ .Values.trafficRouter.kind }}}

@@ -18,12 +18,16 @@ from monitoring.sequential.events import CappedMixture, EProcessConfig
 from rollout.analysis.comparison import Kind, against
 from rollout.analysis.comparison import Sighting as Judged
 from serving.drift import library
-from serving.drift.archive import Archive, read_rows, segment_path
+from serving.drift.archive import ID_BYTES, Archive, read_rows, segment_path
 from serving.drift.book import OUTPUT_DRIFT, SEMANTIC_ENTROPY, Book
 from serving.drift.config import DriftConfig, InvalidDriftConfig
+from serving.drift.erasing import WatchSlow, erase
 from serving.drift.library import Rows
 from serving.drift.streams import StreamName, UnknownStream, stream
+from serving.gateway.request_ids import RequestFacts, issue
+from serving.request_log.marks import mark_of
 from serving.sightings import Sighting
+from serving.traffic import Generation
 
 DIMENSIONS = 32
 SECRET = "plugh-xyzzy"
@@ -182,6 +186,53 @@ def test_the_archive_keeps_an_even_draw_of_an_hour_and_forgets_old_days(tmp_path
     assert len(read_rows(tmp_path, StreamName("chat"), 0, 1e6, DIMENSIONS)) == 101
     assert archive.prune(3600.0 * (24 * 2 + 3)) == 1
     assert archive.prune(3600.0 * 100) == 1
+
+
+FACTS = RequestFacts("c", Generation(99_999_999, 9_999_999_999), "m" * 63, "1.0.0-" + "r" * 58, "s" * 12)
+LONGEST_ID = issue(b"s" * 32, b"n" * 9, FACTS)
+
+
+def kept_ids(home: Path) -> list[str]:
+    found = read_rows(config(home).places.archive, StreamName("chat"), 0, 2e9, DIMENSIONS)
+    return [row.decode() for row in found["id"]]
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_user_is_erased_from_the_archive_whether_a_watch_runs_or_not(tmp_path: Path, running: bool) -> None:
+    one = book(tmp_path)
+    one.hold()
+    jane, joe = mark_of(b"secret", "jane"), mark_of(b"secret", "joe")
+    assert len(LONGEST_ID) <= ID_BYTES
+    take(
+        one, [seen(1, user=jane, request_id=LONGEST_ID), seen(2, user=joe), seen(3, user=jane, at=1e9 + 7200), seen(4)]
+    )
+    assert kept_ids(tmp_path) == [LONGEST_ID, "req_2", "req_4", "req_3"]
+    places = config(tmp_path).places
+    if running:
+        with pytest.raises(WatchSlow, match="has not taken the vectors out"):
+            erase(places, DIMENSIONS, jane, 1e9 + 60, wait_s=0.0)
+        one.follow()
+    else:
+        one.close()
+    assert erase(places, DIMENSIONS, jane, 1e9 + 60) == (0 if running else 1)
+    assert kept_ids(tmp_path) == ["req_2", "req_4", "req_3"], "what came later stays, and so do others"
+    everything = b"".join(p.read_bytes() for p in places.archive.rglob("*.vectors"))
+    assert LONGEST_ID.encode() not in everything
+    if running:  # what was under way then is not kept; what comes in the same hour goes behind the rows that stay
+        take(one, [seen(5, user=jane, at=1e9 + 59), seen(6, user=jane, at=1e9 + 61)])
+        assert sorted(kept_ids(tmp_path)) == ["req_2", "req_3", "req_4", "req_6"]
+        one.prune(1e9 + 90_000)
+        assert list(places.erased.iterdir()) == []
+
+
+def test_rows_of_a_former_format_which_name_no_user_are_deleted(tmp_path: Path) -> None:
+    one = book(tmp_path)
+    former = config(tmp_path).places.archive / "chat" / "20260301T00.rows"
+    former.parent.mkdir()
+    former.write_bytes(b"x" * 100)
+    (former.parent / ".writing-x").write_bytes(b"half")
+    one.hold()
+    assert list(former.parent.iterdir()) == []
 
 
 def test_a_reference_says_what_it_lacks_and_a_stream_what_it_may_be_called() -> None:

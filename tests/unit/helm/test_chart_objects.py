@@ -194,6 +194,7 @@ def test_traces_go_where_they_should_and_nowhere_unless_asked() -> None:
     assert gateway_config(objects("")).tracing.endpoint == ""
     tracing = gateway_config(objects("ha")).tracing
     assert (tracing.endpoint, tracing.ratio) == ("http://collector.observability.svc:4317", 0.05)
+    assert (tracing.canaries_per_s, tracing.engines) == (10.0, "head")
 
 
 @pytest.mark.parametrize("policy", ["default", "standard", "none"])

@@ -11,7 +11,7 @@ import pytest
 
 from monitoring.bias_probes import Attribute, Measure, gaps, probe_pairs, sign_flip_p_value
 from tidegate.errors import TidegateError
-from tidegate.probing import asker, keep, metrics_of, probe, read_report
+from tidegate.probing import ProbeReport, asker, keep, metrics_of, probe, read_report, round_of
 from tidegate.settings import Settings
 
 
@@ -74,5 +74,36 @@ def test_a_version_that_declines_for_one_group_is_reported_and_nothing_of_its_wo
 
 def test_a_version_that_does_not_answer_is_no_report() -> None:
     away = httpx.Client(transport=httpx.MockTransport(lambda r: httpx.Response(503)), base_url="http://gateway")
-    with pytest.raises(TidegateError, match="60 of 60 pairs"):
+    with pytest.raises(TidegateError, match="7 of the first 7 pairs of probes, of 60"):
         probe(asker(away, "chat", "1.0.0"), harmless, "chat", "1.0.0", languages=("en",))
+
+
+def test_the_schedule_goes_on_after_a_restart_and_a_version_that_fails_keeps_no_other_from_its_turn(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(home=tmp_path, probe_every_h=24)
+    now, asked = [1000.0], list[str]()
+
+    def run(model: str, version: str) -> ProbeReport:
+        asked.append(version)
+        if version == "1.0.0":
+            raise TidegateError("no answer")
+        report = ProbeReport(
+            model=model, version=version, at=now[0], languages=("en",), pairs=1, unanswered=0, gaps=()
+        )  # fmt: skip
+        keep(settings, report)
+        return report
+
+    def turn(failed_at: dict[tuple[str, str], float]) -> list[str]:
+        asked.clear()
+        round_of(settings, [("chat", "1.0.0"), ("chat", "1.1.0")], failed_at, run, lambda: now[0])
+        return list(asked)
+
+    failed_at = {("gone", "1.0.0"): 1.0}
+    assert turn(failed_at) == ["1.0.0", "1.1.0"]
+    assert failed_at.keys() == {("chat", "1.0.0")}
+    now[0] += 600
+    assert turn(failed_at) == [], "what failed is left alone for an hour, what is reported for a day"
+    assert turn({}) == ["1.0.0"], "a restart forgets failures, not reports"
+    now[0] += 24 * 3600
+    assert turn(failed_at) == ["1.0.0", "1.1.0"]

@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 from guardrails.verdicts import Verdict
-from monitoring.instruments import GatewayInstruments
-from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
+from monitoring.instruments import GatewayInstruments, RolloutInstruments
+from monitoring.measurements import (
+    RequestMeasurement,
+    RequestOutcome,
+    RevisionInfo,
+    RolloutMeasurement,
+    SignalMeasurement,
+)
+from rollout.actions import Trigger
+from rollout.status import Phase
 from serving.admission import Reason
 from serving.mirroring import MirrorResult
 from serving.openai_protocol import Operation
@@ -67,3 +75,20 @@ def test_a_gateway_to_which_everything_happened_has_as_many_series_as_documented
     each, version, check, model, rest = (int(n) for n in re.findall(r"\d+", formula[1]))
     most = (each * operations + version + check * CHECKS) * models * versions + model * models + rest
     assert series(filled(models, versions, operations)) == most
+
+
+@pytest.mark.parametrize(("models", "signals"), [(1, 1), (3, 4)])
+def test_a_control_plane_has_at_most_as_many_series_as_documented(models: int, signals: int) -> None:
+    formula = re.search(r"`M \* \((\d+) \+ (\d+) \* signals\)`", DOCUMENT.read_text())
+    assert formula is not None
+    said = tuple(SignalMeasurement(f"s{n}", "Running", 1.0, 2.0, 1.0, 2.0, 9) for n in range(signals))
+    told = [
+        RolloutMeasurement(
+            f"m{n}", "1.1.0", "Progressing", tuple(Phase), 0.1, 0.1, said, "ns", "1.0.0", "canary", "stepping",
+            "evidence", 1, 3, 10, 5, 1.0, 2.0,
+        )
+        for n in range(models)
+    ]  # fmt: skip
+    rollbacks = {(f"m{n}", trigger.value): 1 for n in range(models) for trigger in Trigger}
+    text = RolloutInstruments().render(told, rollbacks, "application/openmetrics-text")[0].decode()
+    assert series(text) == models * (int(formula[1]) + int(formula[2]) * signals)

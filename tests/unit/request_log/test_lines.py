@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.openai_protocol import Operation
 from serving.request_log.frames import MOST_BYTES, BrokenFrame, Frame, Unpacker, pack
 from serving.request_log.lines import LineMaker, logprobs_in
 from serving.request_log.redacting import LEFT_OUT, Redactor
+from serving.request_log.tool_calls import tool_calls_in
 
 MAIL = "jane.roe.planted@example.com"
 MAKER = LineMaker(b"s" * 32)
@@ -112,3 +114,55 @@ def test_images_and_files_are_left_out_however_they_are_given(part: dict[str, st
     told = REDACTOR.body({"input": [{"role": "user", "content": [part]}]})
     kept = told["input"][0]["content"][0]
     assert kept == {name: value if name == "type" else LEFT_OUT for name, value in part.items()}
+
+
+CALL = {"type": "function_call", "name": "send", "arguments": json.dumps({"to": MAIL, "n": 1})}
+ADDED = {"type": "response.output_item.added", "output_index": 1, "item": {**CALL, "arguments": ""}}
+DONE_ITEM = {"type": "response.output_item.done", "output_index": 1, "item": CALL}
+PIECES = [
+    {"type": "response.function_call_arguments.delta", "output_index": 1, "delta": CALL["arguments"][i : i + 9]}
+    for i in range(0, len(CALL["arguments"]), 9)
+]
+OTHERS = [
+    {"type": "response.created", "response": {"output": []}},
+    {"type": "response.output_text.delta", "delta": "hi"},
+]
+
+
+@pytest.mark.parametrize(
+    ("operation", "parts"),
+    [
+        ("chat", [{"choices": [{"message": {"function_call": CALL}}]}]),
+        ("chat", [{"choices": [{"delta": {"function_call": {"name": "send", "arguments": a}}}]} for a in ("", )]
+         + [{"choices": [{"delta": {"function_call": {"arguments": a}}}]} for a in CALL["arguments"]]),
+        ("responses", [{"output": [{"type": "message", "content": []}, CALL]}]),
+        ("responses", [*OTHERS, ADDED, *PIECES]),
+        ("responses", [*OTHERS, ADDED, *PIECES, DONE_ITEM]),
+        ("responses", [*OTHERS, ADDED, *PIECES, {"type": "response.completed", "response": {"output": [CALL]}}]),
+        ("responses", [ADDED, {**ADDED, "output_index": "x", "item": {"name": 5}}, *PIECES]),
+        ("chat", [{"choices": [{"message": {"tool_calls": [{"function": CALL}, None, {"function": 5}]}}, 7]}]),
+    ],
+)  # fmt: skip
+def test_tool_calls_are_told_redacted_however_they_came(operation: str, parts: list[Any]) -> None:
+    streamed = len(parts) > 1
+    events = b"".join(b"data: " + json.dumps(part).encode() + b"\n\n" for part in parts)
+    data = events + b"data: [DONE]\n\n" if streamed else json.dumps(parts[0]).encode()
+    facts = {"operation": operation, "event_stream": streamed}
+    told = line({**facts, "may_tell": True}, b"", data)["tool_calls"]
+    assert [call["name"] for call in told] == ["send", *[""] * (len(told) - 1)]
+    assert json.loads(told[0]["arguments"])["n"] == 1
+    assert MAIL not in json.dumps(told)
+    assert "tool_calls" not in line({**facts, "may_tell": False}, b"", data)
+
+
+@given(st.recursive(
+    st.none() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["choices", "delta", "message", "tool_calls", "function", "index", "name", "arguments", "output", "item",
+         "type", "output_index", "response", "function_call"]), inner, max_size=4), max_leaves=12,
+))  # fmt: skip
+def test_nothing_that_an_engine_says_makes_reading_its_tool_calls_fail(value: Any) -> None:
+    data = json.dumps({"tool_call": 1, "x": value, **(value if isinstance(value, dict) else {})}).encode()
+    for operation in (Operation.CHAT, Operation.RESPONSES):
+        tool_calls_in(operation, data, event_stream=False)
+        tool_calls_in(operation, b"data: " + data + b"\n\n", event_stream=True)

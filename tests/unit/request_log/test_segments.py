@@ -14,7 +14,17 @@ import pytest
 
 from serving.request_log.columns import convert, rows_of
 from serving.request_log.reading import RequestLog, Wanted, clear_up_after_others
-from serving.request_log.segments import Bounds, Erasure, Writing, lines_of, note_erasure, segments
+from serving.request_log.segments import (
+    ERASED,
+    Bounds,
+    Erasure,
+    Writing,
+    compact_erasures,
+    erasures,
+    lines_of,
+    note_erasure,
+    segments,
+)
 from serving.request_log.writer import take_folder
 
 NOW = 1_764_000_000.0
@@ -112,6 +122,35 @@ def test_erasing_reaches_lines_columns_and_votes_and_nothing_else(tmp_path: Path
     (columns,) = (p for p in segments(tmp_path / "g") if p.suffix == ".parquet")
     assert [row["user"] for row in rows_of(columns)] == ["joe"]
     assert reader.erase("jane", NOW + 20) == 0
+
+
+def test_an_erasure_is_forgotten_when_no_file_can_hold_its_lines_and_none_that_came_meanwhile(tmp_path: Path) -> None:
+    folder, day = tmp_path / "g", 86_400.0
+    log = writing(tmp_path, segment_bytes=10**6)
+    log.append(written(NOW - 5, 1, user="jane"), NOW - 5)
+    log.rotate()
+    for number, user in enumerate(("jane", "joe", "ann")):
+        note_erasure(folder, Erasure(user, NOW + number * day, ("req_9",)))
+    file = folder / ERASED
+
+    def left(now: float, size: int | None = None) -> list[str] | None:
+        found = compact_erasures(folder, now, file.stat().st_size if size is None else size)
+        assert found is None or found == (erasures(folder), file.stat().st_size)
+        return None if found is None else [e.user for e in found[0]]
+
+    assert left(NOW + 99 * day) == ["jane", "joe", "ann"], "a segment from before is still there"
+    for path in segments(folder):
+        path.unlink()
+    later = writing(tmp_path, "bbbb", segment_bytes=10**6)
+    later.append(written(NOW + 1.5 * day, 2), NOW + 1.5 * day)
+    assert left(NOW + 99 * day, size=1) is None, "somebody has added one that was not obeyed yet"
+    assert left(NOW + 99 * day) == ["joe", "ann"], "a request of joe's may still have been under way then"
+    assert file.stat().st_mode & 0o777 == 0o600
+    for path in segments(folder):
+        path.unlink()
+    assert left(NOW + 2.5 * day) == ["ann"]
+    assert left(NOW + 4 * day) == []
+    assert file.read_bytes() == b""
 
 
 def test_requests_are_found_by_what_they_were(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from rollout.actions import Trigger
 from rollout.commands import Verb
 from rollout.controller import KEEP_EVIDENCE_S
 from rollout.errors import EventLogUnavailable, LogConflict, NotLeading
@@ -184,6 +185,9 @@ def test_a_restarted_controller_reads_the_evidence_of_what_is_judged_and_of_what
     after = world.controller.observation(MODEL)
     assert (after.signals, after.exposure) == (before.signals, before.exposure)
     assert before.exposure.canary_requests > 0
+    assert world.controller.folded.taken_back == {MODEL: Trigger.SIGNAL}
+    world.deploy("1.1.0")
+    assert world.controller.folded.taken_back == {}, "why the last one was taken back is no longer so of the next"
 
 
 def test_evidence_of_a_rollout_that_ended_long_ago_is_shown_as_it_was_decided(world, log):

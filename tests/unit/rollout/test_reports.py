@@ -6,11 +6,13 @@ import json
 
 import pytest
 
+from rollout.actions import Trigger
 from rollout.decision import Cause, Decision
-from rollout.observation import Comparison, Counts, SampleRatio, Similarity, SmokeResult
+from rollout.observation import Comparison, Counts, SampleRatio, Similarity, SmokeResult, Verdict
 from rollout.reports import measurement, report
-from rollout.status import Leaving, ModelStatus, Stage
-from tests.unit.rollout.positions import CANARY, OLDER, SMOKE, STABLE, seen, starting, status
+from rollout.status import Leaving, ModelStatus, Phase, Stage
+from rollout.workloads.base import WorkloadState
+from tests.unit.rollout.positions import CANARY, FAILED, OLDER, SMOKE, STABLE, reading, seen, starting, status
 
 PROMISED = {
     "model", "phase", "strategy", "stable", "canary", "weight", "step", "steps", "reason", "streams_in_flight",
@@ -103,3 +105,40 @@ def test_a_weight_is_observed_only_once_every_gateway_follows():
     assert report(status(), seen(), None)["observed_weight"] == 10
     assert report(status(), seen(table_applied=False), None)["observed_weight"] is None
     assert report(starting(), seen(), None)["observed_weight"] == 0
+
+
+def test_a_rollout_is_measured_with_its_versions_stage_step_and_what_it_waits_for():
+    waiting = Decision(cause=Cause.EVIDENCE, reason="more")
+    measured = measurement(status(), seen(), waiting)
+    assert (measured.stable, measured.version, measured.strategy, measured.stage) == (
+        "1.0.0", "1.0.1", "canary", "stepping",
+    )  # fmt: skip
+    assert (measured.step, measured.steps, measured.cause, measured.started_at) == (1, 2, "evidence", 1000.0)
+    (signal,) = measured.signals
+    assert (signal.name, signal.verdict, signal.log_e, signal.forward_threshold) == ("error", "Successful", 0.5, 3.0)
+
+
+def test_after_a_rollback_its_evidence_and_why_are_still_measured():
+    ended = status(Stage.WITHDRAWN, 0, 0, told={"finished_at": 1600.0}).model_copy(update={"phase": Phase.DEGRADED})
+    measured = measurement(ended, seen(WorkloadState.READY, *FAILED), None, Trigger.SIGNAL)
+    assert (measured.version, measured.stage, measured.cause, measured.step) == ("1.0.1", "withdrawn", "signal", 0)
+    assert [(s.name, s.verdict) for s in measured.signals] == [("error", "Failed")]
+    assert measured.finished_at == 1600.0
+
+
+def test_after_a_promotion_no_evidence_is_measured_any_more():
+    ended = status(Stage.PROMOTED, 1, 100, stable=CANARY).model_copy(update={"phase": Phase.HEALTHY})
+    measured = measurement(ended, seen(), None)
+    assert (measured.version, measured.stage, measured.signals, measured.exposed) == ("1.0.1", "promoted", (), None)
+
+
+def test_of_a_watched_version_the_evidence_that_is_nearer_to_taking_it_back_is_measured():
+    both = reading(Verdict.RUNNING, log_e=1.0, threshold=5.0, absolute_log_e=4.0, absolute_threshold=8.0)
+    (signal,) = measurement(status(), seen(WorkloadState.READY, both)).signals
+    assert (signal.log_e, signal.threshold) == (4.0, 8.0)
+
+
+def test_a_gate_on_drift_is_measured_by_its_verdict_alone():
+    gate = reading(Verdict.RUNNING, name="drift/input")
+    (signal,) = measurement(status(), seen(WorkloadState.READY, gate)).signals
+    assert (signal.verdict, signal.threshold, signal.forward_threshold) == ("Running", 0.0, 0.0)

@@ -113,7 +113,7 @@ def test_a_line_has_verdicts_and_neither_prompt_nor_answer() -> None:
 def test_text_goes_where_the_policy_lets_it_and_the_trace_is_told_to_hold_it() -> None:
     (record,), (frame,) = finished(may_tell=True, content=True)
     assert (frame.prompt, frame.answer) == (orjson.dumps(BODY), ANSWER)
-    assert record.content == (orjson.dumps(BODY), ("planted",))
+    assert record.content == (orjson.dumps(BODY), ANSWER, "chat", False)
     (record,), _ = finished(may_tell=False, content=True)
     assert record.content is None
 
@@ -186,8 +186,24 @@ def test_whoever_hears_of_a_request_and_raises_costs_neither_its_tokens_nor_its_
 
 def test_a_refused_prompt_is_refused_whatever_its_observer_does() -> None:
     recorder = Recorder(GatewayInstruments(), lambda work: None, time.monotonic, time.time)
-    recorder.observer = Raises()  # type: ignore[assignment]
+    recorder.observer = Raises()
     unit = recorder.admit(picked(), Operation.CHAT, stream=False, session=None)
     unit.trail = begin(unit.started, b"n" * 9, "key", "s", BODY, b"{}", {}, traced=True, ratio=0.0)
     recorder.stopped(unit)
     assert unit.ticket.settled
+
+
+@pytest.mark.parametrize(("said", "kept"), [(Verdict.BLOCK, 0), (Verdict.ERROR, 5), (None, 5)])
+def test_prompts_that_could_not_be_checked_are_told_of_and_a_flood_of_them_is_counted(
+    said: Verdict | None, kept: int
+) -> None:
+    sender, sink = Kept(), Kept()
+    recorder = Recorder(GatewayInstruments(), lambda work: None, lambda: 5.0, lambda: 9.0)
+    observer = recorder.observer = Observer(sender, sink, log_ratio=1e-9)
+    for _ in range(20):
+        unit = recorder.admit(picked(), Operation.CHAT, stream=False, session=None)
+        unit.trail = begin(unit.started, b"\xff" * 9, "key", None, BODY, b"{}", {}, traced=True, ratio=0.0)
+        unit.guard = GuardRecord("p", "d", input=said, check="toxicity")
+        recorder.stopped(unit)
+    assert len(sender.all) == len(sink.all) == kept
+    assert observer.unkept == (20 - kept if kept else 0)

@@ -22,13 +22,13 @@ def body(fields: dict[str, Any], operation: Operation = Operation.CHAT) -> dict[
 def test_what_is_asked_again_is_the_same_question_several_times_and_short() -> None:
     asked = {**CHAT, "stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 3,
              "seed": 7, "store": True, "max_completion_tokens": 2000, "temperature": 0, "top_p": 0.9}  # fmt: skip
-    assert body(asked) == {**CHAT, "top_p": 0.9, "n": 4, "max_tokens": 128, "temperature": 1.0}
+    assert body(asked) == {**CHAT, "top_p": 0.9, "n": 4, "max_tokens": 128, "temperature": 0.7}
     assert body({**CHAT, "max_tokens": 20, "temperature": 0.8}) == {
         **CHAT, "n": 4, "max_tokens": 20, "temperature": 0.8,
     }  # fmt: skip
     assert asked["stream"] is True, "the client's own body is not changed"
     assert body({"model": "m", "prompt": "Once"}, Operation.COMPLETIONS) == {
-        "model": "m", "prompt": "Once", "n": 4, "max_tokens": 128, "temperature": 1.0,
+        "model": "m", "prompt": "Once", "n": 4, "max_tokens": 128, "temperature": 0.7,
     }  # fmt: skip
 
 

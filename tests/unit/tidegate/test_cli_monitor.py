@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from monitoring.dashboards.boards import BAD, FIRST_TOKEN
 from monitoring.rules.document import rules_text
 from monitoring.slo import ServiceLevels
 from tests.promtool import require
@@ -43,6 +44,27 @@ def test_export_writes_everything_that_a_prometheus_and_a_grafana_need(tmp_path:
     assert jobs["tidegate-engines"]["http_sd_configs"][0]["url"] == "http://127.0.0.1:8001/targets"
     provider = yaml.safe_load((folder / "grafana-provider.yml").read_text())
     assert provider["providers"][0]["options"]["path"] == str(folder / "dashboards")
+
+
+def test_dashboards_are_exported_with_ones_own_promises_and_runbooks(tmp_path: Path) -> None:
+    options = ["--availability", "99.99", "--within", "0.5", "--runbooks", "https://wiki.example/runbooks/"]
+    assert run(["monitor", "export", str(tmp_path), *options]) == 0
+    board = json.loads((tmp_path / "dashboards/tidegate-overview.json").read_text())
+    (runbooks,) = [v["query"] for v in board["templating"]["list"] if v["name"] == "runbooks"]
+    assert runbooks == "https://wiki.example/runbooks"
+    limits = {
+        p["title"]: p["fieldConfig"]["defaults"]["thresholds"]["steps"][1]["value"]
+        for p in board["panels"] if p["title"] in (BAD.title, FIRST_TOKEN.title)
+    }  # fmt: skip
+    assert limits == {BAD.title: 0.0001, FIRST_TOKEN.title: 0.5}
+
+
+def test_rays_own_metrics_are_collected_where_they_are_wanted(home: Path) -> None:
+    wanted = Settings(home=home, ray_metrics=True)
+    assert local_targets(wanted, ray=("/mine.json",)).discovery_files == (
+        str(home / "run/prom_metrics_service_discovery.json"), "/mine.json",
+    )  # fmt: skip
+    assert local_targets(Settings(home=home)).discovery_files == ()
 
 
 def test_prometheus_accepts_what_was_exported(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def go(control: Control, wish: Wish) -> Reporter:
         monkeypatch.setattr(client_module, "connect", lambda _settings: control)
+        monkeypatch.setattr(startup, "can_answer", lambda _settings, _model: True)
         monkeypatch.setattr(startup, "first_answer", control.first_answer)
         reporter = Reporter(tmp_path)
         Startup(Settings(home=tmp_path), reporter, wish).begin()
