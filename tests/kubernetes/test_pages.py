@@ -120,7 +120,7 @@ async def test_the_first_model_and_the_way_back(walk: Walk) -> None:
     by_kubectl = [one for one in commands if one.command.startswith("kubectl")]
     assert len(by_kubectl) == len(waits), "say what is to be waited for after a new command of the page"
     (walk.folder / "misspelt.yaml").write_text(walk.model.read_text().replace("weight", "wieght", 1))
-    async with operating(walk.api, walk.folder, token="") as rig:
+    async with operating(walk.api, walk.folder, token="admin") as rig:
         for number, (one, wait) in enumerate(zip(by_kubectl, waits, strict=True)):
             if number == 3:
                 walk.model.write_text(walk.model.read_text().replace("version: 1.0.0", "version: 1.1.0"))
@@ -132,7 +132,7 @@ async def test_the_first_model_and_the_way_back(walk: Walk) -> None:
 async def test_the_command_line_does_the_same(walk: Walk) -> None:
     commands = [one for one in shown("A new version, and back") if one.command.startswith("tidegate")]
     waits = {"deploy": lambda rig: rig.told().get("weight") == 5, "rollback": lambda rig: rig.told().get("weight") == 0}
-    async with operating(walk.api, walk.folder, token="") as rig:
+    async with operating(walk.api, walk.folder, token="admin") as rig:
         await asyncio.to_thread(walk._tidegate, ["deploy", "chat@1.0.0", "-n", HERE, "-y", "--steps", "10"])
         await rig.until(lambda: rig.serving("1.0.0"))
         for one in commands:
