@@ -59,8 +59,9 @@ class Allowance:
 
     def take(self, now: float) -> bool:
         """Whether one more is allowed at this monotonic time; if so, it counts."""
-        self._left = min(self._most, self._left + max(0.0, now - self._seen_at) * self._per_s)
-        self._seen_at = now
+        if now > self._seen_at:  # who waited in a queue comes with an earlier time: no second is counted twice
+            self._left = min(self._most, self._left + (now - self._seen_at) * self._per_s)
+            self._seen_at = now
         if self._left < 1.0:
             return False
         self._left -= 1.0

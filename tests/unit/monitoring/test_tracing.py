@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from monitoring.tracing.context import in_sample, read_traceparent, traceparent
 from monitoring.tracing.records import TraceRecord
-from monitoring.tracing.sampling import WAITING_PER_CANARY, Reason, TailSampler
+from monitoring.tracing.sampling import WAITING_PER_CANARY, Allowance, Reason, TailSampler
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -48,6 +48,12 @@ def test_a_larger_sample_holds_the_smaller(trace_id: int, one: float, other: flo
     assert in_sample(trace_id, 1.0)
     assert not in_sample(trace_id, 0.0)
     assert in_sample(trace_id, max(one, other)) or not in_sample(trace_id, min(one, other))
+
+
+@given(st.lists(st.integers(0, 5), min_size=100, max_size=100))
+def test_no_order_of_times_is_allowed_more_than_so_many_a_second(times: list[int]) -> None:
+    allowance = Allowance(1.0)
+    assert sum(allowance.take(at) for at in times) <= 1 + max(times)
 
 
 def record(number: int) -> TraceRecord:
