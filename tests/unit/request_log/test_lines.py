@@ -155,6 +155,13 @@ def test_tool_calls_are_told_redacted_however_they_came(operation: str, parts: l
     assert "tool_calls" not in line({**facts, "may_tell": False}, b"", data)
 
 
+@pytest.mark.parametrize("depth", [254, 300, 900, 5000])
+def test_arguments_that_are_nested_endlessly_cost_only_themselves(depth: int) -> None:
+    call = {"name": "send", "arguments": "[" * depth + "]" * depth}
+    data = json.dumps({"choices": [{"message": {"tool_calls": [{"function": call}]}}]}).encode()
+    assert line({"may_tell": True}, b"", data)["tool_calls"][0]["name"] == "send"
+
+
 @given(st.recursive(
     st.none() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
