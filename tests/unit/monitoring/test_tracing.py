@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from monitoring.tracing.context import in_sample, read_traceparent, traceparent
-from monitoring.tracing.records import TraceRecord
+from monitoring.tracing.exporting import MOST_CONTENT_BYTES, SpanSender, Whose
+from monitoring.tracing.records import Said, TraceRecord
 from monitoring.tracing.sampling import WAITING_PER_CANARY, Allowance, Reason, TailSampler
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -97,3 +102,36 @@ class TestTail:
         tail.follow(["s"], ["c"])
         assert tail.why("c", head=False, failed=False) is None
         assert tail.may_be_wanted("c")
+
+
+class Collected:
+    """An exporter that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.spans += spans
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Nothing to do."""
+
+
+def test_a_text_that_can_not_be_told_costs_neither_its_trace_nor_others_nor_room_for_their_texts() -> None:
+    def content(said: Said) -> dict[str, str]:
+        raise RecursionError
+
+    collected = Collected()
+    sender = SpanSender(collected, Whose("gateway", "0", "1"), content=content)
+    text = Said(b"x" * (MOST_CONTENT_BYTES // 2), b"", "chat", event_stream=False)
+    for _ in range(2):
+        records = [record(1), record(2), record(3)]
+        for one in records[:2]:
+            one.content = text
+        for one in records:
+            sender.offer(one)
+        assert records[0].content is text, "there is room for it again"
+        sender._send([sender._waiting.popleft() for _ in records])
+    assert [s.context.trace_id for s in collected.spans if s.parent is None] == [1, 2, 3] * 2
+    assert (sender.sent, sender.dropped) == (6, 0)
