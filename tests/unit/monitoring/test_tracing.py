@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from monitoring.tracing.context import in_sample, read_traceparent, traceparent
 from monitoring.tracing.exporting import MOST_CONTENT_BYTES, SpanSender, Whose
 from monitoring.tracing.records import Said, TraceRecord
-from monitoring.tracing.sampling import WAITING_PER_CANARY, Allowance, Reason, TailSampler
+from monitoring.tracing.sampling import MOST_TEXT_BYTES, WAITING_PER_CANARY, Allowance, Reason, TailSampler
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -87,6 +87,24 @@ class TestTail:
         assert {r.because for r in found} == {Reason.TAKEN_BACK}
         assert tail.why("c", head=False, failed=False) is Reason.TAKEN_BACK
         assert tail.follow(["s"], []) == []
+
+    def test_texts_that_wait_are_bounded_and_their_room_is_given_back(self) -> None:
+        tail = TailSampler(waiting_per_canary=4)
+        text = Said(b"x" * (MOST_TEXT_BYTES // 4), b"", "chat", event_stream=False)
+
+        def told(digest: str) -> bool:
+            one = record(1)
+            one.content = text
+            tail.wait(digest, one)
+            return one.content is not None
+
+        tail.follow(["s"], ["a", "b"])
+        assert [told("a") for _ in range(6)] == [True] * 6, "those that are forgotten make room"
+        assert not told("b")
+        assert len(tail.follow(["s"], ["b"])) == 4
+        assert [told("b") for _ in range(6)] == [True] * 6
+        tail.follow(["b"], ["c"])
+        assert told("c"), "of one that was promoted too"
 
     def test_one_that_is_promoted_gives_none(self) -> None:
         tail = TailSampler()
