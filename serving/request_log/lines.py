@@ -106,5 +106,7 @@ def _numbers(logprobs: object) -> list[float]:
     if isinstance(content, list):
         values = [part.get("logprob") for part in content if isinstance(part, Mapping)]
     else:
-        values = logprobs.get("token_logprobs") or []
+        values = logprobs.get("token_logprobs")
+    if not isinstance(values, list):
+        return []
     return [float(value) for value in values if isinstance(value, int | float)]

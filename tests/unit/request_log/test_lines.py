@@ -71,6 +71,7 @@ COMPLETION = {"choices": [{"logprobs": {"tokens": ["a", "b"], "token_logprobs": 
         (b'{"choices": "none"}', False, []),
         (b'{"logprobs": {', False, []),
         (b'data: {"choices": [{"logprobs": {"content": "x"}}]}\n\n', True, []),
+        (b'{"choices": [{"logprobs": {"token_logprobs": 5}}]}', False, []),
     ],
 )
 def test_token_probabilities_are_numbers_without_their_tokens(
