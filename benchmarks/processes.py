@@ -23,6 +23,7 @@ from serving.gateway.config import GatewayConfig
 from serving.gateway.keyring import save_keys
 from serving.gateway.traffic_state import save_table
 from serving.keys import KeyRecord
+from serving.outcomes import KeysPush
 from serving.traffic import TrafficTable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,4 +176,4 @@ def furnish(home: Path, table: TrafficTable, keys: tuple[KeyRecord, ...] = ()) -
     (home / "gateway").mkdir(parents=True, exist_ok=True)
     save_table(home / "gateway" / "table.json", table)
     if keys:
-        save_keys(home / "gateway" / "keys.json", keys)
+        save_keys(home / "gateway" / "keys.json", KeysPush(keys=keys))
