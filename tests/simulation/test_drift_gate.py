@@ -125,3 +125,29 @@ def test_a_gate_takes_no_part_of_alpha_and_says_nothing_before_it_is_asked() -> 
     assert (gated_reading.verdict, gated_reading.error) == (Verdict.ERROR, "the drift watch has not been asked yet")
     with pytest.raises(InvalidSpec, match="of drift there is drift/input"):
         parse_spec({"model": "chat", "version": "1.0.0", "analysis": {"signals": [{"name": "drift/output"}]}})
+
+
+def test_a_gate_outlives_an_answer_that_is_none_and_says_what_it_waits_for(world: World) -> None:
+    """It ended for ever, and the rollout waited with the words of the last answer that could be read."""
+    answers: list[Mapping[str, Any]] = [{"error": "another version of the watch"}]
+
+    async def read() -> Mapping[str, Any]:
+        return answers[-1]
+
+    asked = Gate(
+        drift_reasons(read, lambda: world.now),
+        source="drift",
+        wanted=lambda: gated(world.controller.statuses, "drift"),
+        sink=world.controller.on_measured,
+        boot="b",
+        clock=lambda: world.now,
+    )
+    world.deploy("1.0.0")
+    world.deploy("1.0.1", **GATED)
+    advance(world, asked, 5.0)
+    signals = {s.name: s for s in world.controller.observation(MODEL).signals}
+    assert "can't be read (KeyError" in signals["drift/input"].error
+    answers.append({"written_at": float("inf"), "streams": [{"model": MODEL, "stream": "all", "paging": False}]})
+    advance(world, asked, 5.0)
+    signals = {s.name: s for s in world.controller.observation(MODEL).signals}
+    assert signals["drift/input"].error == ""
