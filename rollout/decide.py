@@ -151,7 +151,7 @@ def _room_in_vain(status: ModelStatus, rollout: RolloutState, seen: Observation,
     # Without spare capacity stable runs with fewer replicas for as long as this lasts. What it gave and the canary
     # could not use, for want of a node that takes the pod for instance, it must get back some day.
     given_at, limit_s = rollout.room_at, rollout.spec.progress_deadline_seconds
-    if given_at is None or given_at < rollout.step_started_at or now - given_at <= limit_s or not rollout.judged:
+    if given_at is None or given_at < rollout.step_started_at or now - given_at <= limit_s:
         return None
     wanted = wanted_replicas(status)[rollout.target.digest]
     ready = ready_replicas(rollout.target, wanted, seen)
@@ -170,6 +170,8 @@ def _never_ready(status: ModelStatus, rollout: RolloutState, seen: Observation, 
     limit_s = rollout.spec.progress_deadline_seconds
     if rollout.stage is not Stage.STARTING or waited_s <= limit_s or _is_ready(rollout, seen):
         return None
+    if rollout.room_at is not None:
+        return None  # it was ready with what it had, and each further replica has its own time: `_room_in_vain`
     reason = f"{name_of(rollout.target)} was not ready after {waited_s:.0f} s (progressDeadlineSeconds {limit_s})"
     reason += _because(seen.workload(rollout.target.application))
     return withdrawn(status, rollout, seen, Cause.DEADLINE, Trigger.NEVER_READY, reason, condemn=False)
