@@ -144,7 +144,7 @@ def _cannot_serve(status: ModelStatus, rollout: RolloutState, seen: Observation)
 
 
 def _too_late(status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
-    return _never_ready(status, rollout, seen, now) or _room_in_vain(status, rollout, seen, now)
+    return _room_in_vain(status, rollout, seen, now) or _never_ready(status, rollout, seen, now)
 
 
 def _room_in_vain(status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
@@ -166,12 +166,11 @@ def _room_in_vain(status: ModelStatus, rollout: RolloutState, seen: Observation,
 
 
 def _never_ready(status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
-    waited_s = now - rollout.started_at
+    # It was ready with what it had when stable gave one more, and that one has its own time.
+    waited_s = now - max(rollout.started_at, rollout.room_at or 0.0)
     limit_s = rollout.spec.progress_deadline_seconds
     if rollout.stage is not Stage.STARTING or waited_s <= limit_s or _is_ready(rollout, seen):
         return None
-    if rollout.room_at is not None:
-        return None  # it was ready with what it had, and each further replica has its own time: `_room_in_vain`
     reason = f"{name_of(rollout.target)} was not ready after {waited_s:.0f} s (progressDeadlineSeconds {limit_s})"
     reason += _because(seen.workload(rollout.target.application))
     return withdrawn(status, rollout, seen, Cause.DEADLINE, Trigger.NEVER_READY, reason, condemn=False)

@@ -331,21 +331,25 @@ def test_the_next_replica_is_given_only_when_the_last_one_serves():
 
 
 @pytest.mark.parametrize(
-    ("given_at", "now", "cause"),
+    ("given_at", "state", "now", "cause", "told"),
     [
-        pytest.param(1500.0, 1700.0, Cause.STARTING, id="the next replica has its own time"),
-        pytest.param(1500.0, 2101.0, Cause.DEADLINE, id="and no more"),
-        pytest.param(None, 1601.0, Cause.DEADLINE, id="the first one has that of the start"),
+        pytest.param(1500.0, WorkloadState.STARTING, 1700.0, Cause.STARTING, "", id="the next one has its own time"),
+        pytest.param(1500.0, WorkloadState.STARTING, 2101.0, Cause.DEADLINE, "1 of the 2", id="and no more"),
+        pytest.param(1500.0, WorkloadState.READY, 2101.0, Cause.DEADLINE, "was not ready", id="or no gateway sees it"),
+        pytest.param(None, WorkloadState.STARTING, 1601.0, Cause.DEADLINE, "was not ready", id="that of the start"),
     ],
 )
-def test_before_the_first_weight_each_replica_that_stable_gives_has_the_whole_deadline(given_at, now, cause):
-    told = {"room": 2 if given_at else 1, "room_at": given_at}
-    where = starting(stable=FOUR, engine=REPLACE, progressDeadlineSeconds=600, told=told)
+def test_before_the_first_weight_each_replica_that_stable_gives_has_the_whole_deadline(
+    given_at, state, now, cause, told
+):
+    room = {"room": 2 if given_at else 1, "room_at": given_at}
+    where = starting(stable=FOUR, engine=REPLACE, progressDeadlineSeconds=600, told=room)
     target = sized(CANARY, 4)
     where = where.model_copy(update={"rollout": where.rollout.model_copy(update={"target": target})})
-    there = {APP: workload(CANARY, 1, WorkloadState.STARTING), STABLE.application: workload(STABLE, 2)}
-    decision = decide(where.rollout.spec, where, seen(WorkloadState.READY, workloads=there), now)
+    there = {APP: workload(CANARY, 1, state), STABLE.application: workload(STABLE, 2)}
+    decision = decide(where.rollout.spec, where, seen(workloads=there, ready_endpoints={}), now)
     assert decision.cause == cause, decision.reason
+    assert told in decision.reason
 
 
 def test_a_rollback_without_spare_capacity_moves_everything_to_the_replicas_that_stable_kept():
