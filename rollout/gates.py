@@ -15,6 +15,7 @@ from rollout.analysis.comparison import Kind, kind_of
 from rollout.analysis.counter_signal import CounterReading
 from rollout.analysis.ledger import EvidenceIncrement
 from rollout.errors import EventLogUnavailable
+from rollout.fold import is_live
 from rollout.status import ModelStatus
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def gated(statuses: Iterable[ModelStatus], family: str) -> tuple[Gated, ...]:
     found = []
     for status in statuses:
         rollout = status.rollout
-        if rollout is None:
+        if rollout is None or not is_live(rollout):
             continue
         own = (str(s.name) for s in rollout.spec.analysis.signals if kind_of(s.name) is Kind.GATE)
         names = tuple(name for name in own if name.partition("/")[0] == family)
