@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
 
@@ -22,6 +22,8 @@ from rollout.notifications.base import Cursors, NotDelivered, Notification, Noti
 from rollout.status import ModelStatus
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 GIVE_UP_S = 24 * 3600.0
 """A notification is tried for this long. Who comes back later reads the history: old news as if new would mislead."""
@@ -106,15 +108,27 @@ class Announcer:
 
     async def _begin(self) -> None:
         """Fold the log up to now and find each receiver's place in it."""
-        told = await asyncio.to_thread(self._load_cursors)
-        found = await self._read()
+        told = await self._at_last(self._load_cursors)
+        found = list(self._fold(await self._at_last(self._entries)))
         newest = Position(entry=self._read_through, index=KEPT)
         for notifier in self._notifiers:
             cursor = told.get(notifier.name, newest)  # a new receiver is told what happens from now on
             self._cursors[notifier.name] = newest if cursor.after(newest) else cursor  # that log was replaced
         oldest = self._clock() - GIVE_UP_S
         self._waiting.extend(n for n in found if n.at >= oldest and self._somebody_lacks(n))
-        await asyncio.to_thread(self._store.save, dict(self._cursors))
+        await self._at_last(lambda: self._store.save(dict(self._cursors)))
+
+    async def _at_last(self, asks: Callable[[], T]) -> T:
+        """Ask the store until it answers: whoever ended here would tell nobody anything for as long as it leads."""
+        told = False
+        while True:
+            try:
+                return await asyncio.to_thread(asks)
+            except (OSError, EventLogUnavailable) as error:
+                if not told:
+                    log.warning("notifications wait for the store: %s", error)
+                told = True
+            await self._sleep(LOOK_S)
 
     def _load_cursors(self) -> Mapping[str, Position]:
         try:

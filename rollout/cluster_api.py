@@ -171,7 +171,8 @@ def _judged(method: str, path: str, code: int, text: bytes) -> Object | None:
         raise _Expired(f"410 from the API server: {message}")
     # What admission refuses (a quota, a policy, a namespace that is going) is 403 too; a missing right names the user.
     missing_right = code == 401 or (code == 403 and (not message or " cannot " in message))
-    if code in (400, 405, 413, 415, 422) or UNTYPED in message or (code == 403 and not missing_right):
+    at_fault = code in (400, 405, 413, 415, 422) or UNTYPED in message or (code == 403 and not missing_right)
+    if at_fault and method != "GET":  # who only reads has sent nothing that could be
         hint = "; its definition in the cluster is older than this release needs" if NOT_DECLARED in message else ""
         raise ClusterRejected(f"the API server refused {path.rpartition('/')[2]}: {message}{hint}")
     if code in (401, 403):

@@ -144,14 +144,14 @@ def _cannot_serve(status: ModelStatus, rollout: RolloutState, seen: Observation)
 
 
 def _too_late(status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
-    return _never_ready(status, rollout, seen, now) or _room_in_vain(status, rollout, seen, now)
+    return _room_in_vain(status, rollout, seen, now) or _never_ready(status, rollout, seen, now)
 
 
 def _room_in_vain(status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
     # Without spare capacity stable runs with fewer replicas for as long as this lasts. What it gave and the canary
     # could not use, for want of a node that takes the pod for instance, it must get back some day.
     given_at, limit_s = rollout.room_at, rollout.spec.progress_deadline_seconds
-    if given_at is None or given_at < rollout.step_started_at or now - given_at <= limit_s or not rollout.judged:
+    if given_at is None or given_at < rollout.step_started_at or now - given_at <= limit_s:
         return None
     wanted = wanted_replicas(status)[rollout.target.digest]
     ready = ready_replicas(rollout.target, wanted, seen)
@@ -166,7 +166,8 @@ def _room_in_vain(status: ModelStatus, rollout: RolloutState, seen: Observation,
 
 
 def _never_ready(status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
-    waited_s = now - rollout.started_at
+    # It was ready with what it had when stable gave one more, and that one has its own time.
+    waited_s = now - max(rollout.started_at, rollout.room_at or 0.0)
     limit_s = rollout.spec.progress_deadline_seconds
     if rollout.stage is not Stage.STARTING or waited_s <= limit_s or _is_ready(rollout, seen):
         return None

@@ -15,11 +15,14 @@ from rollout.analysis.comparison import Kind, kind_of
 from rollout.analysis.counter_signal import CounterReading
 from rollout.analysis.ledger import EvidenceIncrement
 from rollout.errors import EventLogUnavailable
+from rollout.fold import is_live
 from rollout.status import ModelStatus
 
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
+MAX_REASON = 200
+"""Characters of an error that nobody has thought of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def gated(statuses: Iterable[ModelStatus], family: str) -> tuple[Gated, ...]:
     found = []
     for status in statuses:
         rollout = status.rollout
-        if rollout is None:
+        if rollout is None or not is_live(rollout):
             continue
         own = (str(s.name) for s in rollout.spec.analysis.signals if kind_of(s.name) is Kind.GATE)
         names = tuple(name for name in own if name.partition("/")[0] == family)
@@ -83,6 +86,7 @@ class Gate:
         self._clock = clock
         self._number = 0
         self._told: dict[str, str] = {}
+        self._failure = ""
 
     async def run(self) -> None:
         """Ask for ever; cancel it to stop."""
@@ -96,7 +100,7 @@ class Gate:
         self._told = {one.rollout: self._told[one.rollout] for one in wanted if one.rollout in self._told}
         if not wanted:
             return
-        reasons = await self._reasons(wanted)
+        reasons = await self._ask(wanted)
         for one in wanted:
             why = reasons[one.rollout]
             if self._told.get(one.rollout) == why:
@@ -113,3 +117,16 @@ class Gate:
                 log.warning("%s: what its %s gate says can't be booked: %s", one.model, self._source, error)
             else:
                 self._told[one.rollout] = why
+
+    async def _ask(self, wanted: Sequence[Gated]) -> Mapping[str, str]:
+        """Why rollouts are to wait; whatever goes wrong with the asking is a reason too, and no end of it."""
+        try:
+            found = await self._reasons(wanted)
+        except Exception as error:
+            what = f"what the {self._source} gate asks can't be read ({type(error).__name__}: {error})"[:MAX_REASON]
+            if what != self._failure:
+                log.warning("%s; asking again", what, exc_info=error)
+            self._failure = what
+            return {one.rollout: f"{what}; see the controller's log, or leave the signal out" for one in wanted}
+        self._failure = ""
+        return found

@@ -106,7 +106,7 @@ class RolloutState(Frozen):
     room: int = 1
     """Replicas that stable has given to the canary; with `capacity: replace` only."""
     room_at: float | None = None
-    """When it gave the last one; None before the first beyond that of the start."""
+    """When it gave the last one, or went on after a pause; None before the first beyond that of the start."""
     paused: bool = False
     at_end: bool = False
     """Paused because nothing is left but a person's word."""
@@ -290,6 +290,9 @@ def _move(
             change, phase = {"paused": True, "at_end": action.at_end}, Phase.PAUSED
         case Resume():
             change, phase = {"paused": False, "at_end": False, "step_started_at": at}, Phase.PROGRESSING
+            rollout = status.rollout
+            if rollout is not None and rollout.room_at is not None and rollout.room_at >= rollout.step_started_at:
+                change["room_at"] = at  # the replica given last has its time anew, as the step has
         case _:
             assert_never(action)
     return _with_rollout(status, change, phase=phase)

@@ -7,6 +7,7 @@ travels as readings in the event log, like counters, so a fold of the log holds 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rollout.analysis.counter_signal import CounterReading
@@ -62,9 +63,11 @@ def why_held(status: Mapping[str, Any], model: str, now: float) -> str:
         now: wall-clock seconds.
 
     """
-    age_s = now - float(status["written_at"])
-    if age_s > STALE_S:
-        return f"the drift watch last said something {age_s:.0f} s ago (limit {STALE_S:.0f} s); see `tidegate status`"
+    written_at = float(status["written_at"])
+    if now - written_at > STALE_S:
+        # No age, which would be another reason, and another line of the log, each time.
+        since = f"since {datetime.fromtimestamp(written_at, UTC):%Y-%m-%d %H:%M:%S} UTC" if written_at > 0 else "yet"
+        return f"the drift watch has said nothing {since} (limit {STALE_S:.0f} s); see `tidegate status`"
     streams = [stream for stream in status["streams"] if stream["model"] == model]
     if not streams:
         return f"{model} has no reference; `tidegate drift reference build {model}` makes one, or leave the signal out"

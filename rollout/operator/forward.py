@@ -81,15 +81,15 @@ class PodConnection:
         """
         while not self._ended:
             try:
-                frame = self._line.recv_frame()
+                opcode, frame = self._line.recv_data_frame()  # a whole message; pings are answered on the way
             except WebSocketTimeoutException:
                 raise TimeoutError(f"{self._pod} sent nothing for {SILENT_S:.0f} s") from None
             except (WebSocketException, OSError):  # an answer that was cut is noticed by its length
                 break
-            if frame is None or frame.opcode == ABNF.OPCODE_CLOSE:
+            if opcode == ABNF.OPCODE_CLOSE:
                 break
             content = self._content(bytes(frame.data or b""))
-            if content and frame.opcode in (ABNF.OPCODE_BINARY, ABNF.OPCODE_CONT):
+            if content and opcode == ABNF.OPCODE_BINARY:
                 return content
         self._ended = True
         return b""

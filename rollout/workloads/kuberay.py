@@ -181,7 +181,8 @@ class KubeRayWorkloads:
         group = rayservice(wanted, self._cluster, None)["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
         given = [pod for pod in pods if _gives_way(pod, wanted)]
         if engine.capacity is Capacity.REPLACE and given:
-            return _too_little_given(wanted, *fits_given(group["template"], engine, nodes, pods, given))
+            first, every = fits_given(group["template"], engine, nodes, pods, given)
+            return _too_little_given(wanted, first, every, gives=len(given) > 1)
         return _shortage(wanted, room_for(group["template"], engine, nodes, pods))
 
     async def close(self) -> None:
@@ -321,13 +322,14 @@ def _gives_way(pod: Object, workload: Workload) -> bool:
     return other and revision != workload.revision.digest[:8] and labels.get(NODE_TYPE) == "worker"
 
 
-def _too_little_given(wanted: Workload, first: Room, every: Room) -> str:
+def _too_little_given(wanted: Workload, first: Room, every: Room, *, gives: bool) -> str:
     """Why what stable gives is not enough for `capacity: replace`; empty when it is."""
     name, count = f"{wanted.revision.model}@{wanted.revision.version}", wanted.replicas
     out = "free or add a node, or let engine.resources ask for what one replica of the present version has"
     if first.fits < 1:
+        where = "where stable gives one replica" if gives else "beside stable, which keeps its only replica"
         return (
-            f"{name} finds no room where stable gives one replica (capacity: replace): "
+            f"{name} finds no room {where} (capacity: replace): "
             f"{first.scarce or 'a node that it may use'} is scarce; {out}"
         )
     if every.fits < count:

@@ -98,7 +98,8 @@ def fits_given(
 ) -> tuple[Room, Room]:
     """Room where another revision gives its pods one by one: for the first replica, and when all are given.
 
-    Which pod goes first is not known here, so the one that helps most is taken: what can't be told is not refused.
+    Which pod goes first is not known here, so the one that helps most is taken: what can't be told is not refused. An
+    only pod serves until the new version has been promoted, so it makes no room for the first replica.
 
     Args:
         template: the template of an engine's pod.
@@ -108,7 +109,8 @@ def fits_given(
         given: those among them that the other revision gives.
 
     """
-    places = {str(pod["spec"].get("nodeName")): pod for pod in given}  # on one node they are alike
+    spared = given if len(given) > 1 else ()
+    places = {str(pod["spec"].get("nodeName")): pod for pod in spared}  # on one node they are alike
     first = [room_for(template, engine, nodes, [p for p in pods if p is not one]) for one in places.values()]
     gone = {id(pod) for pod in given}
     every = room_for(template, engine, nodes, [p for p in pods if id(p) not in gone])

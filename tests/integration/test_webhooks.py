@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rollout.announcer import GIVE_UP_S, Announcer
+from rollout.errors import EventLogUnavailable
 from rollout.event_log.base import EventLog
 from rollout.event_log.sql import SqlEventLog
 from rollout.notifications.base import Cursors, Happening, Notifier, Position
@@ -184,6 +185,8 @@ async def test_only_what_is_wanted_is_told_and_the_rest_is_not_told_later() -> N
             await until(lambda: rig.controller.status("chat").rollout.weight == 10)
             await rig.post("/api/v1/rollouts/chat/rollback")
             await until(lambda: len(notifier.received) == 1)
+            told = notifier.received[0].position
+            await until(lambda: not told.after(cursors.load()["pager"]))  # else it is told again, as after a crash
         everything = MemoryNotifier("pager")
         async with announcing(announcer_of(rig, [everything], cursors), rig):
             await asyncio.sleep(0.2)
@@ -274,6 +277,36 @@ async def test_after_unreadable_cursors_the_last_day_is_told_again() -> None:
         notifier = MemoryNotifier()
         async with announcing(announcer_of(rig, [notifier], Damaged()), rig):
             await until(lambda: len(notifier.received) == 2)
+
+
+async def test_a_store_that_is_away_when_the_leadership_is_taken_ends_no_notifications() -> None:
+    class Away(MemoryCursors):
+        """Does not answer the first call of each kind."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[str] = []
+
+        def _answer(self, what: str) -> None:
+            self.asked.append(what)
+            if self.asked.count(what) == 1:
+                raise EventLogUnavailable("the store does not answer")
+
+        def load(self) -> Mapping[str, Position]:
+            self._answer("load")
+            return super().load()
+
+        def save(self, cursors: Mapping[str, Position]) -> None:
+            self._answer("save")
+            super().save(cursors)
+
+    async with running() as rig:
+        await rig.serve_first()
+        notifier, cursors = MemoryNotifier("pager"), Away()
+        async with announcing(announcer_of(rig, [notifier], cursors), rig):
+            await rig.deploy("1.0.1")
+            await until(lambda: len(notifier.received) == 2)
+        assert cursors.load().keys() == {"pager"}
 
 
 @pytest.mark.parametrize("content", [None, "hunter2"], ids=["missing", "no secret"])

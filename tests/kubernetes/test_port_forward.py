@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 import trustme
 import yaml
+from websocket import ABNF, WebSocket
 
+from rollout.errors import ClusterUnavailable
 from rollout.operator import forward as forwarding
 from rollout.operator.api import Address, ResourceApi
 from rollout.operator.forward import open_controller
@@ -39,10 +42,17 @@ def with_leader(api: ApiServer, namespace: str = NAMESPACE) -> ApiServer:
     return api
 
 
-def client_of(api: ApiServer, folder: Path, user: str = "admin") -> ClusterClient:
+def kubeconfig_of(api: ApiServer, folder: Path, user: str = "admin", cluster: Any = None) -> Path:
     file = folder / f"kubeconfig-{user[-6:]}"
-    file.write_text(yaml.safe_dump(api.kubeconfig(user, NAMESPACE)))
-    address = Address(kubeconfig=file, context="stand-in")
+    said = api.kubeconfig(user, NAMESPACE)
+    if cluster is not None:
+        said["clusters"][0]["cluster"] = {"server": api.url, **cluster}
+    file.write_text(yaml.safe_dump(said))
+    return file
+
+
+def client_of(api: ApiServer, folder: Path, user: str = "admin") -> ClusterClient:
+    address = Address(kubeconfig=kubeconfig_of(api, folder, user), context="stand-in")
     remote = Remote(ResourceApi(address.configuration()), NAMESPACE)
     return ClusterClient(remote, lambda: open_controller(address, NAMESPACE), token="t")
 
@@ -90,6 +100,46 @@ async def test_large_answers_and_large_questions_pass_whole(tmp_path: Path, secu
             for body in (None, {"spec": "y" * 300_000}):
                 assert (await asked(client, body=body))["text"] == text
         assert api.kubelet.forwards == 2
+
+
+@pytest.mark.parametrize(
+    ("cluster", "passes"),
+    [({"insecure-skip-tls-verify": True}, True), ({}, False)],
+    ids=["not to be checked", "of nobody that is known"],
+)
+async def test_a_certificate_is_checked_unless_the_kubeconfig_says_otherwise(
+    tmp_path: Path, cluster: dict[str, Any], passes: bool
+) -> None:
+    with ApiServer(authority=trustme.CA()) as api:
+        address = Address(kubeconfig=kubeconfig_of(with_leader(api), tmp_path, cluster=cluster), context="stand-in")
+        async with pod(api, saying(b"{}")):
+            dial = asyncio.to_thread(forwarding.forward, address.configuration(), NAMESPACE, "r-controller-0", 8080)
+            if passes:
+                (await dial).close()
+            else:
+                with pytest.raises(ClusterUnavailable, match="SSLCertVerificationError"):
+                    await dial
+
+
+def test_a_message_in_parts_is_one_message_and_a_ping_is_answered() -> None:
+    """So a proxy between the kubelet and us may send it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        for fin, opcode, data in (
+            (1, ABNF.OPCODE_BINARY, b"\x00" + (8080).to_bytes(2, "little")),
+            (0, ABNF.OPCODE_BINARY, b"\x00first, "),
+            (1, ABNF.OPCODE_PING, b"there?"),
+            (1, ABNF.OPCODE_CONT, b"second"),
+            (1, ABNF.OPCODE_CLOSE, b""),
+        ):
+            theirs.sendall(ABNF(fin, 0, 0, 0, opcode, 0, data).format())
+        line = WebSocket()
+        line.sock, line.connected = ours, True
+        connection = forwarding.PodConnection(line, 8080, "models/r-controller-0")
+        with connection.makefile() as received:
+            assert received.read() == b"first, second"
+        connection.close()
+        assert theirs.recv(1)[0] & 0x0F == ABNF.OPCODE_PONG
 
 
 async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -64,7 +64,10 @@ def has_port(rule: Mapping[str, Any], port: int) -> bool:
 
 
 def one_way(found: tuple[Object, ...], at: Peer, other: Peer, port: int, kind: str) -> bool:
-    """Whether the policies at one end let it pass: no policy lets all pass, several add up."""
+    """Whether the policies at one end let it pass: no policy lets all pass, several add up.
+
+    As in a cluster, a rule without peers, be it an empty list of them, is for everybody.
+    """
     policies = [
         o
         for o in found
@@ -76,7 +79,7 @@ def one_way(found: tuple[Object, ...], at: Peer, other: Peer, port: int, kind: s
     side = "from" if kind == "ingress" else "to"
     return not policies or any(
         has_port(rule, port)
-        and (side not in rule or any(is_peer(p, other, o["metadata"]["namespace"]) for p in rule[side]))
+        and (not rule.get(side) or any(is_peer(p, other, o["metadata"]["namespace"]) for p in rule[side]))
         for o in policies
         for rule in o["spec"].get(kind, [])
     )
@@ -236,3 +239,9 @@ def test_nobody_beside_the_release_may_be_named() -> None:
         assert rules
         # Without any peer in it a rule would let everybody in.
         assert all(rule["from"] and all("podSelector" in peer for peer in rule["from"]) for rule in rules)
+    traced = {"tracing": {"endpoint": "http://collector.observability.svc:4317"}}
+    sending = [part("gateway"), part("controller"), engine()]
+    untraced = objects({**traced, "networkPolicy": {"tracingTo": []}})
+    assert not any(one_way(untraced, at, ELSEWHERE, 4317, "egress") for at in sending)
+    everywhere = objects({**traced, "networkPolicy": {"tracingTo": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}})
+    assert all(one_way(everywhere, at, ELSEWHERE, 4317, "egress") for at in sending)

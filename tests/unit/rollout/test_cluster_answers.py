@@ -53,3 +53,12 @@ def test_what_an_answer_means(code: int, message: str, kind: type[Exception], to
             code,
             json.dumps({"message": message}).encode(),
         )
+
+
+@pytest.mark.parametrize("code", [400, 403, 405, 422])
+def test_nothing_that_is_only_read_is_at_fault(code: int) -> None:
+    """What stands between us and the server may refuse in words of its own; taken for an object's fault, a listing that
+    is refused ended the controller.
+    """
+    with pytest.raises(ClusterUnavailable, match="access denied"):
+        _judged("GET", "/api/v1/namespaces/team-a/pods", code, b'{"message": "RBAC: access denied"}')

@@ -12,6 +12,7 @@ from rollout.actions import (
     Pause,
     Preview,
     Promote,
+    Resume,
     RetirePrevious,
     SetStep,
     Shift,
@@ -21,7 +22,7 @@ from rollout.actions import (
 )
 from rollout.decide import Cause, decide, housekeeping
 from rollout.observation import Comparison, Counts, SampleRatio, Similarity, SmokeResult, Verdict
-from rollout.status import Leaving, Phase, Stage
+from rollout.status import Leaving, Phase, Stage, apply
 from rollout.workloads.base import WorkloadState
 from serving.outcomes import Signal
 from tests.unit.rollout.positions import (
@@ -328,6 +329,38 @@ def test_the_next_replica_is_given_only_when_the_last_one_serves():
     }
     decision = decide(where.rollout.spec, where, seen(WorkloadState.READY, workloads=there), 1031)
     assert (decision.cause, decision.actions) == (Cause.CAPACITY, ())
+
+
+@pytest.mark.parametrize(
+    ("given_at", "state", "now", "cause", "told"),
+    [
+        pytest.param(1500.0, WorkloadState.STARTING, 1700.0, Cause.STARTING, "", id="the next one has its own time"),
+        pytest.param(1500.0, WorkloadState.STARTING, 2101.0, Cause.DEADLINE, "1 of the 2", id="and no more"),
+        pytest.param(1500.0, WorkloadState.READY, 2101.0, Cause.DEADLINE, "was not ready", id="or no gateway sees it"),
+        pytest.param(None, WorkloadState.STARTING, 1601.0, Cause.DEADLINE, "was not ready", id="that of the start"),
+    ],
+)
+def test_before_the_first_weight_each_replica_that_stable_gives_has_the_whole_deadline(
+    given_at, state, now, cause, told
+):
+    room = {"room": 2 if given_at else 1, "room_at": given_at}
+    where = starting(stable=FOUR, engine=REPLACE, progressDeadlineSeconds=600, told=room)
+    target = sized(CANARY, 4)
+    where = where.model_copy(update={"rollout": where.rollout.model_copy(update={"target": target})})
+    there = {APP: workload(CANARY, 1, state), STABLE.application: workload(STABLE, 2)}
+    decision = decide(where.rollout.spec, where, seen(workloads=there, ready_endpoints={}), now)
+    assert decision.cause == cause, decision.reason
+    assert told in decision.reason
+
+
+def test_a_replica_given_before_a_pause_is_still_given_back_when_it_never_serves():
+    where = replacing(2, 10)
+    where = where.model_copy(update={"rollout": where.rollout.model_copy(update={"room_at": 1040.0, "paused": True})})
+    where = apply(where, [Resume()], at=1100.0, reason="go on", actor="ada")
+    there = {APP: workload(CANARY, 1, WorkloadState.STARTING), STABLE.application: workload(STABLE, 2)}
+    until = 1100.0 + where.rollout.spec.progress_deadline_seconds
+    in_time, late = (decide(where.rollout.spec, where, seen(workloads=there), now) for now in (until, until + 1.0))
+    assert (in_time.cause, late.cause) == (Cause.CAPACITY, Cause.DEADLINE), late.reason
 
 
 def test_a_rollback_without_spare_capacity_moves_everything_to_the_replicas_that_stable_kept():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rollout.engine_specs import EngineSpec
 from rollout.workloads.pod_troubles import is_ready, trouble
-from rollout.workloads.room import quantity, requests_of_pod, room_for
+from rollout.workloads.room import fits_given, quantity, requests_of_pod, room_for
 
 Object = dict[str, Any]
 
@@ -58,6 +58,22 @@ TAINT = {"key": "gpu", "effect": "NoSchedule"}
 def test_room(nodes, pods, engine, fits, usable, scarce) -> None:
     found = room_for(WANTED, EngineSpec.model_validate(engine), nodes, pods)
     assert (found.fits, found.nodes, found.scarce) == (fits, usable, scarce)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "replicas", "first", "every"),
+    [
+        pytest.param(3, 3, 1, 3, id="the first finds what one gives"),
+        pytest.param(1, 1, 0, 1, id="the only one keeps its place until the promotion"),
+        pytest.param(2, 1, 1, 2, id="beside the only one"),
+    ],
+)
+def test_stable_gives_all_but_one_before_the_promotion(gpus: int, replicas: int, first: int, every: int) -> None:
+    """`capacity.wanted_replicas` leaves stable one: what that holds is not free for a canary's first replica."""
+    nodes = [node(allocatable={"nvidia.com/gpu": str(gpus)})]
+    stable = [pod("a", **{"nvidia.com/gpu": "1"}) for _ in range(replicas)]
+    found = fits_given(WANTED, EngineSpec(), nodes, stable, stable)
+    assert tuple(room.fits for room in found) == (first, every)
 
 
 @given(st.integers(0, 12), st.integers(1, 12), st.integers(1, 4))
