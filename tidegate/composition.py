@@ -124,12 +124,6 @@ def build_poller(settings: Settings, controller: Controller, router: GatewayRout
     )
 
 
-def _drift_key(settings: Settings) -> dict[str, str]:
-    """What shows that we may ask; read each time, so that a Secret that was changed is taken up."""
-    file = settings.drift_key_file
-    return {} if file is None else {"authorization": f"Bearer {file.read_text().strip()}"}
-
-
 def build_drift_gate(settings: Settings, controller: Controller) -> Gate:
     """What asks the drift watch for rollouts that have the signal drift/input; without a watch they hold."""
     import time
@@ -148,7 +142,7 @@ def build_drift_gate(settings: Settings, controller: Controller) -> Gate:
                 "leave the signal out"
             )
         try:
-            headers = _drift_key(settings)
+            headers = settings.drift_key_headers
             found = (await client.get(settings.drift_url, headers=headers)).raise_for_status().json()
         except (httpx.HTTPError, ValueError, OSError) as error:
             raise DriftUnavailable(

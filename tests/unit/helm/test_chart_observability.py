@@ -64,6 +64,25 @@ def test_gateways_watch_and_controller_meet_with_one_key() -> None:
         assert (secret["secretName"], secret["items"]) == ("r-drift", [{"key": "key", "path": "key"}])
 
 
+@pytest.mark.parametrize("set_", EVERY)
+def test_a_user_is_erased_at_the_watch_under_the_mark_that_gateways_make(set_: str) -> None:
+    found = objects(set_)
+    if not [o for o in found if o["metadata"]["name"] == "r-drift"]:
+        pytest.skip("no watch in this set")
+    file = Path(environment(found, "controller")["TIDEGATE_REQUEST_SECRET_FILE"])
+    mounted = volume(found, "controller", str(file.parent))["secret"]
+    assert mounted["items"] == [{"key": file.name, "path": file.name}]
+    assert mounted["secretName"] == volume(found, "gateway", "/etc/tidegate/secrets/gateway")["secret"]["secretName"]
+    assert gateway(found).secret_file == Path("/etc/tidegate/secrets/gateway") / file.name
+    rules = {o["metadata"]["name"]: o["spec"] for o in found if o["kind"] == "NetworkPolicy"}
+    if rules:
+        (to,) = (r for r in rules["r-controller"]["egress"] if {"port": 8090, "protocol": "TCP"} in r.get("ports", ()))
+        (by,) = (r for r in rules["r-drift"]["ingress"] if r["ports"][0]["port"] == 8090)
+        watch, controller = (to["to"][0], by["from"][0])
+        assert watch["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "drift"
+        assert controller["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "controller"
+
+
 def test_references_outlive_the_pod_and_the_release_unless_that_is_not_wanted() -> None:
     found = objects("")
     assert volume(found, "drift", HOME)["persistentVolumeClaim"] == {"claimName": "r-drift"}
