@@ -101,6 +101,8 @@ def test_what_is_needed_passes(name: str) -> None:
         (part("test"), part("controller"), 8080),
         (PROMETHEUS, part("gateway"), 8001),
         (PROMETHEUS, part("controller"), 8080),
+        (PROMETHEUS, engine(), 8080),
+        (PROMETHEUS, engine(), 30000),
         (KUBERAY, engine(), 8265),
         (engine(), engine(), 6379),
         (engine(), ELSEWHERE, 443),
@@ -125,6 +127,7 @@ def test_what_is_needed_passes(name: str) -> None:
         needed += [
             (p, Peer("observability", {}), 4317) for p in (part("gateway"), part("controller"), engine("team-a"))
         ]
+        needed += [(PROMETHEUS, engine("team-a"), 8080)]
         needed += [(part("gateway"), engine("team-a"), 8265), (engine("team-b"), part("redis"), 6379)]
     client = Peer("ingress", {"app": "nginx"}) if name == "external-everything" else STRANGER
     needed += [(client, part("gateway"), 8000)]

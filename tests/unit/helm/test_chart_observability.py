@@ -8,15 +8,21 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import helm_python as helm
 import pytest
 import yaml
 
+from monitoring.rules.collection import DISCOVERED_JOB, RAY_JOB
 from monitoring.rules.document import rules_document
 from monitoring.slo import Availability, FirstToken, ServiceLevels
+from rollout.workloads.base import Workload
+from rollout.workloads.engine_pods import EngineCluster
+from rollout.workloads.rayservice import rayservice
 from serving.drift.config import DriftConfig
 from serving.gateway.config import GatewayConfig
+from serving.specs import EngineKind, RevisionSpec
 from tests.unit.helm.charts import CHART, ROOT, SETS, Object, identity, objects, one, values_of
 
 EVERY = ("", *SETS)
@@ -40,6 +46,14 @@ def volume(found: tuple[Object, ...], name: str, mount: str) -> Any:
 
 def gateway(found: tuple[Object, ...]) -> GatewayConfig:
     return GatewayConfig.from_json(one(found, "ConfigMap", "r-gateway")["data"]["gateway.json"])
+
+
+def workload(namespace: str) -> Workload:
+    revision = RevisionSpec(
+        model="chat", version="1.3.0", manifest_sha256="ab" * 32, engine=EngineKind.SIMULATED, engine_image="engine:1",
+        source="sim:?", accelerator="cpu",
+    )  # fmt: skip
+    return Workload(revision=revision, replicas=1, namespace=namespace)
 
 
 # -- drift ------------------------------------------------------------------------------------------------------------
@@ -74,13 +88,6 @@ def test_a_user_is_erased_at_the_watch_under_the_mark_that_gateways_make(set_: s
     assert mounted["items"] == [{"key": file.name, "path": file.name}]
     assert mounted["secretName"] == volume(found, "gateway", "/etc/tidegate/secrets/gateway")["secret"]["secretName"]
     assert gateway(found).secret_file == Path("/etc/tidegate/secrets/gateway") / file.name
-    rules = {o["metadata"]["name"]: o["spec"] for o in found if o["kind"] == "NetworkPolicy"}
-    if rules:
-        (to,) = (r for r in rules["r-controller"]["egress"] if {"port": 8090, "protocol": "TCP"} in r.get("ports", ()))
-        (by,) = (r for r in rules["r-drift"]["ingress"] if r["ports"][0]["port"] == 8090)
-        watch, controller = (to["to"][0], by["from"][0])
-        assert watch["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "drift"
-        assert controller["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "controller"
 
 
 def test_references_outlive_the_pod_and_the_release_unless_that_is_not_wanted() -> None:
@@ -102,6 +109,42 @@ def test_without_a_watch_nobody_speaks_of_one() -> None:
     assert {"controller", "gateway-admin"} == {m["app.kubernetes.io/component"] for m in monitors}
     (policy,) = (o for o in found if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "r-gateway")
     assert 8091 not in {p["port"] for rule in policy["spec"]["egress"] for p in rule.get("ports", [])}
+
+
+# -- engines' metrics --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpu", "ha"])
+def test_prometheus_finds_engines_where_gateways_list_them_and_ray_by_the_labels_of_its_pods(name: str) -> None:
+    found = objects(name)
+    spec = one(found, "ScrapeConfig", "r-engines")["spec"]
+    (source,) = spec["httpSDConfigs"]
+    url = urlsplit(source["url"])
+    ports = {p["port"] for p in one(found, "Service", "r-gateway-admin")["spec"]["ports"]}
+    assert (url.hostname, url.path) == ("r-gateway-admin.models.svc", "/targets")
+    assert url.port in ports
+    assert spec["relabelings"] == [{"targetLabel": "job", "replacement": DISCOVERED_JOB}]
+
+    watched = json.loads(environment(found, "controller")["TIDEGATE_WATCH_NAMESPACES"])
+    spec = one(found, "PodMonitor", "r-ray")["spec"]
+    assert spec["namespaceSelector"] == {"matchNames": watched}
+    cluster = EngineCluster(release="r", ray_version="2.60.0", ray_auth_secret="s")
+    ray = rayservice(workload(namespace=watched[-1]), cluster, None)["spec"]["rayClusterConfig"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    told = {r["targetLabel"]: r.get("replacement") for r in endpoint["relabelings"]}
+    assert told == {"job": RAY_JOB, "model": None, "version": None}
+    for group in (ray["headGroupSpec"], *ray["workerGroupSpecs"]):
+        pod = group["template"]
+        assert spec["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        known = {re.sub(r"[^a-zA-Z0-9_]", "_", label) for label in pod["metadata"]["labels"]}
+        for rule in endpoint["relabelings"]:
+            assert {s.removeprefix("__meta_kubernetes_pod_label_") for s in rule.get("sourceLabels", ())} <= known
+        ports = {p["name"]: p["containerPort"] for p in pod["spec"]["containers"][0]["ports"]}
+        assert str(ports[endpoint["port"]]) == group["rayStartParams"]["metrics-export-port"]
+
+
+def test_nothing_is_made_for_an_operator_that_nobody_named() -> None:
+    assert not {o["kind"] for o in objects("")} & {"ServiceMonitor", "PodMonitor", "ScrapeConfig", "PrometheusRule"}
 
 
 # -- request log ------------------------------------------------------------------------------------------------------
@@ -297,7 +340,9 @@ def test_objects_are_told_apart_by_their_release() -> None:
         selector = o.get("spec", {}).get("selector")
         if o["kind"] in ("Deployment", "StatefulSet", "PodDisruptionBudget", "ServiceMonitor"):
             selector = selector["matchLabels"]
-        if isinstance(selector, dict) and o["kind"] != "PersistentVolumeClaim":
+        if o["kind"] == "PodMonitor":  # its pods are the controller's, with labels of their own
+            assert selector["matchLabels"]["tidegate.dev/release"] == "a"
+        elif isinstance(selector, dict) and o["kind"] != "PersistentVolumeClaim":
             assert selector["app.kubernetes.io/instance"] == "a", identity(o)
 
 
