@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rollout.operator.election import Election
     from rollout.operator.leader_label import LeaderLabel
     from rollout.operator.running import Operator
+    from rollout.probes.base import ProbeReports
     from rollout.smoke_runner import SmokeRunner
     from rollout.specs import RolloutSpec
     from rollout.traffic_routers.gateway import GatewayRouter
@@ -155,15 +156,14 @@ def build_drift_gate(settings: Settings, controller: Controller) -> Gate:
     return _gate(drift_reasons(read, time.time), DRIFT, controller)
 
 
-def build_bias_gate(settings: Settings, controller: Controller) -> Gate:
-    """What reads the reports of bias probes below the home, for rollouts that have the signal probe/bias."""
+def build_bias_gate(reports: ProbeReports, controller: Controller) -> Gate:
+    """What reads the reports of bias probes, for rollouts that have the signal probe/bias."""
     from collections.abc import Mapping
 
     from rollout.bias_gate import PROBE, bias_reasons
-    from tidegate.probing import read_report
 
     def gaps(model: str, version: str) -> Mapping[str, float] | None:
-        report = read_report(settings, model, version)
+        report = reports.load(model, version)
         return None if report is None else {f"{gap.attribute}.{gap.measure}": gap.mean for gap in report.found}
 
     return _gate(bias_reasons(gaps), PROBE, controller)

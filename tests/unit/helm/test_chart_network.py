@@ -115,6 +115,9 @@ def test_what_is_needed_passes(name: str) -> None:
         needed += [(part("controller"), ELSEWHERE, 6443), (part("first-secrets"), ELSEWHERE, 443)]
     else:
         needed += [(part("gateway"), ELSEWHERE, 14318), (engine(), ELSEWHERE, 14318)]
+    if "probes" in components:
+        needed += [(part("probes"), part("controller"), 8080), (part("probes"), part("gateway"), 8000)]
+        needed += [(part("probes"), part("mlflow"), 5000)] if "mlflow" in components else []
     if "guardrails" in components:
         needed += [(part(p), part("guardrails"), 8092) for p in ("gateway", "test")]
     if "mlflow" in components:

@@ -24,6 +24,7 @@ from serving.drift.config import DriftConfig
 from serving.gateway.config import GatewayConfig
 from serving.specs import EngineKind, RevisionSpec
 from tests.unit.helm.charts import CHART, ROOT, SETS, Object, identity, objects, one, values_of
+from tidegate.settings import Settings
 
 EVERY = ("", *SETS)
 HOME = "/var/lib/tidegate"
@@ -109,6 +110,31 @@ def test_without_a_watch_nobody_speaks_of_one() -> None:
     assert {"controller", "gateway-admin"} == {m["app.kubernetes.io/component"] for m in monitors}
     (policy,) = (o for o in found if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "r-gateway")
     assert 8091 not in {p["port"] for rule in policy["spec"]["egress"] for p in rule.get("ports", [])}
+
+
+# -- bias probes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpu", "ha"])
+def test_probes_ask_the_leader_and_the_gateways_by_their_names_and_with_the_bootstrap_token(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = objects(name)
+    env = environment(found, "probes")
+    for variable, value in env.items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings()
+    service = one(found, "Service", "r-controller")["spec"]["ports"]
+    assert settings.control_url == f"http://r-controller.models.svc:{service[0]['port']}"
+    assert (settings.auth, settings.probe_every_h) == ("keys", values_of(name)["probes"].get("everyHours", 24))
+    told = environment(found, "controller")
+    for same in ("GATEWAY_INTERNAL_URL", "TRACKING_URI", "TLS_CERT_FILE", "CONTROL_TOKEN_FILE"):
+        assert env.get(f"TIDEGATE_{same}") == told.get(f"TIDEGATE_{same}")
+    for file in filter(None, (settings.credentials_file, settings.tls_cert_file)):
+        mounted = volume(found, "probes", str(file.parent))["secret"]
+        assert mounted == volume(found, "controller", str(file.parent))["secret"]
+        assert file.name in {item["path"] for item in mounted["items"]}
+    assert not [o for o in objects("") if o["metadata"]["name"] == "r-probes"]
 
 
 # -- engines' metrics --------------------------------------------------------------------------------------------------
