@@ -35,9 +35,11 @@ from monitoring.slo import ServiceLevels
 from monitoring.tracing.settings import TracingSettings, Transport
 from serving.endpoints import Address
 from serving.gateway.config import GatewayConfig
+from serving.keys import Quota, write_key
 from serving.traffic import Role
 from tests.integration.gateway_fakes import Rig, rig, session_on, table
 from tests.integration.test_cli_platform import Shell
+from tests.integration.test_gateway_protection import SECRET, A, StoreController, keyed, record
 from tests.integration.test_request_log import with_policy
 from tests.otlp import http_collector
 from tests.ports import free_ports
@@ -166,7 +168,8 @@ class Asked:
 async def load(r: Rig) -> None:
     """Streams and whole answers to both versions; failures of every kind that a client can be told of."""
     limits = httpx.Limits(max_connections=20)
-    async with httpx.AsyncClient(base_url=r.url, timeout=30, trust_env=False, limits=limits) as client:
+    headers = {"authorization": f"Bearer {write_key(A, SECRET)}"}
+    async with httpx.AsyncClient(base_url=r.url, headers=headers, timeout=30, trust_env=False, limits=limits) as client:
         sessions = [session_on(role, 50, i * 100) for i in range(5) for role in (Role.STABLE, Role.CANARY)]
         fakes: list[dict[str, Any]] = [
             {},
@@ -199,8 +202,14 @@ async def collected(folder: Path) -> AsyncIterator[tuple[Rig, Asked, set[str]]]:
     program = require("prometheus")
     exporters = Exporters()
     files = {name: (EXPORTERS / f"{name}.prom").read_bytes() for name in EXPORTED_ELSEWHERE}
+    controller = StoreController(record(A))
+    first = with_policy(table(1, 50), BLOCKING)
     try:
-        async with rig(folder / "home", first=with_policy(table(1, 50), BLOCKING)) as r:
+        async with rig(folder / "home", first=first, controller=controller, auth="keys") as r:
+            await keyed(r)
+            await controller.push_quotas(
+                Quota(namespace=controller.keys[0].namespace, set_at=1.0, requests_per_minute=100_000)
+            )
             engine, ray, gpu, host = (exporters.serve(lambda name=name: files[name]) for name in EXPORTED_ELSEWHERE)
             (folder / "ray.json").write_text(json.dumps([{"labels": {"job": "ray"}, "targets": [ray]}]))
             targets = Targets(
