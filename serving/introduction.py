@@ -7,8 +7,10 @@ travels; frames as in `serving.sightings`:
     gateway -> watch    {"nonce": g, "proof": HMAC-SHA256(key, "gateway", w, g)}
     watch -> gateway    {"proof": HMAC-SHA256(key, "watch", w, g)}
 
-A gateway tells nothing to a watch that has not proved it: whoever takes the watch's address learns no prompt. What
-follows is not encrypted, as between gateways and engines. Pure: nonces are arguments.
+A gateway tells nothing to a watch that has not proved it: whoever takes the watch's address learns no prompt by that
+alone. The proof is of the key, not of the line: who stands between both and passes on what each says hears what
+follows, and can change it, since it is neither encrypted nor signed, as between gateways and engines. Pure: nonces are
+arguments.
 """
 
 from __future__ import annotations

@@ -75,6 +75,11 @@ class Scored(NamedTuple):
 
 
 _SIGHTING = frozenset(Sighting._fields)
+_TEXTS = ("model", "request_id", "tenant", "route", "prompt", "answer", "rollout", "user")
+_COUNTS = ("characters", "weight_percent", "token")
+_NO_SIGHTING = "a frame that is no sighting; gateway and drift watch must be of one version"
+_NO_TIME = 1e11
+"""Seconds since the epoch that no request has: those of the year 5138."""
 
 
 def shortened(text: str) -> str:
@@ -143,8 +148,22 @@ def sighting_of(body: bytes) -> Sighting:
         fields["samples"] = tuple(fields["samples"])
         found = Sighting(**{name: value for name, value in fields.items() if name in _SIGHTING})
     except (ValueError, TypeError, KeyError):
-        raise BrokenFrame("a frame that is no sighting; gateway and drift watch must be of one version") from None
+        raise BrokenFrame(_NO_SIGHTING) from None
+    if not _is_sound(found):
+        raise BrokenFrame(_NO_SIGHTING)
     return found
+
+
+def _is_sound(found: Sighting) -> bool:
+    """Whether each field is of its kind: what is not would end the watch, and every gateway's line with it."""
+    told = found._asdict()
+    return (
+        all(isinstance(told[name], str) for name in _TEXTS)
+        and all(isinstance(text, str) for text in found.samples)
+        and all(isinstance(told[name], int) and told[name] >= 0 for name in _COUNTS)
+        and isinstance(found.at, int | float)
+        and 0.0 <= found.at < _NO_TIME
+    )
 
 
 def scored_of(body: bytes) -> Scored:

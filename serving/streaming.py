@@ -107,7 +107,7 @@ def _chat_payloads(data: bytes) -> list[bytes]:
     lines = data.split(b"\n")
     prefix, suffix = _around_the_text(lines)
     at = data.find(prefix) if prefix else -1
-    if at < 0 or (at > 0 and data[at - 2 : at] != b"\n\n"):
+    if at < 0 or (at > 0 and not data.endswith(b"\n\n", 0, at)):
         return sse_payloads(data)
     first, last = data.count(b"\n", 0, at), len(lines) - 1
     while last > first and not (lines[last].startswith(prefix) and lines[last].endswith(suffix)):

@@ -138,9 +138,15 @@ class SpanSender:
                 return
 
     def _spans(self, record: Record) -> list[ReadableSpan]:
-        if isinstance(record, TraceRecord) and record.content is not None:
-            self._content_out += record.content.size_bytes
-        return self._maker.spans(record)
+        if not isinstance(record, TraceRecord) or record.content is None:
+            return self._maker.spans(record)
+        self._content_out += record.content.size_bytes
+        try:
+            return self._maker.spans(record)
+        except Exception as error:  # what somebody wrote costs neither its trace nor those of others
+            logger.error("a trace goes without its text, which can't be told: %s", type(error).__name__)  # noqa: TRY400
+            record.content = None
+            return self._maker.spans(record)
 
     def _send(self, batch: list[Record]) -> None:
         try:

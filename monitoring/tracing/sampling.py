@@ -22,6 +22,8 @@ from monitoring.tracing.records import TraceRecord
 WAITING_PER_CANARY = 256
 """Requests of one canary that wait to see whether it will be taken back."""
 MOST_CANARIES = 64
+MOST_TEXT_BYTES = 32 * 1024 * 1024
+"""Of prompts and answers that wait so, of all canaries together; beyond it a request waits without its text."""
 REFUSALS_PER_S = 5.0
 """Of each reason that is told of; some 25 reasons make at most 125 a second, whoever asks how often."""
 
@@ -59,8 +61,9 @@ class Allowance:
 
     def take(self, now: float) -> bool:
         """Whether one more is allowed at this monotonic time; if so, it counts."""
-        self._left = min(self._most, self._left + max(0.0, now - self._seen_at) * self._per_s)
-        self._seen_at = now
+        if now > self._seen_at:  # who waited in a queue comes with an earlier time: no second is counted twice
+            self._left = min(self._most, self._left + (now - self._seen_at) * self._per_s)
+            self._seen_at = now
         if self._left < 1.0:
             return False
         self._left -= 1.0
@@ -93,6 +96,7 @@ class TailSampler:
     def __init__(self, waiting_per_canary: int = WAITING_PER_CANARY) -> None:
         self._waiting_per_canary = waiting_per_canary
         self._waiting: dict[str, deque[TraceRecord]] = {}
+        self._text_bytes = 0
         self._canaries: set[str] = set()
         self._taken_back: set[str] = set()
 
@@ -118,7 +122,12 @@ class TailSampler:
         """Keep one in mind; the oldest is forgotten."""
         waiting = self._waiting.get(digest)
         if waiting is None:
-            waiting = self._waiting[digest] = deque(maxlen=self._waiting_per_canary)
+            waiting = self._waiting[digest] = deque()
+        if len(waiting) >= self._waiting_per_canary:
+            self._text_bytes -= _text_bytes(waiting.popleft())
+        if self._text_bytes + _text_bytes(record) > MOST_TEXT_BYTES:
+            record.content = None
+        self._text_bytes += _text_bytes(record)
         waiting.append(record)
 
     def follow(self, stables: Iterable[str], canaries: Iterable[str]) -> list[TraceRecord]:
@@ -132,9 +141,12 @@ class TailSampler:
         """
         now, stable = set(canaries), set(stables)
         gone = self._canaries - now - stable
-        found = [record for digest in sorted(gone) for record in self._waiting.pop(digest, ())]
-        for digest in [d for d in self._waiting if d not in now]:
-            del self._waiting[digest]  # promoted
+        found: list[TraceRecord] = []
+        for digest in sorted(d for d in self._waiting if d in gone or d not in now):
+            waiting = self._waiting.pop(digest)
+            self._text_bytes -= sum([_text_bytes(record) for record in waiting])
+            if digest in gone:  # else promoted
+                found += waiting
         for record in found:
             record.because = Reason.TAKEN_BACK
         self._taken_back = ({*self._taken_back, *gone} - now) - stable
@@ -142,3 +154,7 @@ class TailSampler:
             self._taken_back.pop()
         self._canaries = now
         return found
+
+
+def _text_bytes(record: TraceRecord) -> int:
+    return 0 if record.content is None else record.content.size_bytes

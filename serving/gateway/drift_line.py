@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from serving.gateway.logs import log
+from serving.gateway.resolving import addresses_of
 from serving.introduction import LEAST_KEY_CHARACTERS, MAX_FRAME_BYTES, NONCE_BYTES, GatewaySide
 from serving.sightings import MAX_FRAME_BYTES as MAX_SAID_BYTES
 from serving.sightings import BrokenFrame, Frames, Scored, scored_of
@@ -143,7 +144,7 @@ def _close(line: Line | None) -> None:
 async def _connected(host: str, port: int) -> socket.socket:
     loop = asyncio.get_running_loop()
     failure = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for family, kind, protocol, _, address in await addresses_of(host, port):
         connection = socket.socket(family, kind, protocol)
         try:
             connection.setblocking(False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 
 from serving.addresses import base_url, host_and_port
 from serving.gateway.logs import log
+from serving.gateway.resolving import addresses_of
 
 EVERY_S = 5.0
 WITHIN_S = 5.0
@@ -37,6 +37,5 @@ class GuardReplicas:
             await asyncio.sleep(EVERY_S)
 
     async def _look(self) -> list[str]:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        found = await addresses_of(self._host, self._port)
         return sorted({base_url(str(address[0]), self._port) for *_, address in found})

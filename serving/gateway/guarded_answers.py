@@ -52,7 +52,7 @@ class Events:
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []
-        """Of an event that has not ended; joined only when a line ends, so that a long one is not copied with each."""
+        """Of an event that has not ended; joined only where it may have, so that a long one is not copied with each."""
         self._size = 0
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -66,7 +66,8 @@ class Events:
         self._rest.append(data)
         self._size += len(data)
         whole: list[bytes] = []
-        if b"\n" in data or b"\r" in data or (self._size > len(data) and self._rest[-2][-1:] == b"\r"):
+        seam = self._rest[-2][-1:] + data if len(self._rest) > 1 else data
+        if b"\n\n" in seam or b"\r" in seam:
             data = b"".join(self._rest)
             if b"\r" in data:
                 kept = data.endswith(b"\r")  # perhaps half of a CR LF

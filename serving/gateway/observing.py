@@ -426,6 +426,13 @@ def _attempts(over: Over, ended: float) -> tuple[AttemptRecord, ...]:
 
 
 def _parameters(fields: Mapping[str, Any]) -> dict[str, float]:
-    """What a body says of sampling: numbers only, and only those that the conventions have a name for."""
+    """What a body says of sampling: numbers only, and only those that the conventions have a name for.
+
+    An integer that OTLP has no room for is left out: its encoder would write a trace back to the log for each.
+    """
     told = names.REQUEST_PARAMETERS
-    return {told[n]: value for n, value in fields.items() if n in told and (type(value) is int or type(value) is float)}
+    return {
+        told[n]: value
+        for n, value in fields.items()
+        if n in told and (type(value) is float or (type(value) is int and value.bit_length() < 64))
+    }

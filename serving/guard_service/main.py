@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -35,6 +36,8 @@ WAITING_TEXTS = 1024
 """For each kind of check; gateways that bring more are refused, and ask another replica."""
 MOST_CALLS = 256
 CLOSING_S = 10.0
+
+logger = logging.getLogger("tidegate.guardrails")
 
 
 class Models:
@@ -75,9 +78,8 @@ class Models:
                 return None
 
 
-async def serve(host: str, port: int) -> None:
-    """Run until told to stop."""
-    models = Models()
+async def serve(host: str, port: int, models: Models) -> int:
+    """Run until told to stop, or until the models turn out not to load. Returns the process's exit code."""
     config = uvicorn.Config(
         application(models.answer, models.page, "GET /healthz, /readyz"),
         host=host, port=port, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
@@ -86,19 +88,25 @@ async def serve(host: str, port: int) -> None:
     server = OrderlyServer(config)
     server.stop_on(signal.SIGTERM, signal.SIGINT)
     loading = asyncio.create_task(models.warm_up())
+    loading.add_done_callback(lambda task: _loaded(task, server))
     await server.serve()
-    loading.cancel()
+    return int(not loading.cancel() and loading.exception() is not None)
+
+
+def _loaded(loading: asyncio.Task[None], server: uvicorn.Server) -> None:
+    if not loading.cancelled() and (error := loading.exception()) is not None:  # else it would never be ready
+        logger.error("the models can't be loaded; the service ends", exc_info=error)
+        server.should_exit = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0."""
+    """The command line. Returns 0, and 1 when the models can't be loaded."""
     parser = argparse.ArgumentParser(prog="python -m serving.guard_service.main", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=8092, help="the port")
     given = parser.parse_args(arguments)
     configure()
-    asyncio.run(serve(given.host, given.port))
-    return 0
+    return asyncio.run(serve(given.host, given.port, Models()))
 
 
 if __name__ == "__main__":

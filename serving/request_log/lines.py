@@ -106,5 +106,6 @@ def _numbers(logprobs: object) -> list[float]:
     if isinstance(content, list):
         values = [part.get("logprob") for part in content if isinstance(part, Mapping)]
     else:
-        values = logprobs.get("token_logprobs") or []
+        listed = logprobs.get("token_logprobs")
+        values = listed if isinstance(listed, list) else []
     return [float(value) for value in values if isinstance(value, int | float)]

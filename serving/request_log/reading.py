@@ -35,6 +35,8 @@ LOCK = "writer.lock"
 WRITER_WAITED_FOR_S = 10.0
 LOOK_S = 0.2
 EMPTY_KEPT_S = 3600.0
+NO_GATEWAYS = "lost+found"
+"""What a file system of its own has at its root, where a volume is mounted; often closed to everybody else."""
 
 
 class WriterSlow(ServingError):
@@ -97,7 +99,7 @@ class RequestLog:
         self._root = root
 
     def _folders(self) -> list[Path]:
-        return sorted(p for p in self._root.iterdir() if p.is_dir()) if self._root.is_dir() else []
+        return _folders_in(self._root)
 
     @property
     def there(self) -> bool:
@@ -222,18 +224,34 @@ def clear_up_after_others(root: Path, own: Path, bounds: Bounds, now: float) -> 
         How many segments went.
 
     Raises:
-        OSError: something could not be removed.
+        OSError: something could not be removed; the other gateways' was all the same.
     """
-    gone = 0
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and p != own):
-        with unless_held(folder / LOCK) as free:
-            if not free:
-                continue
-            adopt(folder)
-            gone += prune(folder, bounds, now)
-            if not segments(folder) and now - folder.stat().st_mtime > EMPTY_KEPT_S:
-                shutil.rmtree(folder)
+    gone, failure = 0, None
+    for folder in _folders_in(root):
+        if folder == own:
+            continue
+        try:
+            gone += _clear_up(folder, bounds, now)
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        raise failure
     return gone
+
+
+def _clear_up(folder: Path, bounds: Bounds, now: float) -> int:
+    with unless_held(folder / LOCK) as free:
+        if not free:
+            return 0
+        adopt(folder)
+        gone = prune(folder, bounds, now)
+        if not segments(folder) and now - folder.stat().st_mtime > EMPTY_KEPT_S:
+            shutil.rmtree(folder)
+        return gone
+
+
+def _folders_in(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and p.name != NO_GATEWAYS) if root.is_dir() else []
 
 
 def _boot(path: Path) -> str:

@@ -65,7 +65,11 @@ class Redactor:
             value = orjson.loads(arguments)
         except ValueError:  # cut, or no JSON at all
             return {"name": self.text(name), "arguments": self.text(arguments)}
-        return {"name": self.text(name), "arguments": orjson.dumps(self._inner("", value)).decode()}
+        try:
+            told = orjson.dumps(self._inner("", value)).decode()
+        except (TypeError, RecursionError):  # nested deeper than orjson writes, though it reads it
+            told = LEFT_OUT
+        return {"name": self.text(name), "arguments": told}
 
     def _inner(self, key: str, value: Any) -> Any:  # noqa: ANN401
         if key in _UNREADABLE and isinstance(value, dict | list | str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +55,17 @@ def test_anything_else_is_refused_and_nothing_breaks(data: bytes) -> None:
             read(data + b"x")
     with pytest.raises(BrokenFrame, match="at most"):
         list(Frames().feed((MAX_FRAME_BYTES + 1).to_bytes(4, "big") + data))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"user": None}, {"tenant": 5}, {"at": "now"}, {"at": 1e30}, {"at": None}, {"characters": -5}, {"samples": [1]}],
+)
+def test_a_field_that_is_not_of_its_kind_ends_the_line_and_not_the_watch(wrong: dict[str, object]) -> None:
+    whole = Sighting("chat", "req_1", 1e9, "default", "chat", "hello", 5)._asdict()
+    assert sighting_of(orjson.dumps(whole)).user == ""
+    with pytest.raises(BrokenFrame):
+        sighting_of(orjson.dumps(whole | wrong))
 
 
 @given(st.text(max_size=3 * MAX_TEXT_CHARACTERS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import httpx
 import pytest
@@ -22,7 +22,7 @@ from guardrails.model_checks.wire import read_answer, read_request, write_answer
 from guardrails.policy import parse_policy
 from guardrails.verdicts import Direction, Hit, Language
 from serving.guard_service.app import application
-from serving.guard_service.main import Models
+from serving.guard_service.main import Models, serve
 
 POLICY = """
 schema: 1
@@ -136,6 +136,16 @@ async def test_a_service_without_ray_gives_the_same_hits_and_is_ready_once_its_m
     assert [bool(hits) for hits in found] == [bool(n % 2) for n in range(20)]
     assert (await client.post("/v1/examine", content=b"{}")).status_code == 400
     await checks.close()
+
+
+async def test_a_service_whose_models_can_not_be_loaded_ends_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(LearnedChecks):
+        def warm_up(self, kinds: Iterable[str]) -> None:
+            raise OSError(f"the weights of {list(kinds)} are torn")
+
+    async with asyncio.timeout(10):
+        assert await serve("127.0.0.1", 0, Models(Broken())) == 1
+    assert "are torn" in caplog.text
 
 
 @pytest.mark.parametrize("status", [500, 503])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from monitoring.tracing.context import in_sample, read_traceparent, traceparent
-from monitoring.tracing.records import TraceRecord
-from monitoring.tracing.sampling import WAITING_PER_CANARY, Reason, TailSampler
+from monitoring.tracing.exporting import MOST_CONTENT_BYTES, SpanSender, Whose
+from monitoring.tracing.records import Said, TraceRecord
+from monitoring.tracing.sampling import MOST_TEXT_BYTES, WAITING_PER_CANARY, Allowance, Reason, TailSampler
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -50,6 +55,12 @@ def test_a_larger_sample_holds_the_smaller(trace_id: int, one: float, other: flo
     assert in_sample(trace_id, max(one, other)) or not in_sample(trace_id, min(one, other))
 
 
+@given(st.lists(st.integers(0, 5), min_size=100, max_size=100))
+def test_no_order_of_times_is_allowed_more_than_so_many_a_second(times: list[int]) -> None:
+    allowance = Allowance(1.0)
+    assert sum(allowance.take(at) for at in times) <= 1 + max(times)
+
+
 def record(number: int) -> TraceRecord:
     return TraceRecord(
         number, 1, 0, "", "chat", "chat", "1.1.0", "c", "canary", "ok", failed=False, stream=False,
@@ -77,6 +88,24 @@ class TestTail:
         assert tail.why("c", head=False, failed=False) is Reason.TAKEN_BACK
         assert tail.follow(["s"], []) == []
 
+    def test_texts_that_wait_are_bounded_and_their_room_is_given_back(self) -> None:
+        tail = TailSampler(waiting_per_canary=4)
+        text = Said(b"x" * (MOST_TEXT_BYTES // 4), b"", "chat", event_stream=False)
+
+        def told(digest: str) -> bool:
+            one = record(1)
+            one.content = text
+            tail.wait(digest, one)
+            return one.content is not None
+
+        tail.follow(["s"], ["a", "b"])
+        assert [told("a") for _ in range(6)] == [True] * 6, "those that are forgotten make room"
+        assert not told("b")
+        assert len(tail.follow(["s"], ["b"])) == 4
+        assert [told("b") for _ in range(6)] == [True] * 6
+        tail.follow(["b"], ["c"])
+        assert told("c"), "of one that was promoted too"
+
     def test_one_that_is_promoted_gives_none(self) -> None:
         tail = TailSampler()
         tail.follow(["s"], ["c"])
@@ -91,3 +120,36 @@ class TestTail:
         tail.follow(["s"], ["c"])
         assert tail.why("c", head=False, failed=False) is None
         assert tail.may_be_wanted("c")
+
+
+class Collected:
+    """An exporter that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.spans += spans
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Nothing to do."""
+
+
+def test_a_text_that_can_not_be_told_costs_neither_its_trace_nor_others_nor_room_for_their_texts() -> None:
+    def content(said: Said) -> dict[str, str]:
+        raise RecursionError
+
+    collected = Collected()
+    sender = SpanSender(collected, Whose("gateway", "0", "1"), content=content)
+    text = Said(b"x" * (MOST_CONTENT_BYTES // 2), b"", "chat", event_stream=False)
+    for _ in range(2):
+        records = [record(1), record(2), record(3)]
+        for one in records[:2]:
+            one.content = text
+        for one in records:
+            sender.offer(one)
+        assert records[0].content is text, "there is room for it again"
+        sender._send([sender._waiting.popleft() for _ in records])
+    assert [s.context.trace_id for s in collected.spans if s.parent is None] == [1, 2, 3] * 2
+    assert (sender.sent, sender.dropped) == (6, 0)

@@ -71,6 +71,7 @@ COMPLETION = {"choices": [{"logprobs": {"tokens": ["a", "b"], "token_logprobs": 
         (b'{"choices": "none"}', False, []),
         (b'{"logprobs": {', False, []),
         (b'data: {"choices": [{"logprobs": {"content": "x"}}]}\n\n', True, []),
+        (b'{"choices": [{"logprobs": {"token_logprobs": 5}}]}', False, []),
     ],
 )
 def test_token_probabilities_are_numbers_without_their_tokens(
@@ -153,6 +154,13 @@ def test_tool_calls_are_told_redacted_however_they_came(operation: str, parts: l
     assert json.loads(told[0]["arguments"])["n"] == 1
     assert MAIL not in json.dumps(told)
     assert "tool_calls" not in line({**facts, "may_tell": False}, b"", data)
+
+
+@pytest.mark.parametrize("depth", [254, 300, 900, 5000])
+def test_arguments_that_are_nested_endlessly_cost_only_themselves(depth: int) -> None:
+    call = {"name": "send", "arguments": "[" * depth + "]" * depth}
+    data = json.dumps({"choices": [{"message": {"tool_calls": [{"function": call}]}}]}).encode()
+    assert line({"may_tell": True}, b"", data)["tool_calls"][0]["name"] == "send"
 
 
 @given(st.recursive(

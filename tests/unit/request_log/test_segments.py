@@ -215,6 +215,18 @@ def test_what_a_gateway_that_is_gone_has_left_is_held_to_its_bounds(tmp_path: Pa
     os.close(lock)
 
 
+def test_what_can_not_be_cleared_up_keeps_nobody_elses(tmp_path: Path) -> None:
+    for name in ("lost+found", "pod-a", "pod-b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1764268332123-9f3a.jsonl").write_bytes(b"{}\n")
+        os.utime(tmp_path / name / "1764268332123-9f3a.jsonl", (1000.0, 1000.0))
+    (tmp_path / "pod-a" / "writer.lock").mkdir()  # can't be opened
+    with pytest.raises(IsADirectoryError):
+        clear_up_after_others(tmp_path, tmp_path / "pod-c", Bounds(1 << 20, 3600.0, 1 << 20, 500.0), now=1501.0)
+    assert [len(segments(tmp_path / name)) for name in ("lost+found", "pod-a", "pod-b")] == [1, 1, 0]
+    assert len(list(RequestLog(tmp_path).lines())) == 1, "what mkfs made is no gateway's"
+
+
 def test_a_folder_that_is_removed_while_a_gateway_waits_for_it_is_made_anew(tmp_path: Path) -> None:
     folder = tmp_path / "pod-a"
     first = take_folder(folder)

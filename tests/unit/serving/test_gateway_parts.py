@@ -289,6 +289,12 @@ class TestStreaming:
             read_stream(operation, data)
             read_body(operation, data)
 
+    @pytest.mark.parametrize("before", [b"", b"\n", b"x", b": comment\n\n"])
+    def test_a_run_is_read_whatever_stands_before_it(self, before: bytes) -> None:
+        events = [b'data: {"choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n' % n for n in range(5)]
+        text = "1234" if before == b"x" else "01234"
+        assert read_stream(Operation.CHAT, before + b"".join(events)).texts == (text,)
+
     def test_joined_data_lines(self) -> None:
         assert sse_payloads(b"id: 1\ndata: a\ndata: b\n\n") == [b"a\nb"]
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guardrails.enforcement import activate
 from guardrails.model_checks.memory import MemoryModelChecks
@@ -83,9 +86,21 @@ async def test_an_event_that_never_ends_is_given_up_and_not_kept() -> None:
     assert b"guardrail_unavailable" in written[-1]
 
 
-def test_a_long_event_in_small_pieces_is_read_once() -> None:
+@pytest.mark.parametrize("payload", [b"y" * 2_000_000, b"\n".join([b"y" * 58] * 34_000)], ids=["a line", "lines"])
+def test_a_long_event_in_small_pieces_is_read_once(payload: bytes) -> None:
     events = Events()
-    payload = b"y" * 2_000_000
-    whole = b"data: " + payload + b"\n\ndata: [DONE]\n\n"
+    whole = b"data: " + payload.replace(b"\n", b"\ndata: ") + b"\n\ndata: [DONE]\n\n"
     found = [one for at in range(0, len(whole), 64) for one in events.feed(whole[at : at + 64])]
     assert found == [payload, b"[DONE]"]
+
+
+@given(
+    st.lists(st.sampled_from([b"data: a", b"data: b", b": c", b"\n", b"\r", b"\r\n", b"\n\n"]), max_size=12), st.data()
+)
+def test_events_are_the_same_however_their_bytes_are_cut(parts: list[bytes], data: st.DataObject) -> None:
+    whole = b"".join(parts)
+    at_once, cut = Events(), Events()
+    expected = at_once.feed(whole) + at_once.finish()
+    places = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
+    pieces = [whole[a:b] for a, b in pairwise([0, *places, len(whole)])]
+    assert [one for piece in pieces for one in cut.feed(piece)] + cut.finish() == expected

@@ -27,7 +27,7 @@ from serving.openai_protocol import Operation
 from serving.request_log.frames import Unpacker
 from serving.traffic import Generation, ModelTraffic, RevisionTraffic, Role
 
-BODY = {"model": "chat", "user": "jane", "temperature": 0.5, "stop": "x", "n": True}
+BODY = {"model": "chat", "user": "jane", "temperature": 0.5, "stop": "x", "n": True, "seed": 2**64 - 1}
 ANSWER = orjson.dumps({
     "choices": [{"message": {"content": "planted"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 3},
 })  # fmt: skip
@@ -97,7 +97,9 @@ def test_the_trace_tells_queue_attempt_and_what_the_guardrails_said() -> None:
     assert record.guard.ended_at - record.guard.started_at == pytest.approx(0.25)
     assert [tuple(f) for f in record.found] == [("pii", "output", "redact", 2)]
     assert list(record.events) == ["guardrail/pii"], "not what was merely looked for"
-    assert record.parameters == {"gen_ai.request.temperature": 0.5}, "numbers that have a name, and no booleans"
+    assert record.parameters == {"gen_ai.request.temperature": 0.5}, (
+        "numbers that have a name and that OTLP has room for, and no booleans"
+    )
     assert record.content is None
 
 
