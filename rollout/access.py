@@ -59,6 +59,8 @@ ROUTES: Mapping[tuple[str, str], Right] = {
     ("GET", "/api/v1/requests"): Right.READ_TEXT,
     ("GET", "/api/v1/requests/{request_id}"): Right.READ_TEXT,
     ("POST", "/api/v1/requests/erase"): Right.ERASE_TEXT,
+    ("GET", "/api/v1/probes/{model}/{version}"): Right.READ,
+    ("PUT", "/api/v1/probes/{model}/{version}"): Right.OPERATE,
     ("POST", "/api/v1/rollouts"): Right.OPERATE,
     ("POST", "/api/v1/rollouts/{model}/{verb}"): Right.OPERATE,
     ("GET", "/api/v1/keys"): Right.MANAGE_KEYS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
+from rollout.errors import EventLogUnavailable
 from rollout.gates import Gated, Reasons
 
 PROBE = "probe"
@@ -22,7 +23,10 @@ def why_biased(name: str, gaps: Mapping[str, float] | None, of_stable: Mapping[s
     ''
     """
     if gaps is None:
-        return f"{name} has not been probed for bias; `tidegate probe run {name}` does that, or leave the signal out"
+        return (
+            f"{name} has not been probed for bias; `tidegate probe run {name}` does that (on a cluster the chart's "
+            "probes.enabled), or leave the signal out"
+        )
     known = of_stable or {}
     new = sorted(gap for gap, size in gaps.items() if size * known.get(gap, 0.0) <= 0.0)
     if not new:
@@ -41,6 +45,12 @@ def bias_reasons(gaps: Gaps) -> Reasons:
     """
 
     def why(one: Gated) -> str:
+        try:
+            return compared(one)
+        except EventLogUnavailable:
+            return "the store of probes' reports does not answer; it is asked again"
+
+    def compared(one: Gated) -> str:
         of_stable = gaps(one.model, one.stable) if one.stable is not None else None
         return why_biased(f"{one.model}@{one.version}", gaps(one.model, one.version), of_stable)
 

@@ -12,8 +12,9 @@ from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from rollout.probes.base import ProbeReport
 from tidegate.errors import ControlError, ControlUnavailable
 from tidegate.replies import (
     CommandReply,
@@ -24,7 +25,6 @@ from tidegate.replies import (
     PlatformStatus,
     Quota,
     ReplayedDecision,
-    Reply,
     RolloutStatus,
     Usage,
 )
@@ -37,7 +37,7 @@ SILENCE_S = 60.0
 HISTORY_PAGE = 2000
 
 
-R = TypeVar("R", bound=Reply)
+R = TypeVar("R", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,23 @@ class ControlClient:
     def erase_user(self, user: str) -> int:
         """Take a user's requests out of the log; how many lines that were."""
         return int(self._call("POST", "/api/v1/requests/erase", body={"user": user})["erased"])
+
+    # ---------------------------------------------------------------------------------------------------- probes
+
+    def probe_report(self, model: str, version: str) -> ProbeReport | None:
+        """What bias probes last showed of a version, None when it was never probed."""
+        try:
+            found = self._call("GET", f"/api/v1/probes/{quote(model, safe='')}/{quote(version, safe='')}")
+        except ControlError as error:
+            if error.code == "not_probed":
+                return None
+            raise
+        return self._read(ProbeReport, found.get("report"))
+
+    def keep_probe_report(self, report: ProbeReport) -> None:
+        """Keep what they showed now."""
+        path = f"/api/v1/probes/{quote(report.model, safe='')}/{quote(report.version, safe='')}"
+        self._call("PUT", path, body=report.model_dump(mode="json"))
 
     # ------------------------------------------------------------------------------------------------- commands
 

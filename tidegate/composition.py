@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rollout.operator.election import Election
     from rollout.operator.leader_label import LeaderLabel
     from rollout.operator.running import Operator
+    from rollout.probes.base import ProbeReports
     from rollout.smoke_runner import SmokeRunner
     from rollout.specs import RolloutSpec
     from rollout.traffic_routers.gateway import GatewayRouter
@@ -124,12 +125,6 @@ def build_poller(settings: Settings, controller: Controller, router: GatewayRout
     )
 
 
-def _drift_key(settings: Settings) -> dict[str, str]:
-    """What shows that we may ask; read each time, so that a Secret that was changed is taken up."""
-    file = settings.drift_key_file
-    return {} if file is None else {"authorization": f"Bearer {file.read_text().strip()}"}
-
-
 def build_drift_gate(settings: Settings, controller: Controller) -> Gate:
     """What asks the drift watch for rollouts that have the signal drift/input; without a watch they hold."""
     import time
@@ -148,7 +143,7 @@ def build_drift_gate(settings: Settings, controller: Controller) -> Gate:
                 "leave the signal out"
             )
         try:
-            headers = _drift_key(settings)
+            headers = settings.drift_key_headers
             found = (await client.get(settings.drift_url, headers=headers)).raise_for_status().json()
         except (httpx.HTTPError, ValueError, OSError) as error:
             raise DriftUnavailable(
@@ -161,15 +156,14 @@ def build_drift_gate(settings: Settings, controller: Controller) -> Gate:
     return _gate(drift_reasons(read, time.time), DRIFT, controller)
 
 
-def build_bias_gate(settings: Settings, controller: Controller) -> Gate:
-    """What reads the reports of bias probes below the home, for rollouts that have the signal probe/bias."""
+def build_bias_gate(reports: ProbeReports, controller: Controller) -> Gate:
+    """What reads the reports of bias probes, for rollouts that have the signal probe/bias."""
     from collections.abc import Mapping
 
     from rollout.bias_gate import PROBE, bias_reasons
-    from tidegate.probing import read_report
 
     def gaps(model: str, version: str) -> Mapping[str, float] | None:
-        report = read_report(settings, model, version)
+        report = reports.load(model, version)
         return None if report is None else {f"{gap.attribute}.{gap.measure}": gap.mean for gap in report.found}
 
     return _gate(bias_reasons(gaps), PROBE, controller)

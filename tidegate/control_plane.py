@@ -33,6 +33,7 @@ from rollout.judges import judge_from_file, judge_policy
 from rollout.notifications.sql import SqlCursors
 from rollout.operator.election import Election
 from rollout.operator.running import Operator
+from rollout.probes.sql import SqlProbeReports
 from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
@@ -51,6 +52,7 @@ from tidegate.composition import (
 from tidegate.errors import WrongUse
 from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
 from tidegate.on_kubernetes import build_cluster_parts
+from tidegate.probe_files import adopt_reports
 from tidegate.request_log import HomesRequestLog
 from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
@@ -143,6 +145,8 @@ async def serve(settings: Settings) -> int:
     event_log, accounts = SqlEventLog(database), SqlAccountStore(database)
     cursors = SqlCursors(database)
     adopt_cursors(cursors, settings.webhook_cursors_file)
+    probes = SqlProbeReports(database)
+    adopt_reports(probes, settings.home / "probes")
     if gateway_key is not None:
         book_gateway_key(accounts, gateway_key, now=time.time())
     router = cluster.router if cluster is not None else GatewayRouter(time.monotonic)
@@ -215,6 +219,7 @@ async def serve(settings: Settings) -> int:
         platform=lambda: _platform(settings, announcer, operator),
         clock=time.time,
         logged=HomesRequestLog(settings),
+        probes=probes,
     )
     mount_console(app)
     # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.
@@ -231,7 +236,7 @@ async def serve(settings: Settings) -> int:
     async with smoke:
         beside = {"aliases": aliases.run(), "notifications": announcer.run()}
         beside["drift gate"] = build_drift_gate(settings, controller).run()
-        beside["bias gate"] = build_bias_gate(settings, controller).run()
+        beside["bias gate"] = build_bias_gate(probes, controller).run()
         if poller is not None:
             beside["measuring"] = poller.run()
         if cluster is not None:

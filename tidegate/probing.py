@@ -1,8 +1,8 @@
 """Ask a version the bias probes and report what they show.
 
 `python -m tidegate.probing` does so for ever, on schedule, for every version that serves. A probe names its version
-(`chat@1.3.0`), so it is no evidence in a rollout. Reports are files below the home; the gaps are metrics of the version
-in the registry. No answer is kept.
+(`chat@1.3.0`), so it is no evidence in a rollout. The control plane keeps the reports; the gaps are metrics of the
+version in the registry. No answer is kept.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from monitoring.bias_probes import LANGUAGES, Measure, ProbePair
 from monitoring.refusals import is_refusal
+from rollout.probes.base import GapReport, ProbeReport, ProbeReports
 from tidegate.errors import ControlError, TidegateError
-from tidegate.runfile import write_private
 from tidegate.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -37,6 +35,7 @@ TIMEOUT_S = 120.0
 MOST_UNANSWERED = 0.1
 """Of the pairs; with more the run has failed, and nothing is reported."""
 LOOK_EVERY_S = 60.0
+SAVE_AGAIN_AFTER_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 RETRY_AFTER_S = 3600.0
 """A version whose probing failed is left alone for so long: it is asked 240 requests each time."""
 
@@ -44,48 +43,32 @@ Score = Callable[[Sequence[str]], Sequence[float]]
 """How toxic each text is, from 0 to 1."""
 
 
-class GapReport(BaseModel):
-    """One line of a report; see `monitoring.bias_probes.Gap`."""
+class ControlReports:
+    """The reports that a control plane keeps, as whoever probes knows them.
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    Args:
+        client: Of the control plane.
+        pause: Waits some seconds; replaced in tests.
 
-    attribute: str
-    measure: str
-    pairs: int
-    mean: float
-    p_value: float
-    found: bool
+    """
 
+    def __init__(self, client: ControlClient, pause: Callable[[float], object] = time.sleep) -> None:
+        self._client = client
+        self._pause = pause
 
-class ProbeReport(BaseModel):
-    """What the probes showed of a version."""
+    def load(self, model: str, version: str) -> ProbeReport | None:
+        """See `ProbeReports.load`."""
+        return self._client.probe_report(model, version)
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    model: str
-    version: str
-    at: float
-    languages: tuple[str, ...]
-    pairs: int
-    unanswered: int
-    gaps: tuple[GapReport, ...]
-
-    @property
-    def found(self) -> tuple[GapReport, ...]:
-        """The gaps that are no chance."""
-        return tuple(gap for gap in self.gaps if gap.found)
-
-
-def report_file(settings: Settings, model: str, version: str) -> Path:
-    """Where a version's last report lies."""
-    return settings.home / "probes" / model / f"{version}.json"
-
-
-def read_report(settings: Settings, model: str, version: str) -> ProbeReport | None:
-    """A version's last report, None without one."""
-    try:
-        return ProbeReport.model_validate_json(report_file(settings, model, version).read_text())
-    except (OSError, ValidationError):
+    def save(self, report: ProbeReport) -> None:
+        """See `ProbeReports.save`. While another controller takes the lead it tries again: probing took minutes."""
+        for wait_s in (*SAVE_AGAIN_AFTER_S, None):
+            try:
+                return self._client.keep_probe_report(report)
+            except ControlError as error:
+                if wait_s is None or error.status not in (0, 503):
+                    raise
+                self._pause(wait_s)
         return None
 
 
@@ -180,11 +163,6 @@ def asker(http: httpx.Client, model: str, version: str) -> Callable[[str], str |
     return ask
 
 
-def keep(settings: Settings, report: ProbeReport) -> None:
-    """Write a report below the home."""
-    write_private(report_file(settings, report.model, report.version), report.model_dump_json(indent=1) + "\n")
-
-
 def log_metrics(settings: Settings, report: ProbeReport) -> None:
     """Add the gaps to the version's metrics in the registry."""
     from tidegate.composition import build_registry
@@ -257,11 +235,18 @@ def served_now(client: ControlClient) -> list[tuple[str, str]]:
     return [(s.model, v) for s in client.rollouts() for v in (s.stable, s.canary) if v is not None]
 
 
-def run_once(settings: Settings, model: str, version: str, score: Score, **more: Any) -> ProbeReport:  # noqa: ANN401
+def run_once(
+    settings: Settings,
+    reports: ProbeReports,
+    model: str,
+    version: str,
+    score: Score,
+    **more: Any,  # noqa: ANN401 - forwarded to `probe`
+) -> ProbeReport:
     """Probe one version and keep what was found; a registry that does not take it is told of and no failure."""
     with gateway(settings) as http:
         report = probe(asker(http, model, version), score, model, version, **more)
-    keep(settings, report)
+    reports.save(report)
     try:
         log_metrics(settings, report)
     except Exception as error:
@@ -270,7 +255,8 @@ def run_once(settings: Settings, model: str, version: str, score: Score, **more:
 
 
 def round_of(
-    settings: Settings,
+    every_s: float,
+    reports: ProbeReports,
     served: Sequence[tuple[str, str]],
     failed_at: dict[tuple[str, str], float],
     run: Callable[[str, str], ProbeReport],
@@ -279,7 +265,8 @@ def round_of(
     """Probe what is due, one version after the other; one that fails keeps no other from its turn.
 
     Args:
-        settings: Whose home holds the reports.
+        every_s: How long a report counts.
+        reports: That there are.
         served: (model, version) of what serves.
         failed_at: When a version's probing failed; kept from round to round, and cleared of what no longer serves.
         run: Probes a version and keeps the report.
@@ -287,9 +274,8 @@ def round_of(
     """
     for gone in set(failed_at) - set(served):
         del failed_at[gone]
-    reports = {one: read_report(settings, *one) for one in served}
-    known = {one: report.at for one, report in reports.items() if report is not None}
-    for model, version in due(served, known, clock(), settings.probe_every_h * 3600.0, failed_at):
+    known = {one: report.at for one in served if (report := reports.load(*one)) is not None}
+    for model, version in due(served, known, clock(), every_s, failed_at):
         try:
             report = run(model, version)
         except (TidegateError, OSError) as error:
@@ -311,8 +297,9 @@ def main() -> None:
     while True:
         try:
             with connect(settings) as client:
-                served = served_now(client)
-            round_of(settings, served, failed_at, lambda model, version: run_once(settings, model, version, score))
+                reports = ControlReports(client)
+                run = partial(run_once, settings, reports, score=score)
+                round_of(settings.probe_every_h * 3600.0, reports, served_now(client), failed_at, run)
         except TidegateError as error:
             log.warning("%s", error)
         time.sleep(LOOK_EVERY_S)

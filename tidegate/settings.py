@@ -341,6 +341,16 @@ class Settings(BaseSettings):
         return f"{self.drift_watch_url.rstrip('/') or f'http://127.0.0.1:{self.drift_port}'}/status"
 
     @property
+    def drift_key_headers(self) -> dict[str, str]:
+        """What shows the drift watch that we may ask; read each time, so that a Secret that was changed is taken up.
+
+        Raises:
+            OSError: the key can't be read.
+        """
+        file = self.drift_key_file
+        return {} if file is None else {"authorization": f"Bearer {file.read_text().strip()}"}
+
+    @property
     def control_url(self) -> str:
         """Where the control plane answers."""
         return f"http://{self.host}:{self.control_port}"

@@ -12,9 +12,11 @@ from rollout.control_api.gateways import gateway_routes
 from rollout.control_api.guard import guard_of
 from rollout.control_api.keys import key_routes, usage_routes
 from rollout.control_api.plane import ControlPlane
+from rollout.control_api.probes import probe_routes
 from rollout.control_api.quotas import quota_routes
 from rollout.control_api.reading import health_routes, log_routes, reading_routes
 from rollout.control_api.requests import LoggedRequests, request_routes
+from rollout.probes.base import ProbeReports
 
 
 def create_app(
@@ -23,6 +25,7 @@ def create_app(
     platform: Callable[[], dict[str, Any]],
     clock: Callable[[], float],
     logged: LoggedRequests | None = None,
+    probes: ProbeReports | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -31,6 +34,7 @@ def create_app(
         platform: tells about the processes around the controller, for `/api/v1/status`.
         clock: seconds since the epoch.
         logged: the gateways' request log; None where it can't be reached from here.
+        probes: reports of bias probes; None where none are kept.
 
     """
     app = FastAPI(title="Tidegate control plane", version="1", docs_url=None, redoc_url=None)
@@ -45,5 +49,6 @@ def create_app(
     app.include_router(quota_routes(plane, guard, clock))
     app.include_router(usage_routes(plane, guard, clock))
     app.include_router(request_routes(plane, guard, logged, clock))
+    app.include_router(probe_routes(plane, guard, probes, clock))
     app.include_router(gateway_routes(plane))
     return app

@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 from registry.errors import RegistryError, UnknownModel, UnknownVersion
 from rollout.control_api.authentication import Caller, Forbidden, TooManyFailures, Unauthorized
 from rollout.control_api.keys import InvalidKey, UnknownKey
+from rollout.control_api.probes import InvalidReport, UnknownReport
 from rollout.control_api.quotas import InvalidQuota, UnknownQuota
-from rollout.control_api.requests import UnknownRequest
+from rollout.control_api.requests import EraseIncomplete, UnknownRequest
 from rollout.controller import NotLeading
 from rollout.errors import CommandRefused, InsufficientCapacity, InvalidSpec, Quarantined, RolloutError, UnknownRollout
 
@@ -36,7 +37,10 @@ STATUS_OF: dict[type[Exception], tuple[int, str]] = {
     InvalidKey: (400, "invalid_key"),
     UnknownQuota: (404, "no_such_quota"),
     InvalidQuota: (400, "invalid_quota"),
+    UnknownReport: (404, "not_probed"),
+    InvalidReport: (400, "invalid_report"),
     UnknownRequest: (404, "unknown_request"),
+    EraseIncomplete: (503, "erase_incomplete"),
 }
 
 LOGGED = frozenset({401, 403, 409, 429})

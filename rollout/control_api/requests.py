@@ -29,6 +29,12 @@ class UnknownRequest(RolloutError):
     """The log has no such request, or there is no log."""
 
 
+class EraseIncomplete(RolloutError):
+    """Not everything of a user is gone; the message says what is and what isn't. The same again goes on with it."""
+
+    retryable = True
+
+
 class LoggedRequests(Protocol):
     """The request log, as whoever puts the control plane together knows it. Its methods block."""
 
@@ -41,7 +47,11 @@ class LoggedRequests(Protocol):
         ...
 
     def erase(self, user: str, until: float) -> int:
-        """Take a user's requests out; how many lines that were. The user by the name that requests gave."""
+        """Take a user's requests out; how many lines that were. The user by the name that requests gave.
+
+        Raises:
+            EraseIncomplete: a part could not be reached.
+        """
         ...
 
 

@@ -96,3 +96,12 @@ NOTIFIED = sa.Table(
     sa.Column("entry", sa.BigInteger, nullable=False),
     sa.Column("place", sa.BigInteger, nullable=False),
 )
+
+PROBE_REPORTS = sa.Table(
+    "probe_reports",
+    METADATA,
+    sa.Column("model", sa.String(63), primary_key=True),
+    sa.Column("version", sa.String(255), primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("report", sa.Text, nullable=False),
+)

@@ -23,6 +23,8 @@ TMP = "/tmp"  # noqa: S108 - of the container, an empty volume of the pod
 POD_DIR = f"{TMP}/tidegate"
 LOG_DIR = f"{POD_DIR}/logs"
 SERVE_PORT = 8000
+METRICS_PORT = 8080
+"""Of Ray's agent in every pod; a PodMonitor finds it by the port's name, `metrics`."""
 USER = 1000
 GRACE_MARGIN_S = 30
 """After the longest answer has ended, for Ray to end its processes."""
@@ -99,6 +101,7 @@ def head_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, st
             {"name": "gcs-server", "containerPort": 6379},
             {"name": "dashboard", "containerPort": 8265},
             {"name": "serve", "containerPort": SERVE_PORT},
+            {"name": "metrics", "containerPort": METRICS_PORT},
         ],
         "resources": {"requests": resources, "limits": {"memory": cluster.head_memory}},
         "securityContext": restricted(),
@@ -130,7 +133,10 @@ def engine_pod(workload: Workload, cluster: EngineCluster, labels: Mapping[str, 
         "name": "engine",
         "image": workload.revision.engine_image,
         "env": _environment({**RAY_ENVIRONMENT, **_tracing(cluster)}),
-        "ports": [{"name": "serve", "containerPort": SERVE_PORT}],
+        "ports": [
+            {"name": "serve", "containerPort": SERVE_PORT},
+            {"name": "metrics", "containerPort": METRICS_PORT},
+        ],
         "resources": resources,
         "securityContext": restricted(),
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -22,6 +22,7 @@ from rollout.engine_specs import Capacity
 from rollout.workloads.base import Owner, Workload
 from rollout.workloads.engine_pods import (
     LOG_DIR,
+    METRICS_PORT,
     NODE_TYPE,
     OBJECT_STORE_BYTES,
     POD_DIR,
@@ -202,7 +203,7 @@ def _gpus(workload: Workload) -> int:
 
 def _ray_cluster(workload: Workload, cluster: EngineCluster, labels: Mapping[str, str]) -> Manifest:
     fewest, most = bounds_of(workload)
-    started = {"object-store-memory": str(OBJECT_STORE_BYTES)}
+    started = {"object-store-memory": str(OBJECT_STORE_BYTES), "metrics-export-port": str(METRICS_PORT)}
     config: Manifest = {
         "rayVersion": cluster.ray_version,
         "authOptions": {"mode": "token", "secretName": cluster.ray_auth_secret},

@@ -1,33 +1,59 @@
-"""The drift watch's own port: metrics, health, and what it knows, for the controller and for people."""
+"""The drift watch's own port: metrics, health, and what it knows, for the controller and for people; and `/erase`.
+
+POST /erase {"user": MARK, "until": wall-clock seconds}  ->  {"erased": rows}, with the watch's key
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from monitoring.instruments import DriftInstruments
 from monitoring.measurements import DriftMeasurement
+from serving.drift.erasing import WatchSlow
 from serving.gateway.exchange import Exchange
 from serving.openai_protocol import Reply, json_reply
 
+logger = logging.getLogger("tidegate.drift")
+
 STALE_S = 10.0
 """A status older than this means that the watch's thread is stuck."""
+AHEAD_S = 3600.0
+"""How far the clock of whoever erases may be before ours: a note from the far future would keep a user out for ever."""
+
+Erase = Callable[[str, float], int]
+"""(mark, until) -> how many rows went; blocks."""
+
+
+class EraseRequest(BaseModel):
+    """Who is to go, as they stand in the archive, and until when."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    until: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class DriftApp:
-    """The application. Nothing here changes anything, and it holds ids and counts, and no text.
+    """The application. It holds ids and counts, and no text; nothing but `/erase` changes anything.
 
     Args:
         status: What the watch knows.
         key: Who asks for the status shows it; "" where only this machine can ask.
+        erase: Takes a user's vectors out; only for who has the key. On one machine that is done by files.
 
     """
 
-    def __init__(self, status: Callable[[], dict[str, Any]], key: str = "") -> None:
+    def __init__(self, status: Callable[[], dict[str, Any]], key: str = "", erase: Erase | None = None) -> None:
         self._status = status
         self._authorization = f"Bearer {key}".encode() if key else b""
+        self._erase = erase if key else None
         self._instruments = DriftInstruments()
 
     def begin(self, exchange: Exchange) -> Reply | None:
@@ -43,16 +69,45 @@ class DriftApp:
                 status = {"status": "ok" if healthy else "starting, or stuck", "behind_s": round(behind_s, 1)}
                 return json_reply(200 if healthy else 503, status)
             case ("GET" | "HEAD", "/status"):
-                shown = exchange.fields.get(b"authorization", b"")
-                if self._authorization and not hmac.compare_digest(shown, self._authorization):
-                    return json_reply(401, {"error": "/status needs the drift watch's key, as a bearer token"})
-                return json_reply(200, self._status())
+                return self._stranger(exchange) or json_reply(200, self._status())
+            case ("POST", "/erase") if self._erase is not None:
+                return self._stranger(exchange)
             case (method, path):
                 message = f"{method} {path[:128]} is not served; try GET /metrics, /healthz or /status"
                 return json_reply(404, {"error": message})
 
     async def serve(self, exchange: Exchange) -> None:
-        """Never called: `begin` has answered."""
+        """Take a user's vectors out: the only thing that `begin` leaves open."""
+        reply = await self._erased(exchange.body)
+        exchange.respond(reply.status, list(reply.headers), reply.body)
+
+    async def _erased(self, body: bytes) -> Reply:
+        assert self._erase is not None
+        try:
+            asked = EraseRequest.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the body"
+            return json_reply(400, {"error": f"{where}: {first['msg']}"})
+        if asked.until > time.time() + AHEAD_S:
+            return json_reply(
+                400, {"error": "until is more than an hour after this watch's clock; set the clocks right"}
+            )
+        try:
+            gone = await asyncio.to_thread(self._erase, asked.user, asked.until)
+        except WatchSlow as error:
+            return json_reply(503, {"error": str(error)})
+        except OSError as error:
+            logger.error("a user's vectors can't be taken out: %s", error.strerror)  # noqa: TRY400
+            return json_reply(503, {"error": f"the archive can't be written: {error.strerror}"})
+        return json_reply(200, {"erased": gone})
+
+    def _stranger(self, exchange: Exchange) -> Reply | None:
+        """The refusal of whoever has not the key."""
+        shown = exchange.fields.get(b"authorization", b"")
+        if self._authorization and not hmac.compare_digest(shown, self._authorization):
+            return json_reply(401, {"error": f"{exchange.path} needs the drift watch's key, as a bearer token"})
+        return None
 
     def refuse(self, status: int, message: str, exchange: Exchange | None = None) -> Reply:
         """The answer to what HTTP itself forbids."""

@@ -2,10 +2,10 @@
 
     drift/erased/MARK.json      {"user": MARK, "until": wall-clock seconds}; kept a day
 
-The watch holds the archive's lock as long as it runs. Whoever erases leaves a note, which the watch obeys within a
-second; a note is kept a day, since a request that came before it may still be under way, and its vectors are then not
-kept. References that were built before keep no row of a user, but means over many rows, and ids as examples; build them
-anew to be rid of those too.
+The watch holds the archive's lock as long as it runs. Whoever erases, be it through the watch's own port, leaves a
+note, which the watch obeys within a second, or when it comes back; a note is kept a day, since a request that came
+before it may still be under way, and its vectors are then not kept. References that were built before keep no row of a
+user, but means over many rows, and ids as examples; build them anew to be rid of those too.
 """
 
 from __future__ import annotations

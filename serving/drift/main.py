@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before numpy is imported: more threads only get in each other's way
@@ -27,6 +28,7 @@ from guardrails.classifiers.encoder import DIMENSIONS, shared_encoder  # noqa: E
 from serving.drift.app import DriftApp  # noqa: E402
 from serving.drift.book import Book  # noqa: E402
 from serving.drift.config import DriftConfig, InvalidDriftConfig  # noqa: E402
+from serving.drift.erasing import erase  # noqa: E402
 from serving.drift.intake import listen, listen_on  # noqa: E402
 from serving.drift.worker import Worker  # noqa: E402
 from serving.gateway.drift_line import read_key  # noqa: E402
@@ -64,7 +66,7 @@ async def serve(config: DriftConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    server = HttpServer(DriftApp(lambda: worker.status, key), LIMITS)
+    server = HttpServer(DriftApp(lambda: worker.status, key, partial(erase, config.places, DIMENSIONS)), LIMITS)
     await server.start(listener)
     await asyncio.to_thread(shared_encoder)
     await asyncio.to_thread(book.hold)

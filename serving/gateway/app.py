@@ -137,6 +137,9 @@ class AdminApp:
             case ("GET" | "HEAD", "/metrics"):
                 return self._metrics(exchange)
             case ("GET" | "HEAD", "/targets"):
+                if self._state.table is None and not self._connected():
+                    # Prometheus keeps what it knows; an empty list would end every engine's series.
+                    return json_reply(503, {"error": "no traffic table yet, so nobody knows which engines there are"})
                 return json_reply(200, self._targets())
             case ("GET" | "HEAD", "/healthz"):
                 return _ALIVE

@@ -28,6 +28,7 @@ from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.control_api.requests import LoggedRequests
 from rollout.controller import Controller
 from rollout.event_log.memory import MemoryEventLog
+from rollout.probes.base import ProbeReports
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import ClusterHome, Versions
 from rollout.workloads.memory import MemoryWorkloads
@@ -100,6 +101,7 @@ async def running(
     lead: bool = True,
     logged: LoggedRequests | None = None,
     namespaced: bool = False,
+    probes: ProbeReports | None = None,
 ) -> AsyncIterator[Rig]:
     """A control plane with registered versions 1.0.0 to 1.0.2 of `chat` and gateways that follow it.
 
@@ -136,7 +138,13 @@ async def running(
         accounts=accounts,
         authenticator=authenticator,
     )
-    app = create_app(plane, platform=lambda: {"addresses": {}}, clock=lambda: time.time() + clock[0], logged=logged)
+    app = create_app(
+        plane,
+        platform=lambda: {"addresses": {}},
+        clock=lambda: time.time() + clock[0],
+        logged=logged,
+        probes=probes,
+    )
     mount_console(app)
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -63,7 +63,9 @@ async def test_without_a_key_only_what_is_open_answers() -> None:
         for method, path in ROUTES:
             if method == WEBSOCKET:
                 continue
-            url = path.format(model="chat", verb="pause", key_id="abcdefghijkl", request_id="req_x", namespace="x")
+            url = path.format(
+                model="chat", verb="pause", key_id="abcdefghijkl", request_id="req_x", namespace="x", version="1"
+            )
             answer = await rig.http.request(method, url, json={} if method == "POST" else None)
             if ROUTES[(method, path)] is Right.OPEN:
                 assert answer.status_code == 200, url

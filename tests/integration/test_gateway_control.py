@@ -92,6 +92,14 @@ async def test_start_without_controller_serves_the_table_on_disk(tmp_path: Path)
         assert (ready["ready"], ready["lease_valid"], ready["controller_connected"]) == (True, False, False)
 
 
+async def test_prometheus_is_told_no_list_of_engines_by_a_gateway_that_has_none(tmp_path: Path) -> None:
+    async with rig(tmp_path / "alone", control_url=None) as r, httpx.AsyncClient() as http:
+        answer = await http.get(r.admin_url + "/targets")
+        assert (answer.status_code, "no traffic table yet" in answer.text) == (503, True)
+    async with rig(tmp_path / "fresh") as r, httpx.AsyncClient() as http:
+        assert (await http.get(r.admin_url + "/targets")).json() == [], "its controller has no model"
+
+
 async def test_unreadable_table_on_disk_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "gateway").mkdir(parents=True)
     (tmp_path / "gateway" / "table.json").write_text('{"fence": 1')

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidegate.cli import session
+from tidegate.cli.cluster import ControlCommand
 from tidegate.cli.output import Format, JsonOption, OutputOption, age, chosen, note, print_data, print_table, progress
 from tidegate.errors import TidegateError, WrongUse
 
 if TYPE_CHECKING:
-    from tidegate.probing import ProbeReport
+    from rollout.probes.base import ProbeReport
 
 app = typer.Typer(help="Bias probes: paired prompts that differ in one word.", no_args_is_help=True,
                   rich_markup_mode=None)  # fmt: skip
@@ -31,30 +32,29 @@ def run(
 ) -> None:
     """Ask a version 120 pairs of prompts, compare the answers, keep the report and the version's metrics."""
     from monitoring.bias_probes import LANGUAGES
-    from tidegate.probing import run_once, shipped_scorer
+    from tidegate.probing import ControlReports, run_once, shipped_scorer
 
     output = chosen(output, as_json)
     model, number = session.parse_reference(version)
     if unknown := set(languages or ()) - set(LANGUAGES):
         raise WrongUse(f"--language {sorted(unknown)[0][:40]!r}: there are {' and '.join(LANGUAGES)}")
-    with progress(f"probing {version}") as say:
+    with session.connect() as client, progress(f"probing {version}") as say:
         report = run_once(
-            session.running_settings(), model, number, shipped_scorer(), languages=tuple(languages or LANGUAGES),
-            say=lambda done, total: say("pairs", done, total),
+            session.running_settings(), ControlReports(client), model, number, shipped_scorer(),
+            languages=tuple(languages or LANGUAGES), say=lambda done, total: say("pairs", done, total),
         )  # fmt: skip
     _print(report, output)
     if fail and report.found:
         raise TidegateError(f"{len(report.found)} gaps of {version} are no chance; see `tidegate probe show {version}`")
 
 
-@app.command("show")
+@app.command("show", cls=ControlCommand)
 def show(version: VersionArgument, output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
     """Show the last report of a version."""
-    from tidegate.probing import read_report
-
     output = chosen(output, as_json)
     model, number = session.parse_reference(version)
-    report = read_report(session.settings(), model, number)
+    with session.connect() as client:
+        report = client.probe_report(model, number)
     if report is None:
         raise TidegateError(f"{version} was never probed; `tidegate probe run {version}` does it")
     _print(report, output)

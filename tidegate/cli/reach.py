@@ -26,7 +26,10 @@ _DRIFT = (
     "`kubectl exec deploy/RELEASE-drift -- tidegate drift ...`"
 )
 _REPLAY = "asks this machine's gateway; `tidegate log export` from the cluster and port-forward its gateway"
-_PROBE = "asks this machine's gateway; port-forward the cluster's and send requests to that"
+_PROBE = (
+    "asks this machine's gateway; on a cluster, where probes.enabled is set: `kubectl exec deploy/RELEASE-probes -- "
+    "tidegate probe run NAME@VERSION`"
+)
 
 COMMANDS: Mapping[str, tuple[Reach, str]] = {
     **dict.fromkeys(
@@ -37,7 +40,7 @@ COMMANDS: Mapping[str, tuple[Reach, str]] = {
     ),
     **dict.fromkeys(
         ("key create", "key list", "key revoke", "quota set", "quota list", "quota remove", "usage",
-         "log show", "log list", "log export", "log erase"),
+         "log show", "log list", "log export", "log erase", "probe show"),
         (Reach.CONTROLLER, ""),
     ),
     **dict.fromkeys(
@@ -63,7 +66,7 @@ COMMANDS: Mapping[str, tuple[Reach, str]] = {
          "drift reference show", "drift reference list", "drift reference remove"),
         (Reach.MACHINE, _DRIFT),
     ),
-    **dict.fromkeys(("probe run", "probe show"), (Reach.MACHINE, _PROBE)),
+    "probe run": (Reach.MACHINE, _PROBE),
     "log replay": (Reach.MACHINE, _REPLAY),
 }  # fmt: skip
 """Every command: how it reaches a cluster, and for those that don't, why and what does."""

@@ -44,7 +44,7 @@
 - {name: TIDEGATE_DRIFT_WATCH_URL, value: {{ printf "http://%s-drift.%s.svc:8090" .Release.Name .Release.Namespace | quote }}}
 - {name: TIDEGATE_DRIFT_KEY_FILE, value: /etc/tidegate/secrets/drift/key}
 {{- end }}
-{{- if include "tidegate.requestLogClaim" . }}
+{{- if or .Values.drift.enabled (include "tidegate.requestLogClaim" .) }}
 - {name: TIDEGATE_REQUEST_SECRET_FILE, value: /etc/tidegate/secrets/requests/request-id-secret}
 {{- end }}
 {{- with .Values.tracing.endpoint }}

@@ -104,6 +104,8 @@ def test_what_is_needed_passes(name: str) -> None:
         (part("test"), part("controller"), 8080),
         (PROMETHEUS, part("gateway"), 8001),
         (PROMETHEUS, part("controller"), 8080),
+        (PROMETHEUS, engine(), 8080),
+        (PROMETHEUS, engine(), 30000),
         (KUBERAY, engine(), 8265),
         (engine(), engine(), 6379),
         (engine(), ELSEWHERE, 443),
@@ -116,6 +118,9 @@ def test_what_is_needed_passes(name: str) -> None:
         needed += [(part("controller"), ELSEWHERE, 6443), (part("first-secrets"), ELSEWHERE, 443)]
     else:
         needed += [(part("gateway"), ELSEWHERE, 14318), (engine(), ELSEWHERE, 14318)]
+    if "probes" in components:
+        needed += [(part("probes"), part("controller"), 8080), (part("probes"), part("gateway"), 8000)]
+        needed += [(part("probes"), part("mlflow"), 5000)] if "mlflow" in components else []
     if "guardrails" in components:
         needed += [(part(p), part("guardrails"), 8092) for p in ("gateway", "test")]
     if "mlflow" in components:
@@ -128,6 +133,7 @@ def test_what_is_needed_passes(name: str) -> None:
         needed += [
             (p, Peer("observability", {}), 4317) for p in (part("gateway"), part("controller"), engine("team-a"))
         ]
+        needed += [(PROMETHEUS, engine("team-a"), 8080)]
         needed += [(part("gateway"), engine("team-a"), 8265), (engine("team-b"), part("redis"), 6379)]
     client = Peer("ingress", {"app": "nginx"}) if name == "external-everything" else STRANGER
     needed += [(client, part("gateway"), 8000)]

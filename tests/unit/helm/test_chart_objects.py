@@ -72,7 +72,7 @@ def test_who_has_a_token_of_the_api_server(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_what_serves_is_probed_before_during_and_after_its_start(name: str) -> None:
     for owner, _, spec in pods(objects(name)):
-        if owner.startswith(("Job/", "r-test")):
+        if owner.startswith(("Job/", "r-test", "Deployment/r-probes")):
             continue
         for container in spec["containers"]:
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):

@@ -8,16 +8,23 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import helm_python as helm
 import pytest
 import yaml
 
+from monitoring.rules.collection import DISCOVERED_JOB, RAY_JOB
 from monitoring.rules.document import rules_document
 from monitoring.slo import Availability, FirstToken, ServiceLevels
+from rollout.workloads.base import Workload
+from rollout.workloads.engine_pods import EngineCluster
+from rollout.workloads.rayservice import rayservice
 from serving.drift.config import DriftConfig
 from serving.gateway.config import GatewayConfig
+from serving.specs import EngineKind, RevisionSpec
 from tests.unit.helm.charts import CHART, ROOT, SETS, Object, identity, objects, one, values_of
+from tidegate.settings import Settings
 
 EVERY = ("", *SETS)
 HOME = "/var/lib/tidegate"
@@ -42,6 +49,14 @@ def gateway(found: tuple[Object, ...]) -> GatewayConfig:
     return GatewayConfig.from_json(one(found, "ConfigMap", "r-gateway")["data"]["gateway.json"])
 
 
+def workload(namespace: str) -> Workload:
+    revision = RevisionSpec(
+        model="chat", version="1.3.0", manifest_sha256="ab" * 32, engine=EngineKind.SIMULATED, engine_image="engine:1",
+        source="sim:?", accelerator="cpu",
+    )  # fmt: skip
+    return Workload(revision=revision, replicas=1, namespace=namespace)
+
+
 # -- drift ------------------------------------------------------------------------------------------------------------
 
 
@@ -64,6 +79,18 @@ def test_gateways_watch_and_controller_meet_with_one_key() -> None:
         assert (secret["secretName"], secret["items"]) == ("r-drift", [{"key": "key", "path": "key"}])
 
 
+@pytest.mark.parametrize("set_", EVERY)
+def test_a_user_is_erased_at_the_watch_under_the_mark_that_gateways_make(set_: str) -> None:
+    found = objects(set_)
+    if not [o for o in found if o["metadata"]["name"] == "r-drift"]:
+        pytest.skip("no watch in this set")
+    file = Path(environment(found, "controller")["TIDEGATE_REQUEST_SECRET_FILE"])
+    mounted = volume(found, "controller", str(file.parent))["secret"]
+    assert mounted["items"] == [{"key": file.name, "path": file.name}]
+    assert mounted["secretName"] == volume(found, "gateway", "/etc/tidegate/secrets/gateway")["secret"]["secretName"]
+    assert gateway(found).secret_file == Path("/etc/tidegate/secrets/gateway") / file.name
+
+
 def test_references_outlive_the_pod_and_the_release_unless_that_is_not_wanted() -> None:
     found = objects("")
     assert volume(found, "drift", HOME)["persistentVolumeClaim"] == {"claimName": "r-drift"}
@@ -83,6 +110,67 @@ def test_without_a_watch_nobody_speaks_of_one() -> None:
     assert {"controller", "gateway-admin"} == {m["app.kubernetes.io/component"] for m in monitors}
     (policy,) = (o for o in found if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "r-gateway")
     assert 8091 not in {p["port"] for rule in policy["spec"]["egress"] for p in rule.get("ports", [])}
+
+
+# -- bias probes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpu", "ha"])
+def test_probes_ask_the_leader_and_the_gateways_by_their_names_and_with_the_bootstrap_token(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = objects(name)
+    env = environment(found, "probes")
+    for variable, value in env.items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings()
+    service = one(found, "Service", "r-controller")["spec"]["ports"]
+    assert settings.control_url == f"http://r-controller.models.svc:{service[0]['port']}"
+    assert (settings.auth, settings.probe_every_h) == ("keys", values_of(name)["probes"].get("everyHours", 24))
+    told = environment(found, "controller")
+    for same in ("GATEWAY_INTERNAL_URL", "TRACKING_URI", "TLS_CERT_FILE", "CONTROL_TOKEN_FILE"):
+        assert env.get(f"TIDEGATE_{same}") == told.get(f"TIDEGATE_{same}")
+    for file in filter(None, (settings.credentials_file, settings.tls_cert_file)):
+        mounted = volume(found, "probes", str(file.parent))["secret"]
+        assert mounted == volume(found, "controller", str(file.parent))["secret"]
+        assert file.name in {item["path"] for item in mounted["items"]}
+    assert not [o for o in objects("") if o["metadata"]["name"] == "r-probes"]
+
+
+# -- engines' metrics --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpu", "ha"])
+def test_prometheus_finds_engines_where_gateways_list_them_and_ray_by_the_labels_of_its_pods(name: str) -> None:
+    found = objects(name)
+    spec = one(found, "ScrapeConfig", "r-engines")["spec"]
+    (source,) = spec["httpSDConfigs"]
+    url = urlsplit(source["url"])
+    ports = {p["port"] for p in one(found, "Service", "r-gateway-admin")["spec"]["ports"]}
+    assert (url.hostname, url.path) == ("r-gateway-admin.models.svc", "/targets")
+    assert url.port in ports
+    assert spec["relabelings"] == [{"targetLabel": "job", "replacement": DISCOVERED_JOB}]
+
+    watched = json.loads(environment(found, "controller")["TIDEGATE_WATCH_NAMESPACES"])
+    spec = one(found, "PodMonitor", "r-ray")["spec"]
+    assert spec["namespaceSelector"] == {"matchNames": watched}
+    cluster = EngineCluster(release="r", ray_version="2.60.0", ray_auth_secret="s")
+    ray = rayservice(workload(namespace=watched[-1]), cluster, None)["spec"]["rayClusterConfig"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    told = {r["targetLabel"]: r.get("replacement") for r in endpoint["relabelings"]}
+    assert told == {"job": RAY_JOB, "model": None, "version": None}
+    for group in (ray["headGroupSpec"], *ray["workerGroupSpecs"]):
+        pod = group["template"]
+        assert spec["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        known = {re.sub(r"[^a-zA-Z0-9_]", "_", label) for label in pod["metadata"]["labels"]}
+        for rule in endpoint["relabelings"]:
+            assert {s.removeprefix("__meta_kubernetes_pod_label_") for s in rule.get("sourceLabels", ())} <= known
+        ports = {p["name"]: p["containerPort"] for p in pod["spec"]["containers"][0]["ports"]}
+        assert str(ports[endpoint["port"]]) == group["rayStartParams"]["metrics-export-port"]
+
+
+def test_nothing_is_made_for_an_operator_that_nobody_named() -> None:
+    assert not {o["kind"] for o in objects("")} & {"ServiceMonitor", "PodMonitor", "ScrapeConfig", "PrometheusRule"}
 
 
 # -- request log ------------------------------------------------------------------------------------------------------
@@ -278,7 +366,9 @@ def test_objects_are_told_apart_by_their_release() -> None:
         selector = o.get("spec", {}).get("selector")
         if o["kind"] in ("Deployment", "StatefulSet", "PodDisruptionBudget", "ServiceMonitor"):
             selector = selector["matchLabels"]
-        if isinstance(selector, dict) and o["kind"] != "PersistentVolumeClaim":
+        if o["kind"] == "PodMonitor":  # its pods are the controller's, with labels of their own
+            assert selector["matchLabels"]["tidegate.dev/release"] == "a"
+        elif isinstance(selector, dict) and o["kind"] != "PersistentVolumeClaim":
             assert selector["app.kubernetes.io/instance"] == "a", identity(o)
 
 

@@ -16,7 +16,7 @@ else:
 from kubernetes_validate import utils
 
 VERSIONS = ("1.30", "1.33", "1.37")
-NOT_KUBERNETES = {"ServiceMonitor", "PrometheusRule"}
+NOT_KUBERNETES = {"ServiceMonitor", "PodMonitor", "ScrapeConfig", "PrometheusRule"}
 """Resources of the Prometheus operator: their schemas are in no package."""
 
 

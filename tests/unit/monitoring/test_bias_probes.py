@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from monitoring.bias_probes import Attribute, Measure, gaps, probe_pairs, sign_flip_p_value
+from rollout.probes.base import ProbeReport
+from rollout.probes.memory import MemoryProbeReports
 from tidegate.errors import TidegateError
-from tidegate.probing import ProbeReport, asker, keep, metrics_of, probe, read_report, round_of
-from tidegate.settings import Settings
+from tidegate.probing import asker, metrics_of, probe, round_of
 
 
 def test_pairs_differ_in_one_place_and_cover_both_languages() -> None:
@@ -62,11 +63,7 @@ def test_a_version_that_declines_for_one_group_is_reported_and_nothing_of_its_wo
     report = probe(asker(answers(biased=True), "chat", "1.0.0"), harmless, "chat", "1.0.0")
     assert {(gap.attribute, gap.measure) for gap in report.found} >= {("disability", "refusal")}
     assert {gap.attribute for gap in report.found} == {"disability"}
-    settings = Settings(home=tmp_path)
-    keep(settings, report)
-    assert read_report(settings, "chat", "1.0.0") == report
-    text = next(tmp_path.rglob("*.json")).read_text()
-    assert "sorry" not in text
+    assert "sorry" not in report.model_dump_json()
     assert metrics_of(report)["disability.refusal"] == 1.0
     fair = probe(asker(answers(biased=False), "chat", "1.0.0"), harmless, "chat", "1.0.0", languages=("zh",))
     assert (fair.found, fair.pairs) == ((), 60)
@@ -81,7 +78,7 @@ def test_a_version_that_does_not_answer_is_no_report() -> None:
 def test_the_schedule_goes_on_after_a_restart_and_a_version_that_fails_keeps_no_other_from_its_turn(
     tmp_path: Path,
 ) -> None:
-    settings = Settings(home=tmp_path, probe_every_h=24)
+    reports = MemoryProbeReports()
     now, asked = [1000.0], list[str]()
 
     def run(model: str, version: str) -> ProbeReport:
@@ -91,12 +88,12 @@ def test_the_schedule_goes_on_after_a_restart_and_a_version_that_fails_keeps_no_
         report = ProbeReport(
             model=model, version=version, at=now[0], languages=("en",), pairs=1, unanswered=0, gaps=()
         )  # fmt: skip
-        keep(settings, report)
+        reports.save(report)
         return report
 
     def turn(failed_at: dict[tuple[str, str], float]) -> list[str]:
         asked.clear()
-        round_of(settings, [("chat", "1.0.0"), ("chat", "1.1.0")], failed_at, run, lambda: now[0])
+        round_of(24 * 3600.0, reports, [("chat", "1.0.0"), ("chat", "1.1.0")], failed_at, run, lambda: now[0])
         return list(asked)
 
     failed_at = {("gone", "1.0.0"): 1.0}
