@@ -149,9 +149,10 @@ def _too_late(status: ModelStatus, rollout: RolloutState, seen: Observation, now
 
 def _room_in_vain(status: ModelStatus, rollout: RolloutState, seen: Observation, now: float) -> Decision | None:
     # Without spare capacity stable runs with fewer replicas for as long as this lasts. What it gave and the canary
-    # could not use, for want of a node that takes the pod for instance, it must get back some day.
+    # could not use, for want of a node that takes the pod for instance, it must get back some day. Not during a pause:
+    # one may last longer than the deadline, and what is missing then may be a replica that served and just restarts.
     given_at, limit_s = rollout.room_at, rollout.spec.progress_deadline_seconds
-    if given_at is None or given_at < rollout.step_started_at or now - given_at <= limit_s:
+    if rollout.paused or given_at is None or given_at < rollout.step_started_at or now - given_at <= limit_s:
         return None
     wanted = wanted_replicas(status)[rollout.target.digest]
     ready = ready_replicas(rollout.target, wanted, seen)

@@ -356,8 +356,10 @@ def test_before_the_first_weight_each_replica_that_stable_gives_has_the_whole_de
 def test_a_replica_given_before_a_pause_is_still_given_back_when_it_never_serves():
     where = replacing(2, 10)
     where = where.model_copy(update={"rollout": where.rollout.model_copy(update={"room_at": 1040.0, "paused": True})})
-    where = apply(where, [Resume()], at=1100.0, reason="go on", actor="ada")
     there = {APP: workload(CANARY, 1, WorkloadState.STARTING), STABLE.application: workload(STABLE, 2)}
+    paused = decide(where.rollout.spec, where, seen(workloads=there), 90_000.0)
+    assert (paused.cause, paused.actions) == (Cause.PAUSED, ()), "it may be a replica that served and restarts"
+    where = apply(where, [Resume()], at=1100.0, reason="go on", actor="ada")
     until = 1100.0 + where.rollout.spec.progress_deadline_seconds
     in_time, late = (decide(where.rollout.spec, where, seen(workloads=there), now) for now in (until, until + 1.0))
     assert (in_time.cause, late.cause) == (Cause.CAPACITY, Cause.DEADLINE), late.reason
