@@ -16,9 +16,11 @@ import websockets
 
 from rollout.access import ROUTES, Right
 from rollout.commands import Command, Verb
+from rollout.probes.memory import MemoryProbeReports
 from rollout.specs import RolloutSpec
 from serving.accounting import UsageRow, hour_of
 from serving.outcomes import KeysPush
+from tests.contract.test_probe_reports import report
 from tests.integration.control_rig import TOKEN, Rig, follow_as_gateway, running, until
 
 pytestmark = pytest.mark.integration
@@ -53,7 +55,10 @@ async def deploy_in(rig: Rig, namespace: str, model: str) -> None:
 
 @contextlib.asynccontextmanager
 async def shared() -> AsyncIterator[Rig]:
-    async with running(namespaced=True, logged=Logged()) as rig:
+    probes = MemoryProbeReports()
+    for model in ("chat", "ledger"):
+        probes.save(report("1.0.0", model=model))
+    async with running(namespaced=True, logged=Logged(), probes=probes) as rig:
         await rig.serve_canary()
         await deploy_in(rig, "team-b", "ledger")
         for key in ("aaaaaaaaaaaa", "bbbbbbbbbbbb"):
@@ -89,11 +94,17 @@ async def test_no_answer_to_a_key_tells_of_another_namespaces_models() -> None:
                     continue
                 for name, into in ((mine, own), (theirs, foreign)):
                     request_id = "req_a" if name == "chat" else "req_b"
-                    into.append(await rig.get(path.format(model=name, request_id=request_id), key=key))
+                    into.append(await rig.get(path.format(model=name, version="1.0.0", request_id=request_id), key=key))
             assert mine in lists
             assert theirs not in lists
             assert {a.status_code for a in own} == {200}
-            assert sorted(a.status_code for a in foreign) == [403, 403, 403, 404]  # the text of a request: as unknown
+            assert sorted(a.status_code for a in foreign) == [
+                403,
+                403,
+                403,
+                403,
+                404,
+            ]  # the text of a request: as unknown
             unknown = refusal(await rig.get("/api/v1/rollouts/nothing", key=key))
             assert unknown[:2] == (404, "unknown_rollout")
             assert theirs not in unknown[2]

@@ -94,7 +94,8 @@ class Watch:
         """What a controller learns by the gate of the composition root."""
         signal_ = SimpleNamespace(name="drift/input")
         spec = SimpleNamespace(analysis=SimpleNamespace(signals=[signal_]))
-        rollout = SimpleNamespace(id="r1", spec=spec, target=SimpleNamespace(version="1.1.0"))
+        target = SimpleNamespace(version="1.1.0")
+        rollout = SimpleNamespace(id="r1", spec=spec, target=target, active=True, watched=False)
         controller = SimpleNamespace(
             leads=True, statuses=[SimpleNamespace(model="chat", rollout=rollout, stable=None)],
             on_measured=lambda model, increment: self.told.append(increment.counters[0].error),
