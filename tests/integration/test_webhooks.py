@@ -130,6 +130,8 @@ async def test_what_happened_while_nobody_told_is_told_after_a_restart(tmp_path:
         async with announcing(announcer_of(rig, [first], cursors), rig):
             await rig.deploy("1.0.1")
             await until(lambda: len(first.received) == 2)
+            told = first.received[1].position
+            await until(lambda: not told.after(cursors.load()["pager"]))  # else it is told again, as after a crash
         await rig.post("/api/v1/rollouts/chat/pause")  # nobody led; then another controller does, on another disk
         cursors.close()
         cursors = SqlCursors(store)
