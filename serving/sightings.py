@@ -156,13 +156,14 @@ def sighting_of(body: bytes) -> Sighting:
 
 def _is_sound(found: Sighting) -> bool:
     """Whether each field is of its kind: what is not would end the watch, and every gateway's line with it."""
-    told = found._asdict()
+    told: dict[str, Any] = found._asdict()  # compiled, reading an attribute of another kind than declared raises
+    at: Any = told["at"]
     return (
         all(isinstance(told[name], str) for name in _TEXTS)
-        and all(isinstance(text, str) for text in found.samples)
+        and all(isinstance(text, str) for text in told["samples"])
         and all(isinstance(told[name], int) and told[name] >= 0 for name in _COUNTS)
-        and isinstance(found.at, int | float)
-        and 0.0 <= found.at < _NO_TIME
+        and isinstance(at, int | float)
+        and 0.0 <= at < _NO_TIME
     )
 
 
