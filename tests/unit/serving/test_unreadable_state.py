@@ -61,7 +61,7 @@ def test_damaged_credentials_end_no_line_to_the_controller(tmp_path: Path, conte
 
 @pytest.mark.parametrize(
     "said",
-    ['{"dashboard_url": "http://["}', '{"dashboard_url": 5}', "[]", "\x00"],
+    ['{"dashboard_url": "http://127.0.0.1:abc"}', '{"dashboard_url": 5}', "[]", "\x00"],
     ids=["no URL", "a number", "a list", ""],
 )
 def test_a_damaged_address_of_ray_ends_no_discovery(tmp_path: Path, said: str) -> None:
