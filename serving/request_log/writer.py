@@ -220,7 +220,14 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; it ends when the gateway has
     os.umask(0o077)
-    run(WriterSettings.model_validate_json(arguments[0]), sys.stdin.fileno())
+    settings = WriterSettings.model_validate_json(arguments[0])
+    try:
+        run(settings, sys.stdin.fileno())
+    except OSError as error:
+        logger.error(
+            "the request log in %s can't be kept: %s; make room or fix the permissions", settings.folder, error
+        )
+        return 1
     return 0
 
 
