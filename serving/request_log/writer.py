@@ -224,7 +224,7 @@ def main(arguments: list[str]) -> int:
     try:
         run(settings, sys.stdin.fileno())
     except OSError as error:
-        logger.error(
+        logger.error(  # noqa: TRY400
             "the request log in %s can't be kept: %s; make room or fix the permissions", settings.folder, error
         )
         return 1
