@@ -216,6 +216,8 @@ _REJECTIONS: Final[Mapping[Reason, tuple[int, str, str | None]]] = {
     Reason.PROMPT_REFUSED: (400, "invalid_request_error", "prompt_refused"),
     Reason.UNKNOWN_URL: (404, "invalid_request_error", "unknown_url"),
     Reason.MALFORMED_HTTP: (400, "invalid_request_error", "malformed_request"),
+    Reason.TOO_MANY_CONNECTIONS: (503, "server_error", "too_many_connections"),
+    Reason.INTERNAL_ERROR: (500, "server_error", "internal_error"),
     Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error", "method_not_supported"),
     Reason.INVALID_API_KEY: (401, "invalid_request_error", "invalid_api_key"),
     Reason.UNKNOWN_REQUEST: (404, "invalid_request_error", "request_not_found"),

@@ -328,12 +328,22 @@ async def test_connections_above_the_limit_get_503(tmp_path: Path) -> None:
                 w.send(whole())
                 assert (await w.answer())[0] == 200
             async with wire(r) as c:
-                status, headers, _ = await c.answer()
-                assert (status, headers["connection"]) == (503, "close")
+                status, headers, body = await c.answer()
+                assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "1")
+                error = json.loads(body)["error"]
+                assert (error["type"], error["code"]) == ("server_error", "too_many_connections")
         await until(lambda: r.gateway.data_server.open_connections == 0)
         async with wire(r) as w:
             w.send(whole())
             assert (await w.answer())[0] == 200
+
+
+async def test_a_defect_of_the_gateway_is_not_told_as_the_clients_fault(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=table(1, None)) as r, httpx.AsyncClient() as http:
+        reply = r.gateway.data_app.refuse(500, "The gateway failed to serve this request; try again.")
+        assert (reply.status, json.loads(reply.body)["error"]["type"]) == (500, "server_error")
+        text = (await http.get(f"{r.admin_url}/metrics")).text
+        assert 'tidegate_rejections_total{model="",reason="internal_error"} 1.0' in text
 
 
 @pytest.mark.parametrize("how", ["reset", "close", "half-close"])
