@@ -71,7 +71,7 @@ class Request:
         self.model = model
         """The registered model's name, without a version."""
         self.version = version
-        """The pinned semantic version of `model@version`, or None."""
+        """The pinned semantic version of `model@version`, or None. Nothing behind the @ is no version that there is."""
         self.stream = stream
         self.session = session
         """The session named in the body, or None."""
@@ -108,7 +108,7 @@ def parse_request(body: bytes) -> Request | Rejection:
     model, version = named, None
     if "@" in named:
         model, _, version = named.partition("@")
-    return Request(model, version or None, fields.get("stream") is True, _session(fields), fields)
+    return Request(model, version, fields.get("stream") is True, _session(fields), fields)
 
 
 def _session(fields: Mapping[str, Any]) -> str | None:

@@ -92,12 +92,12 @@ class DataApp:
             return json_reply(200, model_list(allowed, created))
         if path.startswith(MODELS + "/"):
             name = path[len(MODELS) + 1 :]
-            bare, _, version = name.partition("@")
+            bare, pinned, version = name.partition("@")
             route = self._state.routes.get(bare)
             if (
                 route is None
                 or not caller.may_ask(bare, route.traffic.namespace)
-                or (version and route.traffic.by_version(version) is None)
+                or (pinned and route.traffic.by_version(version) is None)
             ):
                 return self._pipeline.rejection(model_not_found(name), exchange=exchange)
             return json_reply(200, model_object(name, created))
