@@ -113,7 +113,9 @@ def _unknown_url(method: str, path: str) -> Rejection:
 
 
 def _not_allowed(method: str, path: str) -> Rejection:
-    return Rejection(Reason.METHOD_NOT_ALLOWED, f"Not allowed to {method} on {path[:128]}; try another HTTP method.")
+    allowed = "POST" if path in _POSTED else "GET, HEAD"
+    message = f"Not allowed to {method} on {path[:128]}; send {allowed.replace(',', ' or')}."
+    return Rejection(Reason.METHOD_NOT_ALLOWED, message, headers=((b"allow", allowed.encode()),))
 
 
 class AdminApp:

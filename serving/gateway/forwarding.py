@@ -20,8 +20,9 @@ _NOT_TO_ENGINE: Final = _HOP_BY_HOP | {
     b"x-request-id", b"x-request-timeout", b"x-client-request-id", b"x-tidegate-mirror",
 }  # fmt: skip
 
+# Where an engine sends somebody else to is an address inside, which clients can neither reach nor should know.
 _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
-    b"content-length", b"date", b"server", b"x-request-id", b"x-client-request-id", b"x-tidegate-version",
+    b"content-length", b"content-location", b"date", b"location", b"server", b"x-request-id", b"x-client-request-id", b"x-tidegate-version",
     b"x-tidegate-role",
 }  # fmt: skip
 

@@ -260,16 +260,24 @@ class Gateway:
         pruned_at = time.monotonic()
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            self.recorder.sweep()
-            self._follow_endpoints()
-            if self.drift is not None:
-                self.instruments.set_drift_untold(self.drift.dropped)
             now = time.monotonic()
-            if now - pruned_at > PRUNE_EVERY_S:
+            prune = now - pruned_at > PRUNE_EVERY_S
+            if prune:
                 pruned_at = now
-                self.recorder.prune()
-                if self.certificate is not None:
-                    self.certificate.reload(if_changed=True)
+            try:
+                self._keep_house(prune=prune)
+            except Exception:  # the next sweep may work, and without sweeps watermarks stand still and memory grows
+                logging.getLogger("tidegate.gateway").exception("a sweep failed; the next one follows")
+
+    def _keep_house(self, *, prune: bool) -> None:
+        self.recorder.sweep()
+        self._follow_endpoints()
+        if self.drift is not None:
+            self.instruments.set_drift_untold(self.drift.dropped)
+        if prune:
+            self.recorder.prune()
+            if self.certificate is not None:
+                self.certificate.reload(if_changed=True)
 
     def reload(self) -> None:
         """Read again what may have changed on disk."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -37,6 +38,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        print(f"tidegate {importlib.metadata.version('tidegate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What stands before any command."""
+
+
 platform.add_to(app)
 app.add_typer(model.app, name="model")
 deploy.add_to(app)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidegate.cli import session
 from tidegate.errors import WrongUse
+
+if TYPE_CHECKING:
+    import yaml
+
+MOST_VALUES = 100_000
+"""A document that means more is refused, whatever its length: a few lines with aliases can stand for billions."""
 
 KEYS = {"canary": "canary", "blue-green": "blueGreen", "shadow": "shadow", "ab": "ab"}
 """What a strategy is called on the command line, and in the document."""
@@ -131,7 +137,10 @@ def _read_yaml(option: str, path: Path) -> object:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text())
+        text = path.read_text()
+        if expanded(yaml.compose(text, Loader=yaml.SafeLoader)) > MOST_VALUES:
+            raise WrongUse(f"{option} {path} says more than {MOST_VALUES:,} values with its aliases; write fewer")
+        return yaml.safe_load(text)
     except OSError as error:
         why = (error.strerror or "it cannot be read").lower()
         raise WrongUse(f"{option} {path}: {why}; name a readable file") from None
@@ -139,6 +148,20 @@ def _read_yaml(option: str, path: Path) -> object:
         raise WrongUse(f"{option} {path} is not YAML: {error}") from None
     except RecursionError:
         raise WrongUse(f"{option} {path} is nested too deep to be read; see examples/rollout.yaml") from None
+
+
+def expanded(node: yaml.Node | None, known: dict[int, int] | None = None) -> int:
+    """How many values a document has when its aliases are written out."""
+    import yaml
+
+    known = {} if known is None else known
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES  # should it hold itself
+        inner = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(expanded(part, known) for part in inner)
+    return known[id(node)]
 
 
 def _mapping(document: dict[str, Any], key: str) -> dict[str, Any]:

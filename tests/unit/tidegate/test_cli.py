@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -611,3 +612,8 @@ def test_a_terminal_that_lacks_a_character_gets_it_escaped(
         main()
     assert ended.value.code == 1
     assert b"not running" in out.getvalue()
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert re.fullmatch(r"tidegate \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)

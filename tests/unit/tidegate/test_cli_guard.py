@@ -12,6 +12,10 @@ from registry.stores.memory import MemoryStore
 from tidegate import composition
 from tidegate.cli.main import run
 
+BOMB = b"a0: &a0 [x]\n" + b"".join(
+    b"a%d: &a%d [%b]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 13)
+)
+
 Capture = pytest.CaptureFixture[str]
 POLICY = """
 schema: 1
@@ -91,6 +95,8 @@ def test_a_policy_with_faults_is_refused_with_field_and_reason(tmp_path: Path, c
         ("guard test x --policy NOWHERE", b"", 1, "NOWHERE: no such file or directory; check the path"),
         ("guard test x --policy none", b"", 2, "the policy none checks nothing"),
         ("deploy chat@1.0.0 -f FILE", b"[" * 100_000, 2, "is nested too deep to be read"),
+        ("deploy chat@1.0.0 -f FILE", BOMB, 2, "says more than 100,000 values with its aliases"),
+        ("deploy chat@1.0.0 -f FILE", b"a: &a [*a]", 2, "says more than 100,000 values with its aliases"),
     ],
 )
 def test_files_that_are_none_get_one_line(
