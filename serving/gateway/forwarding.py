@@ -22,8 +22,8 @@ _NOT_TO_ENGINE: Final = _HOP_BY_HOP | {
 
 # Where an engine sends somebody else to is an address inside, which clients can neither reach nor should know.
 _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
-    b"content-length", b"content-location", b"date", b"location", b"server", b"x-request-id", b"x-client-request-id", b"x-tidegate-version",
-    b"x-tidegate-role",
+    b"content-length", b"content-location", b"date", b"location", b"server", b"x-request-id", b"x-client-request-id",
+    b"x-tidegate-version", b"x-tidegate-role",
 }  # fmt: skip
 
 _NOT_TO_ENGINE_TRACED: Final = _NOT_TO_ENGINE | {b"traceparent"}

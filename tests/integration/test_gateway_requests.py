@@ -78,6 +78,7 @@ async def test_malformed_requests_get_openai_errors(tmp_path: Path) -> None:
             (await http.get("/v1/nothing"), 404, "unknown_url"),
             (await http.post("/other", json=CHAT), 404, "unknown_url"),
         ]
+        assert (await http.get(path)).headers["allow"] == "POST"
         for answer, status, code in cases:
             assert answer.status_code == status, answer.text
             error = answer.json()["error"]

@@ -230,7 +230,13 @@ class TestProtocol:
         assert head == (
             b"POST /v1/x HTTP/1.1\r\nhost: h:1\r\ncontent-length: 3\r\nx-request-id: id\r\nx-keep: 1\r\n\r\n"
         )
-        answer = client_headers([(b"connection", b"close"), (b"x-b", b"1"), (b"server", b"u")], [(b"x-own", b"1")])
+        engines = [
+            (b"connection", b"close"),
+            (b"x-b", b"1"),
+            (b"server", b"u"),
+            (b"location", b"http://10.0.0.7:9000/v1"),
+        ]
+        answer = client_headers(engines, [(b"x-own", b"1")])
         assert answer == [(b"x-b", b"1"), (b"x-own", b"1")]
         assert client_lines([(b"connection", b"close"), (b"x-b", b"1"), (b"x-c", b"2")]) == b"x-b: 1\r\nx-c: 2\r\n"
         with pytest.raises(ValueError, match="line break"):
