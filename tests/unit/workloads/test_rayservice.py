@@ -188,6 +188,21 @@ def test_what_reaches_a_running_cluster_and_what_makes_another() -> None:
     assert fixed[0]["spec"]["upgradeStrategy"] == {"type": "NewCluster"}, "whatever the operator's default is"
 
 
+def test_on_ipv6_ray_serve_and_engines_listen_there_and_what_runs_stays_where_it_is() -> None:
+    def heard(cluster: EngineCluster, made_of: str = "") -> tuple[str, str, str, str]:
+        made = rayservice(workload(), cluster, None, made_of)
+        serve = json.loads(made["spec"]["serveConfigV2"])
+        head = made["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]["dashboard-host"]
+        application = serve["applications"][0]["args"]["host"]
+        return head, serve["http_options"]["host"], application, made["metadata"]["annotations"][MADE_OF]
+
+    six = PLAIN.model_copy(update={"bind_address": "::"})
+    *four, record = heard(PLAIN)
+    assert four == ["0.0.0.0"] * 3
+    assert heard(six)[:3] == ("::",) * 3
+    assert heard(six, record)[:3] == tuple(four), "a Serve that runs takes no other address"
+
+
 def test_what_serves_is_not_restarted_by_a_newer_control_plane_or_setting() -> None:
     made = rayservice(workload(EVERYTHING), PLAIN, OWNER)
     record = made["metadata"]["annotations"][MADE_OF]
