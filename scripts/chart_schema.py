@@ -173,6 +173,8 @@ def _inferred(value: yaml.Node, added: dict[str, Any], lines: list[str], name: s
 def make_schema(text: str) -> str:
     """values.schema.json for a values.yaml."""
     node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is None:
+        raise Undescribed("values.yaml is empty")
     top = schema_of(node, text.splitlines())
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Values of the chart tidegate"}
     return json.dumps(document | top | {"$defs": DEFS}, indent=2) + "\n"
