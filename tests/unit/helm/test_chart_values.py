@@ -164,6 +164,7 @@ def test_a_section_of_another_type_is_named_with_the_type_that_it_has(section: s
             'set gateway.bindAddress to "::", which takes',
         ),
         ({"gateway": {"autoscaling": {"enabled": True, "by": "keda"}}}, "controller.prometheusUrl is empty; name the"),
+        ({"sharedNamespaces": True, "uninstall": {"modelDeployments": "drain"}}, "what another release serves too"),
         ({"engine": {"modelCache": {"claim": "a", "path": "/b"}}}, "keep weights in one place"),
         ({"requestLog": {"storage": {"claim": "a", "create": True}}}, "bring a claim, or have one made"),
         ({"gateway": {"env": {"TIDEGATE_GATEWAY_NAME": "me"}}}, "which the chart sets itself"),
