@@ -6,6 +6,7 @@ Reads its settings from the environment and `$TIDEGATE_HOME`; the supervisor sta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import signal
@@ -225,12 +226,12 @@ async def serve(settings: Settings) -> int:
         drift=HomesDriftWatch(settings) if settings.drift else None,
     )
     mount_console(app)
-    # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.
     try:  # bound here: an event loop would let `::` take no IPv4
         listener = bind(settings.host, settings.control_port, "--control-port")
     except PortTaken as error:
         log.error("%s", error)  # noqa: TRY400
         return 1
+    # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -239,19 +240,21 @@ async def serve(settings: Settings) -> int:
         proxy_headers=False,
         timeout_graceful_shutdown=int(CLOSING_S),
     )
-    async with smoke:
-        beside = {"aliases": aliases.run(), "notifications": announcer.run()}
-        beside["drift gate"] = build_drift_gate(settings, controller).run()
-        beside["bias gate"] = build_bias_gate(probes, controller).run()
-        if poller is not None:
-            beside["measuring"] = poller.run()
-        if cluster is not None:
-            beside |= {name: work() for name, work in cluster.beside.items()}
-        if operator is not None:
-            beside["operator"] = operator.run()
-        if label is not None:
-            beside["leader label"] = label.run()
-        return await _run(OrderlyServer(config), listener, lead(controller, election), beside)
+    # Closing the store empties SQLite's write-ahead log into its file, which then is all there is to copy or replace.
+    with contextlib.closing(database):
+        async with smoke:
+            beside = {"aliases": aliases.run(), "notifications": announcer.run()}
+            beside["drift gate"] = build_drift_gate(settings, controller).run()
+            beside["bias gate"] = build_bias_gate(probes, controller).run()
+            if poller is not None:
+                beside["measuring"] = poller.run()
+            if cluster is not None:
+                beside |= {name: work() for name, work in cluster.beside.items()}
+            if operator is not None:
+                beside["operator"] = operator.run()
+            if label is not None:
+                beside["leader label"] = label.run()
+            return await _run(OrderlyServer(config), listener, lead(controller, election), beside)
 
 
 async def lead(controller: Controller, election: Election | None) -> None:
