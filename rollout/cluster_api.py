@@ -17,6 +17,7 @@ import urllib3
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from rollout.cluster_refusals import way_out
 from rollout.errors import ClusterRejected, ClusterUnavailable, MissingRight
 
 Object = dict[str, Any]
@@ -180,7 +181,8 @@ def _judged(method: str, path: str, code: int, text: bytes) -> Object | None:
     missing_right = code == 401 or (code == 403 and (not message or " cannot " in message))
     at_fault = code in (400, 405, 413, 415, 422) or UNTYPED in message or (code == 403 and not missing_right)
     if at_fault and method != "GET":  # who only reads has sent nothing that could be
-        hint = "; its definition in the cluster is older than this release needs" if NOT_DECLARED in message else ""
+        older = "its definition in the cluster is older than this release needs"
+        hint = f"; {older}" if NOT_DECLARED in message else f"; {way_out(message)}" if code == 403 else ""
         raise ClusterRejected(f"the API server refused {path.rpartition('/')[2]}: {message}{hint}")
     if code in (401, 403):
         raise MissingRight(f"not allowed ({code}): {message or path}; grant it to the controller's service account")

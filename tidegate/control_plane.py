@@ -39,6 +39,7 @@ from rollout.status import ModelStatus, Stage
 from rollout.traffic_routers.gateway import GatewayRouter
 from rollout.versions import Versions
 from rollout.workloads.ray_serve import RayServeWorkloads
+from serving.gateway.listening import PortTaken, bind
 from serving.orderly_server import OrderlyServer
 from tidegate.composition import (
     build_bias_gate,
@@ -225,11 +226,14 @@ async def serve(settings: Settings) -> int:
         drift=HomesDriftWatch(settings) if settings.drift else None,
     )
     mount_console(app)
+    try:  # bound here: an event loop would let `::` take no IPv4
+        listener = bind(settings.host, settings.control_port, "--control-port")
+    except PortTaken as error:
+        log.error("%s", error)  # noqa: TRY400
+        return 1
     # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.control_port,
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -250,7 +254,7 @@ async def serve(settings: Settings) -> int:
                 beside["operator"] = operator.run()
             if label is not None:
                 beside["leader label"] = label.run()
-            return await _run(OrderlyServer(config), lead(controller, election), beside)
+            return await _run(OrderlyServer(config), listener, lead(controller, election), beside)
 
 
 async def lead(controller: Controller, election: Election | None) -> None:
@@ -272,14 +276,17 @@ async def lead(controller: Controller, election: Election | None) -> None:
 
 
 async def _run(
-    server: OrderlyServer, to_lead: Coroutine[Any, Any, None], beside: Mapping[str, Coroutine[Any, Any, None]]
+    server: OrderlyServer,
+    listener: socket.socket,
+    to_lead: Coroutine[Any, Any, None],
+    beside: Mapping[str, Coroutine[Any, Any, None]],
 ) -> int:
     """Serve and lead until one of the two ends; what runs beside them may fail without stopping rollouts."""
     others = [asyncio.create_task(work, name=name) for name, work in beside.items()]
     for task in others:
         task.add_done_callback(_note_end)
     server.stop_on(signal.SIGTERM, signal.SIGINT)
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     leading = asyncio.create_task(to_lead)
     done, _ = await asyncio.wait({serving, leading}, return_when=asyncio.FIRST_COMPLETED)
     code = 0

@@ -50,6 +50,7 @@ def engine_cluster(settings: Settings) -> EngineCluster:
         release=settings.release,
         ray_version=importlib.metadata.version("ray"),
         ray_auth_secret=settings.ray_auth_secret or f"{settings.release}-ray-token",
+        bind_address="::" if ":" in settings.host else "0.0.0.0",  # noqa: S104 - the pod network
         service_account=settings.engine_service_account,
         tracking_uri=settings.engine_tracking_uri or settings.tracking_uri,
         credentials_secret=settings.engine_credentials_secret,

@@ -17,6 +17,7 @@ from pydantic_settings import (
 from monitoring.tracing.settings import Told, Transport
 from rollout.access import parse_networks
 from rollout.notifications.base import Happening
+from serving.addresses import base_url
 
 _LABEL = r"^[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?$"
 """A Helm release's name: at most 53 characters, so that what is called after it fits into 63."""
@@ -356,13 +357,13 @@ class Settings(BaseSettings):
     @property
     def control_url(self) -> str:
         """Where the control plane answers."""
-        return f"http://{self.host}:{self.control_port}"
+        return base_url(self.host, self.control_port)
 
     @property
     def gateway_url(self) -> str:
         """Where the gateway answers."""
-        scheme = "http" if self.tls_cert_file is None else "https"
-        return f"{scheme}://{self.host}:{self.gateway_port}"
+        url = base_url(self.host, self.gateway_port)
+        return url if self.tls_cert_file is None else url.replace("http:", "https:", 1)
 
     @property
     def own_gateway_url(self) -> str:
@@ -370,7 +371,8 @@ class Settings(BaseSettings):
         if self.gateway_internal_url:
             return self.gateway_internal_url
         if self.host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-            return self.gateway_url.replace(f"//{self.host}:", "//127.0.0.1:", 1)
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            return self.gateway_url.replace(f"//{host}:", "//127.0.0.1:", 1)
         return self.gateway_url
 
 

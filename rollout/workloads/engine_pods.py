@@ -56,6 +56,8 @@ class EngineCluster(Frozen):
     """That of the engine images: KubeRay must know it to offer token authentication."""
     ray_auth_secret: str
     """A Secret in each namespace with engines, its key `auth_token` holding the token of Ray's own APIs."""
+    bind_address: str = "0.0.0.0"  # noqa: S104 - the pod network
+    """What Ray and engines listen on; `::` where pods' first address is of IPv6. A revision that runs keeps its own."""
     service_account: str = ""
     """Of the engines' pods; it needs no right, and they get no token of it. Empty: the namespace's default one."""
     tracking_uri: str = ""

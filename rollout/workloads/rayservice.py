@@ -48,6 +48,7 @@ MADE_OF = "tidegate.dev/made-of"
 """An annotation with the Ray cluster and the engines' arguments as they were made. They stay so: what a newer control
 plane, or a changed setting of the release, would make of the same revision must not restart engines that serve."""
 QUEUE = "kueue.x-k8s.io/queue-name"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - the pod network
 IDLE_S = 60
 """A pod without a replica goes after this long."""
 
@@ -132,17 +133,19 @@ def _as_made(
 
 
 def _application(workload: Workload, cluster: EngineCluster) -> Manifest:
-    settings = EngineSettings(LOG_DIR, host="0.0.0.0", load_timeout_s=cluster.load_timeout_s)  # noqa: S104 - pod network
+    settings = EngineSettings(LOG_DIR, host=cluster.bind_address, load_timeout_s=cluster.load_timeout_s)
     return cluster_application(workload, settings, POD_DIR, _gpus(workload))
 
 
 def _serve_config(application: Manifest) -> str:
     """Serve's configuration, as JSON (which KubeRay reads as YAML). The same workload gives the same text."""
+    # As its engines, which keep what they were made with: a Serve that runs takes no other address.
+    host = application["args"].get("host", EVERYWHERE)
     return _compact(
         {
             # Replicas open their own ports only on nodes with a proxy, which nothing of ours uses.
             "proxy_location": "EveryNode",
-            "http_options": {"host": "0.0.0.0", "port": SERVE_PORT, "keep_alive_timeout_s": 90},  # noqa: S104
+            "http_options": {"host": host, "port": SERVE_PORT, "keep_alive_timeout_s": 90},
             "applications": [application],
         }
     )
@@ -209,7 +212,7 @@ def _ray_cluster(workload: Workload, cluster: EngineCluster, labels: Mapping[str
         "authOptions": {"mode": "token", "secretName": cluster.ray_auth_secret},
         "enableInTreeAutoscaling": workload.engine.elastic,
         "headGroupSpec": {
-            "rayStartParams": {**started, "num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 - pod network
+            "rayStartParams": {**started, "num-cpus": "0", "dashboard-host": cluster.bind_address},
             "template": head_pod(workload, cluster, labels),
         },
         "workerGroupSpecs": [

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rollout.cluster_refusals import way_out
 from rollout.workloads.base import WorkloadState, WorkloadStatus
 from rollout.workloads.engine_pods import NODE_TYPE
 from rollout.workloads.pod_troubles import Pod, is_ready, trouble
@@ -17,6 +18,7 @@ from rollout.workloads.rayservice import APPLICATION, QUEUE, REPLICAS
 from rollout.workloads.serve_account import MESSAGE_LIMIT, PERMANENT, Deaths, telling_line
 from rollout.workloads.serve_config import DEPLOYMENT
 
+UNMADE_LIMIT = 400
 CLUSTER = "ray.io/cluster"
 """KubeRay's label: the name of the RayCluster."""
 
@@ -115,6 +117,8 @@ def _why(service: Mapping[str, Any], pods: Sequence[Pod], text: str) -> str:
         return found
     if found := trouble(pods):
         return found[:MESSAGE_LIMIT]
+    if found := _unmade(service.get("status") or {}):
+        return found
     queue = (service["metadata"].get("labels") or {}).get(QUEUE)
     if queue and not pods:
         return f"waits for queue {queue} to admit it; kubectl get workloads says why"
@@ -123,8 +127,20 @@ def _why(service: Mapping[str, Any], pods: Sequence[Pod], text: str) -> str:
     if late:
         return f"KubeRay gave up: {late[0].get('message') or 'it took too long'}"
     if service.get("status"):
-        return ""
+        where = f"-n {service['metadata']['namespace']}"
+        return "" if pods else f"KubeRay has made no pod yet; `kubectl describe rayclusters {where}` says why"
     return "KubeRay has not looked at it yet; is its operator running and watching this namespace?"
+
+
+def _unmade(told: Mapping[str, Any]) -> str:
+    """Why a pod could not be made at all, and the way out: KubeRay repeats what the API server refused it with."""
+    for which in ("pendingServiceStatus", "activeServiceStatus"):
+        conditions = ((told.get(which) or {}).get("rayClusterStatus") or {}).get("conditions") or ()
+        for one in conditions:
+            if one.get("type") == "ReplicaFailure" and one.get("status") == "True":
+                said = " ".join(str(one.get("message") or one.get("reason") or "").split())[:UNMADE_LIMIT]
+                return f"the cluster refuses a pod: {said}; {way_out(said)}"
+    return ""
 
 
 def _label(pod: Pod, name: str) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serving.addresses import base_url
 from serving.engines.diagnosis import Diagnosis, diagnose
 from serving.engines.lifeline import PARENT_PID_VARIABLE
 from serving.errors import EngineStartFailed
@@ -54,8 +55,7 @@ class Listener:
     @property
     def url(self) -> str:
         """Where the engine will answer."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return base_url(self.host, self.port)
 
 
 def bind_listener(host: str, port: int = 0) -> Listener:

@@ -24,6 +24,7 @@ from typing import Any
 
 import httptools
 
+from serving.addresses import base_url
 from serving.engines.base import EngineCommand, Listener, bind_listener
 from serving.engines.lifeline import PARENT_PID_VARIABLE, die_with_parent
 from serving.engines.sim_answers import Choice, make_choice
@@ -396,7 +397,7 @@ def main(argv: list[str] | None = None) -> None:
     except (InvalidSimUri, EngineStartFailed) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     host, port = sock.getsockname()[:2]
-    sys.stdout.write(f"simulated engine of {args.model} on http://{host}:{port}\n")
+    sys.stdout.write(f"simulated engine of {args.model} on {base_url(host, port)}\n")
     sys.stdout.flush()
     asyncio.run(serve(Engine(spec, args.model, args.max_model_len), sock))
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from serving.addresses import base_url
 from serving.engines.lifeline import PARENT_PID_VARIABLE, die_with_parent, forked_children_die_with_this_process
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ async def run(args: Namespace, sock: socket.socket, fork: bool) -> None:
     )
     try:
         await engine.reset_mm_cache()
-        shutdown = await entry.build_and_serve(engine, f"http://{args.host}:{args.port}", sock, args)
+        shutdown = await entry.build_and_serve(engine, base_url(args.host, args.port), sock, args)
     finally:
         engine.shutdown(timeout=config.shutdown_timeout)
     await shutdown

@@ -30,6 +30,7 @@ from guardrails.model_checks.learned import LearnedChecks  # noqa: E402
 from guardrails.model_checks.threads import ThreadModelChecks  # noqa: E402
 from guardrails.model_checks.wire import read_request, write_answer  # noqa: E402
 from monitoring.instruments import GuardServiceInstruments  # noqa: E402
+from serving.gateway.listening import bind  # noqa: E402
 from serving.gateway.logs import configure  # noqa: E402
 from serving.guard_service.app import application  # noqa: E402
 from serving.orderly_server import OrderlyServer  # noqa: E402
@@ -107,16 +108,18 @@ class Models:
 
 async def serve(host: str, port: int, models: Models) -> int:
     """Run until told to stop, or until the models turn out not to load. Returns the process's exit code."""
+    # Bound here: an event loop would let `::` take no IPv4.
+    listener = bind(host, port, "--port")
     config = uvicorn.Config(
         application(models.answer, models.page, "GET /healthz, /readyz, /metrics", models.metrics),
-        host=host, port=port, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
+        log_level="warning", access_log=False, proxy_headers=False, server_header=False,
         limit_concurrency=MOST_CALLS, timeout_keep_alive=30, timeout_graceful_shutdown=int(CLOSING_S),
     )  # fmt: skip
     server = OrderlyServer(config)
     server.stop_on(signal.SIGTERM, signal.SIGINT)
     loading = asyncio.create_task(models.warm_up())
     loading.add_done_callback(lambda task: _loaded(task, server))
-    await server.serve()
+    await server.serve(sockets=[listener])
     return int(not loading.cancel() and loading.exception() is not None)
 
 

@@ -37,6 +37,7 @@ PERMANENT = "[permanent]"
 """At the end of a failure's line: starting the same revision again can't help."""
 HEALTH_CHECK_PERIOD_S = 2.0
 HEALTH_CHECK_TIMEOUT_S = 10.0
+EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 START_ATTEMPTS = 3
 """Serve gives up on an application none of whose replicas ever started after so many attempts."""
 
@@ -48,7 +49,7 @@ class ApplicationArgs(Frozen):
 
     revision: RevisionSpec
     host: str = "127.0.0.1"
-    """Where engines listen; 0.0.0.0 means the address of the node that the replica runs on."""
+    """Where engines listen; 0.0.0.0 and :: mean the address of the node that the replica runs on."""
     log_dir: Path = Path("logs")
     load_timeout_s: float = Field(default=900.0, gt=0)
     """From start until ready. Generous: large weights on a slow disk take minutes."""
@@ -79,7 +80,7 @@ class Replica:
 
     async def _start(self) -> None:
         spec = self._args.revision
-        host = ray.util.get_node_ip_address() if self._args.host == "0.0.0.0" else self._args.host  # noqa: S104
+        host = ray.util.get_node_ip_address() if self._args.host in EVERYWHERE else self._args.host
         # Serve's loop for user code runs in a thread that lives as long as the process, so the engine's lifeline holds.
         self._engine = engine = EngineProcess(
             f"{spec.engine} engine of {spec.model}@{spec.version}",

@@ -347,8 +347,9 @@ def test_counts_of_requests_are_written_seldom(world: OperatorWorld) -> None:
         'engine:typo can\'t be pulled: Back-off pulling image "engine:typo"; correct engine.image, or the pull secret',
         'the pod can\'t be made: secret "buckets" not found; make what is missing',
         "no node takes a pod: Insufficient nvidia.com/gpu; make room, add a node, or use capacity: replace",
+        "the cluster refuses a pod: exceeded quota: gpus; raise the ResourceQuota of the namespace, or ask for less",
     ],
-    ids=["image", "secret", "gpu"],
+    ids=["image", "secret", "gpu", "quota"],
 )
 def test_what_keeps_a_version_from_starting_is_in_the_resource_until_it_is_put_right(
     world: OperatorWorld, trouble: str

@@ -91,3 +91,14 @@ spec:
     - name: tmp
       emptyDir: {sizeLimit: 16Mi}
 {{- end -}}
+
+{{- define "tidegate.gatewayScaling" -}}
+scaleUp:
+  stabilizationWindowSeconds: 0
+  policies: [{type: Percent, value: 100, periodSeconds: 30}, {type: Pods, value: 2, periodSeconds: 30}]
+  selectPolicy: Max
+scaleDown:
+  stabilizationWindowSeconds: {{ .Values.gateway.autoscaling.scaleDownStabilizationSeconds }}
+  # One at a time: each that goes takes its streams' time to end.
+  policies: [{type: Pods, value: 1, periodSeconds: 60}]
+{{- end -}}

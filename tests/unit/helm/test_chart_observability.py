@@ -14,6 +14,7 @@ import helm_python as helm
 import pytest
 import yaml
 
+from monitoring.dashboards.catalogue import EXPORTED, Source
 from monitoring.rules.collection import DISCOVERED_JOB, RAY_JOB
 from monitoring.rules.document import rules_document
 from monitoring.slo import Availability, FirstToken, ServiceLevels
@@ -306,6 +307,35 @@ def test_the_adapters_rule_in_the_documents_serves_what_the_scaler_asks_for() ->
     assert labels == 'namespace!="",pod!=""'
     assert "<<.LabelMatchers>>" in rule["metricsQuery"]
     assert rule["metricsQuery"].startswith("sum by (<<.GroupBy>>)"), "a gateway has one series for each model"
+
+
+def test_keda_scales_as_the_adapter_would_by_metrics_that_gateways_export() -> None:
+    told = {"controller": {"prometheusUrl": "http://prometheus.monitoring.svc:9090"}}
+    scaling = {"enabled": True, "minReplicas": 3, "maxReplicas": 7, "queueDepth": 5, "inFlight": 99}
+    adapter, keda = (objects({**told, "gateway": {"autoscaling": {**scaling, "by": by}}}) for by in ("adapter", "keda"))
+    assert not [o for o in keda if o["kind"] == "HorizontalPodAutoscaler"]
+    assert "replicas" not in one(keda, "Deployment", "r-gateway")["spec"], "else each upgrade would set them back"
+    hpa, found = (
+        one(adapter, "HorizontalPodAutoscaler", "r-gateway")["spec"],
+        one(keda, "ScaledObject", "r-gateway")["spec"],
+    )
+    assert found["scaleTargetRef"] == hpa["scaleTargetRef"]
+    assert (found["minReplicaCount"], found["maxReplicaCount"]) == (hpa["minReplicas"], hpa["maxReplicas"])
+    assert found["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == hpa["behavior"]
+    wanted = {m["pods"]["metric"]["name"]: m["pods"]["target"]["averageValue"] for m in hpa["metrics"]}
+    exported = {m.name: m for m in EXPORTED}
+    asked = {}
+    for trigger in found["triggers"]:
+        assert (trigger["type"], trigger["metricType"]) == ("prometheus", "AverageValue")
+        about = trigger["metadata"]
+        assert all(isinstance(value, str) for value in about.values()), "KEDA takes nothing else"
+        query = re.fullmatch(r'sum\((\w+)\{job="tidegate-gateway",namespace="models"\}\)', about["query"])
+        assert query is not None
+        assert exported[query[1]].source is Source.GATEWAY
+        assert about["ignoreNullValues"] == "false", "gateways that are not seen are not idle"
+        assert about["serverAddress"] == told["controller"]["prometheusUrl"]
+        asked[query[1]] = about["threshold"]
+    assert asked == wanted
 
 
 # -- people and neighbours --------------------------------------------------------------------------------------------

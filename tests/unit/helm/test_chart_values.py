@@ -159,6 +159,12 @@ def test_a_section_of_another_type_is_named_with_the_type_that_it_has(section: s
             "guardrails.service.autoscaling.minReplicas is 9, above maxReplicas 8",
         ),
         ({"gateway": {"ingress": {"enabled": True}}}, "gateway.ingress.host is empty"),
+        (
+            {"gateway": {"service": {"ipFamilyPolicy": "PreferDualStack"}}},
+            'set gateway.bindAddress to "::", which takes',
+        ),
+        ({"gateway": {"autoscaling": {"enabled": True, "by": "keda"}}}, "controller.prometheusUrl is empty; name the"),
+        ({"sharedNamespaces": True, "uninstall": {"modelDeployments": "drain"}}, "what another release serves too"),
         ({"engine": {"modelCache": {"claim": "a", "path": "/b"}}}, "keep weights in one place"),
         ({"requestLog": {"storage": {"claim": "a", "create": True}}}, "bring a claim, or have one made"),
         ({"gateway": {"env": {"TIDEGATE_GATEWAY_NAME": "me"}}}, "which the chart sets itself"),

@@ -33,9 +33,9 @@ TYPE = (
     [
         (403, RIGHT, ClusterUnavailable, "grant it to the controller's service account"),
         (401, "Unauthorized", ClusterUnavailable, "not allowed"),
-        (403, QUOTA, ClusterRejected, "exceeded quota"),
-        (403, GOING, ClusterRejected, "being terminated"),
-        (403, POLICY, ClusterRejected, "images must come from our registry"),
+        (403, QUOTA, ClusterRejected, "exceeded quota.*; raise the ResourceQuota of the namespace, or ask for less"),
+        (403, GOING, ClusterRejected, "being terminated; the namespace is being deleted; deploy into another one"),
+        (403, POLICY, ClusterRejected, "images must come from our registry; put right what it names"),
         (400, POLICY, ClusterRejected, "images must come from our registry"),
         (500, UNDECLARED, ClusterRejected, "older than this release needs"),
         (500, TYPE, ClusterRejected, "expected string"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from registry.stores.memory import MemoryStore
+from tests.ports import free_ports
 from tidegate import control_plane
 from tidegate.control_plane import check_bind, read_token
 from tidegate.errors import WrongUse
@@ -97,7 +99,10 @@ def test_webhooks_can_come_from_the_environment_as_a_supervisor_hands_them_down(
 def test_a_control_plane_that_stops_leaves_the_whole_store_in_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def stopped(_server: object, leading: Coroutine[None, None, None], beside: Mapping[str, Any]) -> int:
+    async def stopped(
+        _server: object, listener: socket.socket, leading: Coroutine[None, None, None], beside: Mapping[str, Any]
+    ) -> int:
+        listener.close()
         assert (tmp_path / "state.db-wal").exists(), "while it runs, what was written last is beside the file"
         for work in (leading, *beside.values()):
             work.close()
@@ -105,5 +110,5 @@ def test_a_control_plane_that_stops_leaves_the_whole_store_in_one_file(
 
     monkeypatch.setattr(control_plane, "_run", stopped)
     monkeypatch.setattr(control_plane, "build_registry", lambda _settings: MemoryStore())
-    assert asyncio.run(control_plane.serve(Settings(home=tmp_path))) == 0
+    assert asyncio.run(control_plane.serve(Settings(home=tmp_path, control_port=free_ports(1)[0]))) == 0
     assert [path.name for path in tmp_path.glob("state.db*")] == ["state.db"]

@@ -52,6 +52,7 @@ def test_owners_are_asked_when_they_are_needed(api: ClusterApi) -> None:
 
 
 def test_what_pods_have_in_common_comes_from_the_settings() -> None:
+    assert [engine_cluster(settings(host=host)).bind_address for host in ("0.0.0.0", "::")] == ["0.0.0.0", "::"]
     found = engine_cluster(settings(release="tide", tracking_uri="http://mlflow:5000", redis_address="redis:6379"))
     assert found.ray_auth_secret == "tide-ray-token"
     assert found.tracking_uri == "http://mlflow:5000"

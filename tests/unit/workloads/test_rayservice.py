@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from kubernetes.client import V1ObjectMeta, V1PodDisruptionBudget, V1PodTemplateSpec
 
 from rollout.engine_specs import EngineSpec
-from rollout.workloads.base import Owner, Workload
+from rollout.workloads.base import Owner, Workload, WorkloadState
 from rollout.workloads.engine_pods import EngineCluster
 from rollout.workloads.rayservice import MADE_OF, bounds_of, budget, contains, rayservice, resized
+from rollout.workloads.rayservice_status import status_of_service
+from rollout.workloads.serve_account import Deaths
 from serving.specs import EngineKind, RevisionSpec, application_name, object_name
 from tests.kubernetes.kuberay import LABEL_1035, cluster_hash, validated
 
@@ -186,6 +188,56 @@ def test_what_reaches_a_running_cluster_and_what_makes_another() -> None:
     elastic = rayservice(workload(GPU | {"minReplicas": 1, "maxReplicas": 2}), PLAIN, OWNER)
     assert cluster_hash(fixed[0]) != cluster_hash(elastic), "it needs an autoscaler"
     assert fixed[0]["spec"]["upgradeStrategy"] == {"type": "NewCluster"}, "whatever the operator's default is"
+
+
+QUOTA = "exceeded quota: gpus, requested: requests.nvidia.com/gpu=2, used: requests.nvidia.com/gpu=7, limited: 8"
+
+
+@pytest.mark.parametrize(
+    ("told", "parts"),
+    [
+        (
+            {"rayClusterStatus": {"conditions": [
+                {"type": "HeadPodReady", "status": "True"},
+                {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateWorkerPod",
+                 "message": f'failed to create worker pod:\npods "chat-x" is forbidden: {QUOTA}'},
+            ]}},
+            (QUOTA, "raise the ResourceQuota of the namespace, or ask for less"),
+        ),
+        (
+            {"rayClusterStatus": {"conditions": [
+                {"type": "ReplicaFailure", "status": "True", "message": "admission webhook says no"},
+            ]}},
+            ("the cluster refuses a pod: admission webhook says no; put right what it names",),
+        ),
+        (
+            {"rayClusterStatus": {"conditions": [{"type": "ReplicaFailure", "status": "False", "message": "past"}]}},
+            ("KubeRay has made no pod yet; `kubectl describe rayclusters -n team` says why",),
+        ),
+    ],
+    ids=["quota", "webhook", "nothing told"],
+)  # fmt: skip
+def test_a_pod_that_the_cluster_refuses_is_told_with_the_way_out(told: dict[str, Any], parts: tuple[str, ...]) -> None:
+    service = rayservice(workload(GPU), PLAIN, None) | {"status": {"pendingServiceStatus": told}}
+    seen = status_of_service(service, [], None, Deaths())
+    assert seen.state is WorkloadState.STARTING, "a quota can be raised; the deadline decides when waiting is over"
+    assert all(part in seen.message for part in parts), seen.message
+    assert len(seen.message) <= 600
+
+
+def test_on_ipv6_ray_serve_and_engines_listen_there_and_what_runs_stays_where_it_is() -> None:
+    def heard(cluster: EngineCluster, made_of: str = "") -> tuple[str, str, str, str]:
+        made = rayservice(workload(), cluster, None, made_of)
+        serve = json.loads(made["spec"]["serveConfigV2"])
+        head = made["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]["dashboard-host"]
+        application = serve["applications"][0]["args"]["host"]
+        return head, serve["http_options"]["host"], application, made["metadata"]["annotations"][MADE_OF]
+
+    six = PLAIN.model_copy(update={"bind_address": "::"})
+    *four, record = heard(PLAIN)
+    assert four == ["0.0.0.0"] * 3
+    assert heard(six)[:3] == ("::",) * 3
+    assert heard(six, record)[:3] == tuple(four), "a Serve that runs takes no other address"
 
 
 def test_what_serves_is_not_restarted_by_a_newer_control_plane_or_setting() -> None:
