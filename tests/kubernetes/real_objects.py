@@ -41,7 +41,9 @@ class RealObjects:
     def _path(self, kind: Kind, namespace: str | None, name: str = "", subresource: str = "") -> str:
         base = f"/apis/{kind.api_version}" if kind.group else f"/api/{kind.version}"
         where = f"/namespaces/{namespace}" if kind.namespaced and namespace else ""
-        return base + where + f"/{kind.plural}" + (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
+        return (
+            base + where + f"/{kind.plural}" + (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
+        )
 
     def _ask(
         self, method: str, path: str, body: Object | None = None, content_type: str = "application/json", **query: str
@@ -50,7 +52,9 @@ class RealObjects:
         answer = self._client.request(method, path, json=body, params=query, headers=headers)
         found: Object = answer.json()
         if answer.status_code >= 300:
-            raise Refused(answer.status_code, found.get("reason", ""), found.get("message", ""), **(found.get("details") or {}))
+            raise Refused(
+                answer.status_code, found.get("reason", ""), found.get("message", ""), **(found.get("details") or {})
+            )
         return found
 
     # -- reading --

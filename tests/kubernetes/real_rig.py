@@ -39,7 +39,12 @@ NAMESPACE = "models"
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:r-controller"
 TOKEN = "bootstrap-token-of-the-real-rig-0123456789"
 PATIENCE_S = 90.0
-AUDIT = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
+AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata"}],
+}
 
 
 class Gateway:
@@ -76,9 +81,7 @@ class Gateway:
                     message = FROM_CONTROLLER.validate_json(await asyncio.wait_for(line.recv(), 0.2))
                     if isinstance(message, TablePush):
                         table = message.table
-                        applications = tuple(
-                            r.application for m in table.models for r in (*m.revisions, *m.drains)
-                        )
+                        applications = tuple(r.application for m in table.models for r in (*m.revisions, *m.drains))
                         ack = Ack(fence=table.fence, sequence=table.sequence, applied_at=time.time())
                         await line.send(ack.model_dump_json())
                 totals = Totals(
@@ -98,7 +101,9 @@ class Controllers:
         self.ports: list[int] = []
         (folder / "token").write_text(TOKEN)
         (folder / "token").chmod(0o600)
-        store = MlflowStore(f"sqlite:///{folder / 'mlflow.db'}", artifact_root=folder / "artifacts", cache=folder / "cache")
+        store = MlflowStore(
+            f"sqlite:///{folder / 'mlflow.db'}", artifact_root=folder / "artifacts", cache=folder / "cache"
+        )
         for version in ("1.0.0", "1.1.0"):
             for model in ("chat", "other"):
                 store.register(RegisterRequest(model=model, source=f"sim:?seed={version[2]}", version=version))
@@ -111,7 +116,9 @@ class Controllers:
         home = self._folder / name
         home.mkdir(exist_ok=True)
         config = home / "kubeconfig"
-        config.write_text(yaml.safe_dump(self._server.kubeconfig(self._server.token(NAMESPACE, "r-controller"), NAMESPACE)))
+        config.write_text(
+            yaml.safe_dump(self._server.kubeconfig(self._server.token(NAMESPACE, "r-controller"), NAMESPACE))
+        )
         (port,) = free_ports(1)
         settings = {
             "home": home, "platform": "kubernetes", "release": "r", "namespace": NAMESPACE, "pod_name": name,

@@ -34,6 +34,7 @@ MISSING = (
     "it, or TIDEGATE_TEST_KUBE_APISERVER and TIDEGATE_TEST_ETCD to the two files"
 )
 
+
 def programs() -> tuple[str, str]:
     """The paths of kube-apiserver and etcd; a test that asks without them is skipped."""
     folder = os.environ.get("KUBEBUILDER_ASSETS", "")
@@ -217,7 +218,9 @@ class RealServer:
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "real",
-            "clusters": [{"name": "real", "cluster": {"server": self.url, "certificate-authority": str(self.authority)}}],
+            "clusters": [
+                {"name": "real", "cluster": {"server": self.url, "certificate-authority": str(self.authority)}}
+            ],
             "users": [{"name": "me", "user": {"token": token}}],
             "contexts": [{"name": "real", "context": {"cluster": "real", "user": "me", "namespace": namespace}}],
         }
