@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 NO_PAGE = "404 page not found\n"
 """What is answered, as plain text, where there is no such resource at all."""
 NO_RESOURCE = "the server could not find the requested resource"

@@ -6,8 +6,8 @@ a map, `v:"x"` for an item of a list that is a set. A list that is neither is ow
 
 from __future__ import annotations
 
-import itertools
 import copy
+import itertools
 import json
 from typing import Any
 

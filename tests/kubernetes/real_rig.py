@@ -26,9 +26,9 @@ from rollout.operator.names import API_VERSION, KIND
 from serving.outcomes import FROM_CONTROLLER, Ack, Hello, TablePush, Totals
 from tests.kubernetes.api_errors import Refused
 from tests.kubernetes.cluster import Write
+from tests.kubernetes.definitions import RAY_CLUSTERS, RAY_SERVICES
 from tests.kubernetes.gateways import an_endpoint_slice
 from tests.kubernetes.kuberay import KubeRay
-from tests.kubernetes.definitions import RAY_CLUSTERS, RAY_SERVICES
 from tests.kubernetes.real_server import RealServer
 from tests.ports import free_ports
 from tests.unit.helm.charts import objects
@@ -110,6 +110,9 @@ class Controllers:
 
     def log(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text()
+
+    def times_led(self) -> int:
+        return sum(log.read_text().count("leading with fence") for log in self._folder.glob("r-controller-*.log"))
 
     def start(self, name: str) -> None:
         """A pod of the Deployment; its token is that of the chart's ServiceAccount."""
@@ -204,7 +207,8 @@ class RealRig:
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
         self.objects.apply(KIND, NAMESPACE, name, body, Write("kubectl"), force=True)
 
-    def annotate(self, verb: str, value: str, name: str = "chat") -> None:
+    def annotate(self, verb: str, value: str | None, name: str = "chat") -> None:
+        """Set an annotation, or with None take it away."""
         patch = {"metadata": {"annotations": {f"tidegate.dev/{verb}": value}}}
         self.objects.merge(KIND, NAMESPACE, name, patch)
 
@@ -232,6 +236,15 @@ class RealRig:
                 logs = "\n".join(self.controllers.log(n)[-3000:] for n in self.controllers.running)
                 raise AssertionError(f"never; {self.trouble[-3:]}, {logs}")
             time.sleep(0.1)
+
+    def versions(self) -> dict[str, str]:
+        return {o["metadata"]["name"]: o["metadata"]["resourceVersion"] for o in self.objects.list(KIND, NAMESPACE)}
+
+    def kubeconfig(self) -> Path:
+        """An administrator's, as a file."""
+        file = self._folder / "kubeconfig"
+        file.write_text(yaml.safe_dump(self.server.kubeconfig(namespace=NAMESPACE)))
+        return file
 
     def asked(self, user: str = ACCOUNT) -> Iterator[Object]:
         """Every request of somebody, from the API server's audit log."""

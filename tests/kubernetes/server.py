@@ -273,7 +273,8 @@ class ApiServer:
             case "delete":
                 policy = (body or {}).get("propagationPolicy", "Background")
                 if policy not in POLICIES:
-                    why = f'Unsupported value: "{policy}": supported values: {", ".join(map(json.dumps, POLICIES))}, "nil"'
+                    known = ", ".join(json.dumps(one) for one in (*POLICIES, "nil"))
+                    why = f'Unsupported value: "{policy}": supported values: {known}'
                     raise invalid("DeleteOptions.meta.k8s.io", "", [("propagationPolicy", why)])
                 if write.dry_run:
                     return _json(cluster.get(to.kind, to.namespace, to.name))
