@@ -326,7 +326,8 @@ class Attempts:
             self._suspect(endpoint.url)
             return _failed(call, endpoint, FailureKind.UNREACHABLE)
         except ConnectionLost:
-            return _failed(call, endpoint, await self.post_mortem(call, endpoint))
+            pass  # no waiting in here: see docs/adr/0008
+        return _failed(call, endpoint, await self.post_mortem(call, endpoint))
 
     def _head(self, call: Call, endpoint: Endpoint) -> bytes:
         """The head of the request to an endpoint."""

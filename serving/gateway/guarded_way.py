@@ -140,6 +140,7 @@ class GuardedWay:
         """The whole body; None for one that is too long, an outcome when it did not come."""
         parts, size = [opened.first], len(opened.first)
         opened.transcript.add(opened.first)
+        lost = False
         try:
             while not opened.whole:
                 data = await opened.connection.read()
@@ -157,10 +158,12 @@ class GuardedWay:
             self._recorder.failed(call.unit, Cause.TIMEOUT)
             return RequestOutcome.TIMEOUT
         except UpstreamError:
-            self._recorder.failed(call.unit, Failure(await self._attempts.post_mortem(call, opened.endpoint)).cause)
-            return RequestOutcome.ERROR
+            lost = True
         finally:
             _stamp(opened)
+        if lost:
+            self._recorder.failed(call.unit, Failure(await self._attempts.post_mortem(call, opened.endpoint)).cause)
+            return RequestOutcome.ERROR
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _stream(
@@ -190,6 +193,7 @@ class GuardedWay:
         exchange.on_pause, exchange.on_resume = connection.pause, connection.resume
         outcome: RequestOutcome | None = None
         cause, message, code = Cause.VERSION, "", ""
+        lost = False
         try:
             if opened.first:
                 take(opened.first)
@@ -209,12 +213,14 @@ class GuardedWay:
         except UpstreamError:
             outcome, code = RequestOutcome.ERROR, "engine_connection_lost"
             message = "The engine was lost in the middle of its answer."
-            cause = Failure(await self._attempts.post_mortem(call, opened.endpoint)).cause
+            lost = True
         except BaseException:
             stream.close()
             raise
         finally:
             _stamp(opened)
+        if lost:
+            cause = Failure(await self._attempts.post_mortem(call, opened.endpoint)).cause
         await stream.finish()
         if stream.failed:  # the error object is out; the version is not to blame
             exchange.finish()

@@ -471,6 +471,7 @@ class Pipeline:
                 pass_on(data)
 
         exchange.on_pause, exchange.on_resume = connection.pause, connection.resume
+        lost = False
         try:
             if opened.first:
                 pass_on(opened.first)
@@ -485,12 +486,14 @@ class Pipeline:
             _break_off(opened, exchange, "The engine did not finish its answer in time.", "timeout")
             return RequestOutcome.TIMEOUT
         except UpstreamError:
+            lost = True
+        finally:
+            _stamp(opened)
+        if lost:
             message = "The engine was lost in the middle of its answer."
             _break_off(opened, exchange, message, "engine_connection_lost")
             self._recorder.failed(unit, Failure(await self._attempts.post_mortem(call, opened.endpoint)).cause)
             return RequestOutcome.ERROR
-        finally:
-            _stamp(opened)
         if transcript.event_stream and opened.status < 400 and not says_done(unit.operation, transcript.tail):
             self._recorder.failed(unit, Cause.VERSION)
             _break_off(opened, exchange, "The engine ended its stream before its end.", "stream_cut")

@@ -90,18 +90,20 @@ class UpstreamClient:
             raise Abandoned("the client went away")
         reused = begun or self._take_idle(key)
         if reused is not None:
+            lost: ConnectionLost | None = None
             try:
                 if begun is None:
                     leash.connection = reused
                     reused.begin(head, body, deadline)
                 return await self._head(reused, leash)
-            except ConnectionLost as lost:
+            except ConnectionLost as e:
                 if reused.started or time.monotonic() - reused.begun_at > STALE_WITHIN_S:
                     raise
-                try:
-                    fresh = await self._loop.create_task(self._connect(key, deadline, leash))
-                except ConnectFailed:
-                    raise lost from None  # it took the request and is gone: a death, not a refusal
+                lost = e
+            try:
+                fresh = await self._loop.create_task(self._connect(key, deadline, leash))
+            except ConnectFailed:
+                raise lost from None  # it took the request and is gone: a death, not a refusal
             return await self._exchange(fresh, head, body, deadline, leash)
         made = await self._loop.create_task(self._connect(key, deadline, leash))
         return await self._exchange(made, head, body, deadline, leash)
