@@ -10,14 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from rollout.operator.api import Address, ResourceApi
 from rollout.operator.names import API_VERSION, FINALIZER, KIND, OPERATOR_MANAGER
+from rollout.operator.uninstall import Uninstall
 from tests.kubectl import require
 from tests.kubernetes.api_errors import Refused
 from tests.kubernetes.cluster import Write
 from tests.kubernetes.real_rig import NAMESPACE, RealRig
+from tests.kubernetes.test_uninstall import order_of
+from tests.unit.helm.charts import objects, one
 
 pytestmark = pytest.mark.integration
 
@@ -171,6 +178,29 @@ def test_a_deleted_model_is_drained_before_it_goes(rig: RealRig) -> None:
             == {"chat"}
         )
     )
+
+
+def test_an_uninstall_is_refused_until_it_may_drain(rig: RealRig, tmp_path: Path) -> None:
+    """The hook, with the rights of its own account under either value."""
+
+    def asked(values: dict[str, Any]) -> tuple[int, str]:
+        found = objects(values)
+        role = one(found, "Role", "r-uninstall")
+        rig.objects.merge("roles", NAMESPACE, "r-uninstall", {"rules": role["rules"]})
+        config = tmp_path / "uninstall"
+        config.write_text(yaml.safe_dump(rig.server.kubeconfig(rig.server.token(NAMESPACE, "r-uninstall"), NAMESPACE)))
+        said: list[str] = []
+        resources = ResourceApi(Address(kubeconfig=config).configuration())
+        hook = Uninstall(resources, say=said.append, monotonic=time.monotonic, sleep=time.sleep)
+        return hook.run(order_of(found)), "\n".join(said)
+
+    code, said = asked({})
+    assert code != 0, said
+    assert "chat" in said
+    code, said = asked({"uninstall": {"modelDeployments": "drain"}})
+    assert code == 0, said
+    assert rig.versions() == {}
+    rig.until(lambda: rig.objects.list("rayservices", NAMESPACE) == [])
 
 
 def test_nothing_was_denied(rig: RealRig) -> None:
