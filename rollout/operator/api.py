@@ -41,6 +41,9 @@ PAGE = 250
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 
+MADE_ANEW = re.compile(r"metadata\.uid: Invalid value: .*: field is immutable")
+"""What a patch is answered, with 422, that names the uid of an object which has another one by now."""
+
 T = TypeVar("T")
 
 config: Any = _config
@@ -140,7 +143,7 @@ def translated(error: ApiException, what: str) -> ClusterError:
     code, told = int(error.status or 0), _message(error)
     if code == 404:
         return ResourceGone(f"{what}: {told}")
-    if code == 409:
+    if code == 409 or (code == 422 and MADE_ANEW.search(told)):
         return ClusterConflict(f"{what}: {told}")
     if UNTYPED in told:  # code 500, though it is the object that is at fault
         way_out = "the definition may be older than this release: kubectl apply --server-side -f helm/tidegate/crds/"
@@ -206,7 +209,11 @@ class ResourceApi:
         self, key: Key, content: Mapping[str, Any], *, manager: str, uid: str = "", force: bool = False,
         status: bool = False, metadata: Mapping[str, Any] | None = None, dry_run: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        """Server-side apply of a ModelDeployment or its status. With `uid` never of one that was made anew."""
+        """Server-side apply of a ModelDeployment or its status.
+
+        With `uid` never of one that was made anew. For a status that takes a `resourceVersion` in `metadata`: an API
+        server lets every status in whose version is right, whatever the uid.
+        """
         named: dict[str, Any] = {"name": key.name, "namespace": key.namespace, **(metadata or {})}
         if uid:
             named["uid"] = uid

@@ -60,6 +60,8 @@ class ApiWriter:
 
     async def _apply_status(self, resource: Resource, status: Mapping[str, Any]) -> Mapping[str, Any]:
         known = {name: value for name, value in status.items() if name not in self.undeclared}
+        # Of a status's metadata an API server reads the version alone: a uid would not keep it from one made anew.
+        metadata = {"resourceVersion": resource.version} if resource.version else {}
         return await self._run(
             lambda: self._api.apply(
                 resource.key,
@@ -68,6 +70,7 @@ class ApiWriter:
                 uid=resource.uid,
                 force=True,
                 status=True,
+                metadata=metadata,
             )
         )
 

@@ -67,7 +67,10 @@ def _lease(found: Object) -> Causes:
 def _event(found: Object) -> Causes:
     about = found.get("involvedObject") or {}
     if about.get("namespace", "") != found["metadata"].get("namespace"):
-        yield "involvedObject.namespace", "Invalid value: does not match event.namespace"
+        yield (
+            "involvedObject.namespace",
+            f'Invalid value: "{about.get("namespace", "")}": does not match event.namespace',
+        )
     if found.get("eventTime") is not None and not MICRO_TIME.match(str(found["eventTime"])):
         yield "eventTime", f'parsing time "{found["eventTime"]}" as "2006-01-02T15:04:05.000000Z07:00": cannot parse'
     for field in ("firstTimestamp", "lastTimestamp"):

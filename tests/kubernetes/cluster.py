@@ -171,17 +171,13 @@ class Cluster:
     def create(self, kind: Kind | str, namespace: str | None, body: Object, write: Write | None = None) -> Object:
         kind, write = self.kind(kind) if isinstance(kind, str) else kind, write or Write()
         with self._writing():
-            new = copied(body)
+            new = _read(kind, body)
             metadata = new.setdefault("metadata", {})
             if metadata.get("resourceVersion"):
-                raise bad_request("resourceVersion should not be set on objects to be created")
+                raise Refused(500, "", "resourceVersion should not be set on objects to be created")
             if not metadata.get("name") and metadata.get("generateName"):
                 metadata["name"] = metadata["generateName"] + uuid.uuid4().hex[:5]
-            name = self._named(kind, namespace, new)
-            if (namespace or "", name) in self._store(kind):
-                raise already_exists(kind.full_name, name)
-            new.setdefault("apiVersion", kind.api_version)
-            new.setdefault("kind", kind.kind)
+            self._named(kind, namespace, new)
             if kind.has_status and kind.custom:
                 new.pop("status", None)
             metadata["managedFields"] = []
@@ -200,7 +196,7 @@ class Cluster:
     def _named(self, kind: Kind, namespace: str | None, new: Object) -> str:
         name = new["metadata"].get("name")
         if not name:
-            raise invalid(kind.kind, "", [("metadata.name", "Required value: name or generateName is required")])
+            raise invalid(kind.full_kind, "", [("metadata.name", "Required value: name or generateName is required")])
         if kind.namespaced:
             if new["metadata"].setdefault("namespace", namespace) != namespace:
                 raise bad_request(
@@ -220,6 +216,8 @@ class Cluster:
     def _born(self, kind: Kind, namespace: str | None, new: Object, write: Write) -> Object:
         name = new["metadata"]["name"]
         new = self._admitted(kind, name, new, None, write)
+        if (namespace or "", name) in self._store(kind):
+            raise already_exists(kind.full_name, name)
         new["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": self.now()}
         new["metadata"].pop("deletionTimestamp", None)
         new["metadata"].pop("generation", None)
@@ -239,10 +237,10 @@ class Cluster:
             for version in new["spec"]["versions"]:
                 structural.check_structural(version["schema"]["openAPIV3Schema"], name)
         if causes := complaints(kind.plural, new):
-            raise invalid(kind.kind, name, causes)
+            raise invalid(kind.full_kind, name, causes)
         if kind.schema is None:
             return new
-        return structural.admitted(kind.kind, name, new, old, kind.schema, write.strictness)
+        return structural.admitted(kind, name, new, old, kind.schema, write.strictness)
 
     def _define(self, definition: Object) -> None:
         for kind in kinds_of_definition(definition):
@@ -256,13 +254,16 @@ class Cluster:
         """PUT: replaces everything that the client may write there."""
         with self._writing():
             live = self._at(kind, namespace, name)
-            new = copied(body)
+            new = _read(kind, body)
             asked = (new.get("metadata") or {}).get("resourceVersion")
-            if not asked and kind.custom:
-                raise invalid(kind.kind, name, [
-                    ("metadata.resourceVersion", 'Invalid value: 0: must be specified for an update'),
-                ])  # fmt: skip
+            if not asked and (kind.custom or kind.plural == "leases"):
+                why = f"Invalid value: {'0' if kind.custom else '0x0'}: must be specified for an update"
+                raise invalid(kind.full_name, name, [("metadata.resourceVersion", why)])
             self._not_stale(kind, name, live, new)
+            if new["metadata"].get("uid", live["metadata"]["uid"]) != live["metadata"]["uid"]:
+                raise conflict(
+                    kind.full_name, name, f"Precondition failed: UID in precondition: {new['metadata']['uid']}"
+                )
             new = self._kept_apart(kind, live, new, write)
             new["metadata"]["managedFields"] = live["metadata"].get("managedFields") or []
             new["metadata"]["managedFields"] = updated(
@@ -278,6 +279,8 @@ class Cluster:
             live = self._at(kind, namespace, name)
             new = change(self._shown(kind, live))
             self._not_stale(kind, name, live, new)
+            if not write.subresource:
+                _same_uid(kind, live, new)
             new = self._kept_apart(kind, live, new, write)
             new["metadata"]["managedFields"] = live["metadata"].get("managedFields") or []
             new["metadata"]["managedFields"] = updated(
@@ -292,18 +295,25 @@ class Cluster:
         with self._writing():
             body = copied(body)
             metadata = body.setdefault("metadata", {})
-            if metadata.get("managedFields"):
+            if metadata.get("managedFields") is not None:
                 raise bad_request("metadata.managedFields must be nil")
-            if metadata.setdefault("name", name) != name or body.get("kind") != kind.kind:
+            if metadata.setdefault("name", name) != name:
+                raise _other_name(metadata["name"], name)
+            if body.get("kind") != kind.kind:
                 raise bad_request("the name or kind of the object does not match the name or kind of the request")
             live = self._store(kind).get((namespace or "", name))
             if live is None and write.subresource:
                 raise not_found(kind.full_name, name)
             if live is not None:
                 self._not_stale(kind, name, live, body)
+                if not write.subresource:  # of a status's metadata only the version is looked at
+                    _same_uid(kind, live, body)
             elif metadata.get("uid"):
                 raise conflict(
-                    kind.full_name, name, f"uid mismatch: the provided object specified uid {metadata['uid']}"
+                    kind.full_name,
+                    name,
+                    f"uid mismatch: the provided object specified uid {metadata['uid']}, "
+                    "and no existing object was found",
                 )
             metadata.pop("resourceVersion", None)
             if kind.has_status and write.subresource != "status":
@@ -319,12 +329,10 @@ class Cluster:
 
     def _not_stale(self, kind: Kind, name: str, live: Object, new: Object) -> None:
         asked = new.get("metadata") or {}
+        if asked.get("name", name) != name:
+            raise _other_name(asked["name"], name)
         if asked.get("resourceVersion") and asked["resourceVersion"] != live["metadata"]["resourceVersion"]:
             raise conflict(kind.full_name, name)
-        if asked.get("uid") and asked["uid"] != live["metadata"]["uid"]:
-            raise conflict(kind.full_name, name, f"Precondition failed: UID in precondition: {asked['uid']}")
-        if asked.get("name", name) != name:
-            raise bad_request(f"the name of the object ({asked['name']}) does not match the name on the URL ({name})")
 
     def _kept_apart(self, kind: Kind, live: Object, new: Object, write: Write) -> Object:
         """A write of the status writes nothing else, and every other write leaves the status alone."""
@@ -352,7 +360,7 @@ class Cluster:
         new = self._admitted(kind, name, new, live, write)
         added = set(theirs.get("finalizers") or ()) - set(live["metadata"].get("finalizers") or ())
         if added and live["metadata"].get("deletionTimestamp"):
-            raise invalid(kind.kind, name, [
+            raise invalid(kind.full_kind, name, [
                 ("metadata.finalizers", "Forbidden: no new finalizers can be added if the object is being deleted, "
                  f"found new finalizers {sorted(added)}"),
             ])  # fmt: skip
@@ -381,7 +389,7 @@ class Cluster:
             wanted = options.get("preconditions") or {}
             for part in ("uid", "resourceVersion"):
                 if wanted.get(part) and wanted[part] != live["metadata"][part]:
-                    raise conflict(kind.full_name, name, f"Precondition failed: {part}")
+                    raise _not_the_one(kind, live, part, wanted[part])
             if not live["metadata"].get("finalizers"):
                 return self._remove(kind, namespace, live)
             if live["metadata"].get("deletionTimestamp"):
@@ -423,16 +431,57 @@ class Cluster:
                     self.delete(kind, namespace or None, name)
 
 
+def _other_name(said: str, name: str) -> Refused:
+    return bad_request(f"the name of the object ({said}) does not match the name on the URL ({name})")
+
+
+def _same_uid(kind: Kind, live: Object, new: Object) -> None:
+    """A patch of an object that was made anew is no conflict but a wrong field."""
+    asked = (new.get("metadata") or {}).get("uid")
+    if asked and asked != live["metadata"]["uid"]:
+        why = f'Invalid value: "{asked}": field is immutable'
+        raise invalid(kind.full_kind, live["metadata"]["name"], [("metadata.uid", why)])
+
+
+def _not_the_one(kind: Kind, live: Object, part: str, wanted: str) -> Refused:
+    what, did = ("UID", "deleted and then recreated") if part == "uid" else ("ResourceVersion", "modified")
+    return conflict(
+        kind.full_kind, live["metadata"]["name"],
+        f"the {what} in the precondition ({wanted}) does not match the {what} in record ({live['metadata'][part]}). "
+        f"The object might have been {did}",
+    )  # fmt: skip
+
+
+def _read(kind: Kind, body: Object) -> Object:
+    """The body of a write as its kind: what it says of itself must fit the place that it was sent to."""
+    new: Object = copied(body)
+    said = new.setdefault("apiVersion", kind.api_version)
+    if said != kind.api_version:
+        raise bad_request(
+            f"the API version in the data ({said}) does not match the expected API version ({kind.api_version})"
+        )
+    named = new.setdefault("kind", kind.kind)
+    if named != kind.kind:
+        about = f"{named}.{kind.group}" if kind.group else named
+        raise invalid(
+            about, (new.get("metadata") or {}).get("name", ""),
+            [("kind", f'Invalid value: "{named}": must be {kind.kind}')],
+        )  # fmt: skip
+    return new
+
+
 def _typed(kind: Kind, namespace: str | None, name: str, body: Object) -> None:
     """What is applied must fit the schema before anything is merged: an unknown field is a 500 and is not pruned."""
-    undeclared: list[str] = []
+    said: list[str] = []
     if kind.schema is not None:
+        undeclared: list[str] = []
         own = {k: v for k, v in body.items() if k not in ("apiVersion", "kind", "metadata")}
         structural.pruned(own, kind.schema, undeclared)
-    if undeclared:
         said = [f".{path}: field not declared in schema" for path in undeclared]
+        said += structural.mistyped(own, kind.schema)
+    if said:
         why = said[0] if len(said) == 1 else "\n  ".join(["errors:", *said])
-        about = f"{namespace or ''}/{name}; {kind.api_version}, Kind={kind.kind}"
+        about = f"{body['metadata'].get('namespace', '')}/{name}; {kind.api_version}, Kind={kind.kind}"
         raise Refused(500, "", f"failed to create typed patch object ({about}): {why}")
 
 

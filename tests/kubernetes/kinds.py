@@ -41,6 +41,10 @@ class Kind:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     @property
+    def full_kind(self) -> str:
+        return f"{self.kind}.{self.group}" if self.group else self.kind
+
+    @property
     def has_status(self) -> bool:
         return "status" in self.subresources
 

@@ -7,6 +7,7 @@ a map, `v:"x"` for an item of a list that is a set. A list that is neither is ow
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from typing import Any
 
@@ -226,7 +227,7 @@ def apply(
         if there.get(path) != wanted[path]
     }
     if fought and not force:
-        raise _fought(fought)
+        raise _fought(fought, applied["apiVersion"])
     ledger.lose(set(fought), but=key)
     mine_before = ledger.owned.get(key, set())
     dropped = mine_before - wanted.keys()
@@ -247,17 +248,27 @@ def _below_metadata(paths: set[Path]) -> set[Path]:
     return {path[1:] for path in paths if path[0] == "f:metadata"}
 
 
-def _fought(fought: dict[Path, tuple[str, str, str]]) -> Refused:
+def _fought(fought: dict[Path, tuple[str, str, str]], version: str) -> Refused:
     causes = [
         {
             "reason": "FieldManagerConflict",
-            "message": f'conflict with "{manager}"' + (f" with subresource {sub!r}" if sub else "") + f" using {how}",
+            "message": f'conflict with "{manager}"'
+            + (f' with subresource "{sub}"' if sub else "")
+            + (f" using {version}" if how != "Apply" else ""),
             "field": "." + ".".join(step[2:] for step in path),
         }
         for path, (manager, how, sub) in sorted(fought.items())
     ]
-    many = f"Apply failed with {len(causes)} conflict{'s' if len(causes) > 1 else ''}: "
-    return Refused(409, "Conflict", many + "; ".join(f"{c['message']}: {c['field']}" for c in causes), causes=causes)
+    if len(causes) == 1:
+        said = f"Apply failed with 1 conflict: {causes[0]['message']}: {causes[0]['field']}"
+    else:
+        said = f"Apply failed with {len(causes)} conflicts: "
+        by_whom = itertools.groupby(sorted(causes, key=lambda c: c["message"]), key=lambda c: c["message"])
+        for message, theirs in by_whom:
+            fields = "".join(f"\n- {cause['field']}" for cause in theirs)
+            said += f"{message.replace('conflict', 'conflicts', 1)}:{fields}\n"
+        said = said.rstrip("\n")
+    return Refused(409, "Conflict", said, causes=causes)
 
 
 def updated(

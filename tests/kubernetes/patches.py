@@ -30,14 +30,8 @@ def json_patch(target: Any, operations: Any) -> Any:
         raise bad_request("a JSON patch is a list of operations")
     try:
         return jsonpatch.JsonPatch(operations).apply(copy.deepcopy(target))
-    except jsonpatch.JsonPatchTestFailed as error:
-        raise Refused(
-            422, "Invalid", f"the server rejected our request due to an error in our request: {error}"
-        ) from None
-    except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException) as error:
-        raise Refused(
-            422, "Invalid", f"the server rejected our request due to an error in our request: {error}"
-        ) from None
+    except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException):
+        raise Refused(422, "Invalid", "the server rejected our request due to an error in our request") from None
 
 
 def at_path(value: Any, dotted: str) -> Any:

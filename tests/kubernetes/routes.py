@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tests.kubernetes.api_errors import Refused
+from tests.kubernetes.api_errors import NO_PAGE, NO_RESOURCE, Refused, not_found
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.kinds import VERBS, Kind
 from tests.kubernetes.patches import at_path
@@ -41,16 +41,16 @@ def route(cluster: Cluster, method: str, path: str, *, watch: bool) -> Route:
     elif parts[0] == "apis" and len(parts) > 3:
         group, version, rest = parts[1], parts[2], parts[3:]
     else:
-        raise Refused(404, "NotFound", "the server could not find the requested resource")
+        raise Refused(404, "", NO_PAGE)
     namespace = None
     if rest[0] == "namespaces" and len(rest) > 2 and rest[2] not in ("status", "finalize"):
         namespace, rest = rest[1], rest[2:]
     kind = cluster.kinds.get((group, version, rest[0]))
     if kind is None or (namespace is not None and not kind.namespaced) or len(rest) > 3:
-        raise Refused(404, "NotFound", "the server could not find the requested resource")
+        raise Refused(404, "", NO_PAGE) if group else Refused(404, "NotFound", NO_RESOURCE)
     name, subresource = [*rest[1:], "", ""][:2]
     if subresource and subresource not in kind.subresources:
-        raise Refused(404, "NotFound", "the server could not find the requested resource")
+        raise not_found(kind.full_name, name)
     verb = {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(method)
     if method == "GET":
         verb = "get" if name else ("watch" if watch else "list")

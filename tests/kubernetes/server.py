@@ -13,6 +13,7 @@ import asyncio
 import base64
 import datetime
 import json
+import re
 import ssl
 import threading
 import uuid
@@ -24,7 +25,7 @@ import trustme
 import yaml
 from aiohttp import web
 
-from tests.kubernetes.api_errors import Refused, bad_request, forbidden, gone
+from tests.kubernetes.api_errors import NO_PAGE, Refused, bad_request, forbidden, gone, invalid
 from tests.kubernetes.cluster import Cluster, Write
 from tests.kubernetes.faults import Asked, Fault, Faults, Trouble, refusal
 from tests.kubernetes.kinds import Kind
@@ -38,6 +39,12 @@ Object = dict[str, Any]
 
 BOOKMARK_EVERY_S = 0.5
 KEPT_CONTINUATIONS = 100
+PATCHES = (
+    "application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+)  # fmt: skip
+POLICIES = ("Foreground", "Background", "Orphan")
+VALIDATIONS = ("", "Ignore", "Strict", "Warn")
 
 
 class ApiServer:
@@ -177,6 +184,8 @@ class ApiServer:
         except Refused as refused:
             code = refused.code
             headers = {"Retry-After": str(refused.details["retryAfterSeconds"])} if code == 429 else {}
+            if refused.message == NO_PAGE:
+                return web.Response(status=404, text=NO_PAGE)
             return _json(refused.status(), code, headers)
         else:
             return answer
@@ -216,7 +225,7 @@ class ApiServer:
         for verb in verbs:
             name = to.name or _field_name(request)
             if not self.access.allows(user, Request(verb, to.kind.group, to.resource, to.namespace, name)):
-                raise forbidden(user, verb, to.resource, to.kind.group, to.namespace, asked.name)
+                raise forbidden(user, verb, to.resource, to.kind.group, to.namespace, to.name)
         self._authorize_owners(user, to, body)
 
     def _authorize_owners(self, user: str, to: Route, body: Any) -> None:
@@ -262,6 +271,11 @@ class ApiServer:
             case "patch":
                 return self._patch(to, body, request, write)
             case "delete":
+                policy = (body or {}).get("propagationPolicy", "Background")
+                if policy not in POLICIES:
+                    known = ", ".join(json.dumps(one) for one in (*POLICIES, "nil"))
+                    why = f'Unsupported value: "{policy}": supported values: {known}'
+                    raise invalid("DeleteOptions.meta.k8s.io", "", [("propagationPolicy", why)])
                 if write.dry_run:
                     return _json(cluster.get(to.kind, to.namespace, to.name))
                 return _json(cluster.delete(to.kind, to.namespace, to.name, body))
@@ -271,11 +285,9 @@ class ApiServer:
 
     def _patch(self, to: Route, body: Any, request: web.Request, write: Write) -> web.Response:
         cluster, how = self.cluster, _content_type(request)
+        if causes := list(_wrong_options(request, how)):
+            raise invalid("PatchOptions.meta.k8s.io", "", causes)
         if how == "application/apply-patch+yaml":
-            if not request.query.get("fieldManager"):
-                raise bad_request(
-                    "PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: is required for apply patch"
-                )
             force = request.query.get("force") == "true"
             there = cluster.find(to.kind, to.namespace, to.name) is not None
             return _json(cluster.apply(to.kind, to.namespace, to.name, body, write, force=force), 200 if there else 201)
@@ -285,7 +297,12 @@ class ApiServer:
             how == "application/strategic-merge-patch+json" and not to.kind.custom
         ):
             return _json(cluster.patch(to.kind, to.namespace, to.name, lambda o: merge_patch(o, body), write))
-        raise Refused(415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {how}")
+        taken = [t for t in PATCHES if not (to.kind.custom and "strategic" in t)]
+        raise Refused(
+            415,
+            "UnsupportedMediaType",
+            f"the body of the request was in an unknown format - accepted media types include: {', '.join(taken)}",
+        )
 
     def _scale(self, to: Route, body: Any, request: web.Request, write: Write) -> web.Response:
         found = self.cluster.get(to.kind, to.namespace, to.name)
@@ -316,6 +333,8 @@ class ApiServer:
         limit = int(request.query.get("limit") or 0)
         if token := request.query.get("continue"):
             if token not in self._continued:
+                if not re.fullmatch(r"[0-9a-f]{32}", token):
+                    raise bad_request(f"invalid continue token: continue key is not valid: {token}")
                 raise gone("The provided continue parameter is too old to display a consistent list result.")
             version, items = self._continued.pop(token)
         else:
@@ -371,6 +390,9 @@ class ApiServer:
         asked = request.query.get("resourceVersion", "")
         initial = request.query.get("sendInitialEvents") == "true"
         if asked not in ("", "0") and not initial:
+            if not asked.isdigit():
+                why = f'strconv.ParseUint: parsing "{asked}": invalid syntax'
+                raise Refused(500, "", f'resourceVersion: Invalid value: "{asked}": {why}')
             return int(asked), []
         here = self.cluster.list(to.kind, to.namespace, **selectors)
         first = [_event("ADDED", found) for found in here]
@@ -438,6 +460,20 @@ def _json(body: Object, code: int = 200, headers: dict[str, str] | None = None) 
 
 def _selectors(request: web.Request) -> dict[str, str]:
     return {"labels": request.query.get("labelSelector", ""), "fields": request.query.get("fieldSelector", "")}
+
+
+def _wrong_options(request: web.Request, how: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with the query of a patch."""
+    applied, query = how == "application/apply-patch+yaml", request.query
+    if applied and not query.get("fieldManager"):
+        yield "fieldManager", "Required value: is required for apply patch"
+    if len(query.get("fieldManager", "")) > 128:
+        yield "fieldManager", "Too long: may not be more than 128 bytes"
+    if query.get("fieldValidation", "") not in VALIDATIONS:
+        known = ", ".join(json.dumps(one) for one in VALIDATIONS)
+        yield "fieldValidation", f'Unsupported value: "{query["fieldValidation"]}": supported values: {known}'
+    if query.get("force") and not applied:
+        yield "force", "Forbidden: may not be specified for non-apply patch"
 
 
 def _content_type(request: web.Request) -> str:

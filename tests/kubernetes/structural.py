@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import jsonschema
 
 from tests.kubernetes.api_errors import bad_request, invalid
+from tests.kubernetes.kinds import Kind
 
 try:
     from cel_expr_python import cel
@@ -44,7 +46,7 @@ def check_structural(schema: dict[str, Any], name: str) -> None:
     """Refuse what a real API server refuses when a CustomResourceDefinition is created."""
     causes = list(_unstructural(schema, "openAPIV3Schema", logic=False))
     if causes:
-        raise invalid("CustomResourceDefinition", name, causes)
+        raise invalid("CustomResourceDefinition.apiextensions.k8s.io", name, causes)
 
 
 def _unstructural(schema: dict[str, Any], path: str, *, logic: bool) -> Iterator[tuple[str, str]]:
@@ -140,6 +142,23 @@ def pruned(value: Any, schema: dict[str, Any], unknown: list[str] | None = None,
     return value
 
 
+def mistyped(value: Any, schema: dict[str, Any], path: str = "") -> list[str]:
+    """Scalars of another type than the schema's, as whoever merges an apply complains of them."""
+    scalars = {"string": str, "boolean": bool, "integer": int}
+    wanted = schema.get("type", "")
+    if isinstance(value, dict):
+        properties, extra = schema.get("properties") or {}, schema.get("additionalProperties")
+        inner = {name: properties.get(name, extra if isinstance(extra, dict) else {}) for name in value}
+        return [said for name, part in value.items() for said in mistyped(part, inner[name], f"{path}.{name}")]
+    if isinstance(value, list):
+        items = schema.get("items") or {}
+        return [said for index, part in enumerate(value) for said in mistyped(part, items, f"{path}[{index}]")]
+    if value is None or wanted not in scalars or schema.get("x-kubernetes-int-or-string"):
+        return []
+    fits = isinstance(value, scalars[wanted]) and (wanted == "boolean" or not isinstance(value, bool))
+    return [] if fits else [f"{path}: expected {wanted}, got &value.valueUnstructured{{Value:{value}}}"]
+
+
 def with_defaults(value: Any, schema: dict[str, Any]) -> Any:
     """The value with the schema's defaults where a field is missing, or null and not nullable."""
     if isinstance(value, dict):
@@ -185,8 +204,35 @@ def errors_of(value: Any, schema: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     for error in _validator_class()(schema).iter_errors(value):
         where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path).lstrip(".")
-        found.append((where, f"Invalid value: {error.message}"))
+        found.append(_in_its_words(error, where))
     return found
+
+
+TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
+
+
+def _in_its_words(error: jsonschema.ValidationError, where: str) -> tuple[str, str]:
+    """A violation as an API server tells it: the field, and what is wrong with it."""
+    value, wanted = error.instance, error.validator_value
+    shown = json.dumps(value) if isinstance(value, str | int) else "object"
+    match error.validator:
+        case "required":
+            missing = next((name for name in wanted if name not in value), "")
+            return f"{where}.{missing}".lstrip("."), "Required value"
+        case "type":
+            kind = TYPES.get(type(value), "null")
+            return where, f'Invalid value: "{kind}": {where} in body must be of type {wanted}: "{kind}"'
+        case "enum":
+            known = ", ".join(json.dumps(one) for one in wanted)
+            return where, f"Unsupported value: {shown}: supported values: {known}"
+        case "pattern":
+            return where, f"Invalid value: {shown}: {where} in body should match '{wanted}'"
+        case "minimum":
+            return where, f"Invalid value: {shown}: {where} in body should be greater than or equal to {wanted}"
+        case "maximum":
+            return where, f"Invalid value: {shown}: {where} in body should be less than or equal to {wanted}"
+        case _:
+            return where, f"Invalid value: {error.message}"
 
 
 def broken_rules(value: Any, old: Any, schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -268,7 +314,7 @@ def _at(value: Any, path: str) -> Any:
 
 
 def admitted(
-    kind: str, name: str, new: dict[str, Any], old: dict[str, Any] | None, schema: dict[str, Any], strictness: str
+    kind: Kind, name: str, new: dict[str, Any], old: dict[str, Any] | None, schema: dict[str, Any], strictness: str
 ) -> dict[str, Any]:
     """The object as it would be stored.
 
@@ -283,10 +329,10 @@ def admitted(
     kept = with_defaults(pruned(new, full, unknown), full)
     if unknown and strictness == "Strict":
         fields = ", ".join(f'unknown field "{u}"' for u in unknown)
-        raise bad_request(f'{kind} in version "{new["apiVersion"].split("/")[-1]}" cannot be handled as a {kind}: '
+        raise bad_request(f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: '
                           f"strict decoding error: {fields}")  # fmt: skip
     causes = errors_of(kept, full) or list(broken_rules(kept, old, full))
     causes = [c for c in causes if old is None or _at(kept, c[0]) != _at(old, c[0])]  # what was let in once may stay
     if causes:
-        raise invalid(kind, name, causes)
+        raise invalid(kind.full_kind, name, causes)
     return dict(kept)

@@ -18,10 +18,12 @@ from rollout.operator.crd import definition, document
 from rollout.specs import parse_spec
 from tests.kubernetes import structural
 from tests.kubernetes.api_errors import Refused
+from tests.kubernetes.kinds import kinds_of_definition
 
 ROOT = Path(__file__).parents[2]
 DEFINITION = definition()
 SCHEMA = DEFINITION["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+(MODEL_DEPLOYMENT,) = kinds_of_definition(definition())
 
 needs_rules = pytest.mark.skipif(not structural.RULES_RUN, reason="cel-expr-python is not installed")
 
@@ -78,7 +80,7 @@ def admit(spec: dict[str, Any], old: dict[str, Any] | None = None) -> dict[str, 
         }
 
     before = whole(old) if old is not None else None
-    return structural.admitted("ModelDeployment", "chat", whole(spec), before, SCHEMA, "Strict")["spec"]
+    return structural.admitted(MODEL_DEPLOYMENT, "chat", whole(spec), before, SCHEMA, "Strict")["spec"]
 
 
 def changed(path: str, value: Any, spec: dict[str, Any] = FULL) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.errors import UndeclaredFields
+from rollout.errors import ClusterConflict, UndeclaredFields
 from rollout.operator.api import ResourceApi
 from rollout.operator.crd import definition
 from rollout.operator.names import API_VERSION, FINALIZER, KIND
@@ -84,3 +84,21 @@ async def test_a_finalizer_that_somebody_else_owns_too_is_taken_off(older: Older
     found = read_resource(older.cluster.get(KIND, NAMESPACE, "back"))
     body = await older.writer.hold(found, held=False)
     assert body["metadata"]["finalizers"] == ["other.dev/keeps"]
+
+
+async def test_a_resource_that_was_made_anew_gets_nothing_of_the_one_before(api: ApiServer, tmp_path: Path) -> None:
+    """An API server does not look at a status's uid, and calls that of any other patch a wrong field."""
+    api.cluster.create("customresourcedefinitions", None, definition())
+    api.cluster.create("namespaces", None, {"metadata": {"name": NAMESPACE}})
+    kind = api.cluster.kind(KIND)
+    before = read_resource(api.cluster.apply(kind, NAMESPACE, "chat", BODY, Write("kubectl")))
+    api.cluster.delete(KIND, NAMESPACE, "chat")
+    after = api.cluster.apply(kind, NAMESPACE, "chat", BODY, Write("kubectl"))
+    writer = ApiWriter(ResourceApi(address(api, tmp_path, "admin").configuration()), instance="pod", clock=lambda: 1e6)
+    with pytest.raises(ClusterConflict):
+        await writer.write_status(before, STATUS)
+    for held in (True, False):
+        with pytest.raises(ClusterConflict, match="field is immutable"):
+            await writer.hold(before, held=held)
+    assert api.cluster.get(KIND, NAMESPACE, "chat") == after
+    assert (await writer.write_status(read_resource(after), STATUS))["status"] == STATUS

@@ -17,6 +17,7 @@ from rollout.actions import Deployed
 from rollout.commands import Command, Target
 from rollout.control_api.plane import ControlPlane
 from rollout.errors import ClusterConflict, ClusterRejected, ClusterUnavailable, ResourceGone
+from rollout.operator.api import MADE_ANEW
 from rollout.operator.crd import definition
 from rollout.operator.names import API_VERSION, FINALIZER, KIND, OPERATOR_MANAGER
 from rollout.operator.reconciler import Reconciler
@@ -62,6 +63,8 @@ class DirectWriter:
     ) -> Mapping[str, Any]:  # fmt: skip
         self._trouble()
         named = {"name": resource.key.name, "namespace": resource.key.namespace, "uid": resource.uid}
+        if subresource:
+            named["resourceVersion"] = resource.version
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {**named, **(metadata or {})}, **content}
         write = Write(OPERATOR_MANAGER, subresource, strictness="Strict")
         kind = self.cluster.kind(KIND)
@@ -72,7 +75,8 @@ class DirectWriter:
             check_conditions(before, done.get("status") or {}, done["metadata"].get("generation", 0))
         except Refused as refused:
             kinds = {404: ResourceGone, 409: ClusterConflict}
-            raise kinds.get(refused.code, ClusterRejected)(refused.message) from None
+            anew = MADE_ANEW.search(refused.message) is not None
+            raise kinds.get(409 if anew else refused.code, ClusterRejected)(refused.message) from None
         self._trouble()  # done, but the answer is lost
         return done
 
