@@ -92,49 +92,99 @@ def sse_payloads(data: bytes) -> list[bytes]:
 
 _CONTENT: Final = re.compile(rb'"content": ?"').search
 
+_MOST_TEXT_BYTES: Final = 256
+"""Of an event's text that is looked through byte by byte; longer ones are few, and left to the parser."""
+
+_MOST_INTERRUPTIONS: Final = 8
+"""Of a run of like events by other ones; a stream with more has few that are alike."""
+
 
 def _chat_payloads(data: bytes) -> list[bytes]:
-    """The `data` of each event of a chat stream, a long run of events that differ in their text alone joined to one.
+    """The `data` of each event of a chat stream, runs of events that differ in their text alone as one each.
 
-    Engines send hundreds of events that are the same up to the text, byte for byte; copying and comparing bytes is many
-    times faster than parsing each. The run is put together again from its texts and must be what was sent, and the
-    texts together must be the inside of one JSON string; otherwise nothing is joined.
+    Engines send hundreds of events that are the same up to the text, byte for byte; comparing bytes is many times
+    faster than parsing each. The texts of a run together must be the inside of one JSON string, else it is not joined.
 
     >>> event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}' + bytes([10, 10])
     >>> _chat_payloads(b"".join(event % letter for letter in (b"a", b"b", b"c")) + b"data: [DONE]")
     [b'{"choices":[{"index":0,"delta":{"content":"abc"}}]}', b'[DONE]']
     """
-    lines = data.split(b"\n")
-    prefix, suffix = _around_the_text(lines)
-    at = data.find(prefix) if prefix else -1
+    prefix, suffix = _around_the_text(data.split(b"\n", 9))
+    at = data.find(prefix) if prefix and b"\r" not in data else -1
     if at < 0 or (at > 0 and not data.endswith(b"\n\n", 0, at)):
         return sse_payloads(data)
-    first, last = data.count(b"\n", 0, at), len(lines) - 1
-    while last > first and not (lines[last].startswith(prefix) and lines[last].endswith(suffix)):
-        last -= 1
-    of_run, start = lines[first : last + 1 : 2], len(prefix)
-    if min(map(len, of_run)) < start + len(suffix):  # compiled, such a slice of a shorter line fails (mypyc 2.4)
-        return sse_payloads(data)
-    texts = [line[start : len(line) - len(suffix)] for line in of_run]
-    run = prefix + (suffix + b"\n\n" + prefix).join(texts) + suffix
-    after, text = data[at + len(run) :], b"".join(texts)
-    if not data.startswith(run, at) or (after and after[:2] != b"\n\n") or not _is_inside_of_string(text):
-        return sse_payloads(data)
-    return [*sse_payloads(data[:at]), (prefix + text + suffix)[5:].strip(), *sse_payloads(after)]
+    payloads = sse_payloads(data[:at]) if at else []
+    size, interruptions = len(data), 0
+    while at < size:
+        texts: list[bytes] = []
+        end = text_after(data, at, prefix, suffix)
+        while end >= 0:
+            texts.append(data[at + len(prefix) : end])
+            at = end + len(suffix)
+            end = text_after(data, at, prefix, suffix)
+        payloads += _run_of(prefix, texts, suffix)
+        if at >= size:
+            break
+        interruptions += 1
+        stop = data.find(b"\n\n", at) if interruptions < _MOST_INTERRUPTIONS else -1
+        stop = size if stop < 0 else stop + 2
+        payloads += sse_payloads(data[at:stop])
+        at = stop
+    return payloads
+
+
+def _run_of(prefix: bytes, texts: list[bytes], suffix: bytes) -> list[bytes]:
+    """The payloads of events that differ in their text: one, if their texts can be told as one string."""
+    text = b"".join(texts)
+    if len(texts) > 1 and _is_inside_of_string(text):
+        texts = [text]
+    return [(prefix + text + suffix)[5:].strip() for text in texts]
+
+
+def text_after(data: bytes, at: int, prefix: bytes, suffix: bytes) -> int:
+    """Where the text of the event at `at` ends, if that is `prefix`, the inside of a short JSON string, and `suffix`.
+
+    >>> text_after(b'{"content":"Hi"}', 0, b'{"content":"', b'"}')
+    14
+
+    Returns:
+        The index of the first byte behind the text; -1 for any other event, or one with a longer text.
+    """
+    start = at + len(prefix)
+    if data[at:start] != prefix:
+        return -1
+    end = start
+    stop = min(len(data), start + _MOST_TEXT_BYTES)
+    while end < stop:
+        byte = data[end]
+        if byte == 34:  # the quote that ends it
+            return end if data[end : end + len(suffix)] == suffix else -1
+        if byte < 32:  # no line break, nor any other control character, stands in a JSON string
+            return -1
+        end += 2 if byte == 92 else 1  # a backslash, and what it escapes
+    return -1
 
 
 def _around_the_text(lines: list[bytes]) -> tuple[bytes, bytes]:
     """What stands before and after the text in an event that can serve as the sample; empty when there is none.
 
-    The first event often is a special one: it says the role. An event whose text has a backslash won't do: the quote
-    that ends its text could be an escaped one.
+    The first event often is a special one: it says the role.
     """
     for sample in lines[2:8] if len(lines) > 6 else ():
-        found = _CONTENT(sample) if sample[:5] == b"data:" else None
-        close = sample.find(b'"', found.end()) if found is not None else -1
-        if found is not None and close >= 0 and b"\\" not in sample[found.end() : close]:
-            return sample[: found.end()], sample[close:]
+        before, after = around_text(sample)
+        if before:
+            return before, after + b"\n\n"
     return b"", b""
+
+
+def around_text(event: bytes) -> tuple[bytes, bytes]:
+    """What stands before and after the text in an event of a chat stream; empty when it isn't one with a short text."""
+    found = _CONTENT(event) if event[:5] == b"data:" else None
+    if found is None:
+        return b"", b""
+    prefix = event[: found.end()]
+    end = text_after(event, 0, prefix, b'"')
+    return (prefix, event[end:]) if end >= 0 else (b"", b"")
 
 
 def _is_inside_of_string(text: bytes) -> bool:
@@ -180,6 +230,8 @@ def is_error_event(chunk: bytes) -> bool:
 
 
 _MOST_HELD_BYTES: Final = 64 * 1024
+_MOST_SAMPLES: Final = 4
+"""Events of a stream that are taken for a sample of what follows: the first is another one than those behind it."""
 
 
 class UsageFilter:
@@ -189,14 +241,37 @@ class UsageFilter:
     back until it is whole.
     """
 
-    __slots__ = ("_held",)
+    __slots__ = ("_after", "_before", "_held", "_samples")
 
     def __init__(self) -> None:
         self._held = b""
+        self._before = b""
+        """What stands before the text in events that were searched and have no usage."""
+        self._after = b""
+        self._samples = 0
 
     def passes(self, data: bytes) -> bool:
-        """Whether a piece can be passed on just as it is."""
-        return not self._held and data[-2:] == b"\n\n" and b'"usage"' not in data
+        """Whether a piece can be passed on just as it is.
+
+        Events that are like an earlier one up to their text need not be searched.
+        """
+        if self._held or data[-2:] != b"\n\n":
+            return False
+        before, after, at, size = self._before, self._after, 0, len(data)
+        if before:
+            end = text_after(data, 0, before, after)
+            while end >= 0:
+                at = end + len(after)
+                if at == size:
+                    return True
+                end = text_after(data, at, before, after)
+        if b'"usage"' in (data[at:] if at else data):
+            return False
+        if not at and self._samples < _MOST_SAMPLES:
+            self._samples += 1
+            last = data.rfind(b"\n\n", 0, size - 2)
+            self._before, self._after = around_text(data[last + 2 :] if last >= 0 else data)
+        return True
 
     def feed(self, data: bytes) -> bytes:
         """Take in a piece. Returns what may go to the client."""
