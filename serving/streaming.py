@@ -7,11 +7,14 @@ complete. The parser is tolerant: an event that isn't JSON is skipped, unknown f
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from serving.openai_protocol import Operation
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64  # an int like any other, which compiled code keeps in a register
 
 DONE: Final = b"[DONE]"
 ERROR_PREFIXES: Final = (b'data: {"error"', b'data:{"error"', b"event: error")
@@ -99,6 +102,73 @@ _MOST_INTERRUPTIONS: Final = 8
 """Of a run of like events by other ones; a stream with more has few that are alike."""
 
 
+class Sample:
+    """An event of a chat stream that others are like, but for their text: engines send hundreds of such."""
+
+    __slots__ = ("_between", "prefix", "suffix")
+
+    def __init__(self, prefix: bytes, suffix: bytes) -> None:
+        self.prefix = prefix
+        """What stands before the text."""
+        self.suffix = suffix
+        """What stands behind it, to the end of the event."""
+        self._between = suffix + prefix
+
+    def like(self, data: bytes, at: int, texts: list[bytes] | None = None) -> int:
+        """Go over the events from `at` on that are like this one, as long as their texts are short.
+
+        >>> Sample(b'{"content":"', b'"}').like(b'{"content":"Hi"}{"content":"!"}{}', 0, texts := [])
+        31
+        >>> texts
+        [b'Hi', b'!']
+
+        Returns:
+            Where the first other one begins.
+        """
+        prefix, suffix, between = self.prefix, self.suffix, self._between
+        other: i64 = at
+        start: i64 = other + len(prefix)
+        if data[at:start] != prefix:
+            return at
+        size: i64 = len(data)
+        step: i64 = len(between)
+        while True:
+            end: i64 = start
+            stop: i64 = min(size, start + _MOST_TEXT_BYTES)
+            while end < stop:
+                byte: i64 = data[end]
+                if byte == 34 or byte < 32:  # the quote that ends it, or what no JSON string holds
+                    break
+                end += 2 if byte == 92 else 1  # a backslash, and what it escapes
+            if end >= stop:
+                return other
+            another = end + step <= size and data[end : end + step] == between
+            if not another and data[end : end + len(suffix)] != suffix:
+                return other
+            if texts is not None:
+                texts.append(data[start:end])
+            if not another:
+                return end + len(suffix)
+            start = end + step
+            other = start - len(prefix)
+
+
+def sample_of(event: bytes) -> Sample | None:
+    """Take an event, with the empty line that ends it, for a sample; None when it isn't one with a short text."""
+    found = _CONTENT(event) if event[:5] == b"data:" and event[-2:] == b"\n\n" else None
+    if found is None:
+        return None
+    at: i64 = found.end()
+    stop: i64 = min(len(event), at + _MOST_TEXT_BYTES)
+    end: i64 = at
+    while end < stop:
+        byte: i64 = event[end]
+        if byte == 34:
+            return Sample(event[:at], event[end:])
+        end += 2 if byte == 92 else 1
+    return None
+
+
 def _chat_payloads(data: bytes) -> list[bytes]:
     """The `data` of each event of a chat stream, runs of events that differ in their text alone as one each.
 
@@ -109,82 +179,40 @@ def _chat_payloads(data: bytes) -> list[bytes]:
     >>> _chat_payloads(b"".join(event % letter for letter in (b"a", b"b", b"c")) + b"data: [DONE]")
     [b'{"choices":[{"index":0,"delta":{"content":"abc"}}]}', b'[DONE]']
     """
-    prefix, suffix = _around_the_text(data.split(b"\n", 9))
-    at = data.find(prefix) if prefix and b"\r" not in data else -1
-    if at < 0 or (at > 0 and not data.endswith(b"\n\n", 0, at)):
+    sample = _sample_of(data.split(b"\n", 9))
+    at = data.find(sample.prefix) if sample is not None and b"\r" not in data else -1
+    if sample is None or at < 0 or (at > 0 and not data.endswith(b"\n\n", 0, at)):
         return sse_payloads(data)
     payloads = sse_payloads(data[:at]) if at else []
     size, interruptions = len(data), 0
     while at < size:
         texts: list[bytes] = []
-        end = text_after(data, at, prefix, suffix)
-        while end >= 0:
-            texts.append(data[at + len(prefix) : end])
-            at = end + len(suffix)
-            end = text_after(data, at, prefix, suffix)
-        payloads += _run_of(prefix, texts, suffix)
-        if at >= size:
-            break
-        interruptions += 1
-        stop = data.find(b"\n\n", at) if interruptions < _MOST_INTERRUPTIONS else -1
-        stop = size if stop < 0 else stop + 2
-        payloads += sse_payloads(data[at:stop])
-        at = stop
+        at = sample.like(data, at, texts)
+        payloads += _run_of(sample, texts)
+        if at < size:
+            interruptions += 1
+            stop = data.find(b"\n\n", at) if interruptions < _MOST_INTERRUPTIONS else -1
+            stop = size if stop < 0 else stop + 2
+            payloads += sse_payloads(data[at:stop])
+            at = stop
     return payloads
 
 
-def _run_of(prefix: bytes, texts: list[bytes], suffix: bytes) -> list[bytes]:
+def _run_of(sample: Sample, texts: list[bytes]) -> list[bytes]:
     """The payloads of events that differ in their text: one, if their texts can be told as one string."""
     text = b"".join(texts)
     if len(texts) > 1 and _is_inside_of_string(text):
         texts = [text]
-    return [(prefix + text + suffix)[5:].strip() for text in texts]
+    return [(sample.prefix + text + sample.suffix)[5:].strip() for text in texts]
 
 
-def text_after(data: bytes, at: int, prefix: bytes, suffix: bytes) -> int:
-    """Where the text of the event at `at` ends, if that is `prefix`, the inside of a short JSON string, and `suffix`.
-
-    >>> text_after(b'{"content":"Hi"}', 0, b'{"content":"', b'"}')
-    14
-
-    Returns:
-        The index of the first byte behind the text; -1 for any other event, or one with a longer text.
-    """
-    start = at + len(prefix)
-    if data[at:start] != prefix:
-        return -1
-    end = start
-    stop = min(len(data), start + _MOST_TEXT_BYTES)
-    while end < stop:
-        byte = data[end]
-        if byte == 34:  # the quote that ends it
-            return end if data[end : end + len(suffix)] == suffix else -1
-        if byte < 32:  # no line break, nor any other control character, stands in a JSON string
-            return -1
-        end += 2 if byte == 92 else 1  # a backslash, and what it escapes
-    return -1
-
-
-def _around_the_text(lines: list[bytes]) -> tuple[bytes, bytes]:
-    """What stands before and after the text in an event that can serve as the sample; empty when there is none.
-
-    The first event often is a special one: it says the role.
-    """
-    for sample in lines[2:8] if len(lines) > 6 else ():
-        before, after = around_text(sample)
-        if before:
-            return before, after + b"\n\n"
-    return b"", b""
-
-
-def around_text(event: bytes) -> tuple[bytes, bytes]:
-    """What stands before and after the text in an event of a chat stream; empty when it isn't one with a short text."""
-    found = _CONTENT(event) if event[:5] == b"data:" else None
-    if found is None:
-        return b"", b""
-    prefix = event[: found.end()]
-    end = text_after(event, 0, prefix, b'"')
-    return (prefix, event[end:]) if end >= 0 else (b"", b"")
+def _sample_of(lines: list[bytes]) -> Sample | None:
+    """An event that may be like those behind it. The first often is a special one: it says the role."""
+    for line in lines[2:8] if len(lines) > 6 else ():
+        sample = sample_of(line + b"\n\n")
+        if sample is not None:
+            return sample
+    return None
 
 
 def _is_inside_of_string(text: bytes) -> bool:
@@ -241,13 +269,12 @@ class UsageFilter:
     back until it is whole.
     """
 
-    __slots__ = ("_after", "_before", "_held", "_samples")
+    __slots__ = ("_held", "_sample", "_samples")
 
     def __init__(self) -> None:
         self._held = b""
-        self._before = b""
-        """What stands before the text in events that were searched and have no usage."""
-        self._after = b""
+        self._sample: Sample | None = None
+        """An event that was searched and has no usage."""
         self._samples = 0
 
     def passes(self, data: bytes) -> bool:
@@ -257,20 +284,15 @@ class UsageFilter:
         """
         if self._held or data[-2:] != b"\n\n":
             return False
-        before, after, at, size = self._before, self._after, 0, len(data)
-        if before:
-            end = text_after(data, 0, before, after)
-            while end >= 0:
-                at = end + len(after)
-                if at == size:
-                    return True
-                end = text_after(data, at, before, after)
+        at = self._sample.like(data, 0) if self._sample is not None else 0
+        if at == len(data):
+            return True
         if b'"usage"' in (data[at:] if at else data):
             return False
         if not at and self._samples < _MOST_SAMPLES:
             self._samples += 1
-            last = data.rfind(b"\n\n", 0, size - 2)
-            self._before, self._after = around_text(data[last + 2 :] if last >= 0 else data)
+            last = data.rfind(b"\n\n", 0, len(data) - 2)
+            self._sample = sample_of(data[last + 2 :] if last >= 0 else data)
         return True
 
     def feed(self, data: bytes) -> bytes:

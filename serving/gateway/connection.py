@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
 from serving.errors import ConnectionLost, ServingError, UpstreamTimeout
 from serving.gateway.answer_heads import AnswerHead, plain_head
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64  # an int like any other, which compiled code keeps in a register
 
 HIGH_WATER_BYTES: Final = 64 * 1024
 EXACT_BELOW_S: Final = 10.0
@@ -364,12 +367,14 @@ class Connection:
         Returns:
             The bytes that were handed on.
         """
-        at, size = 0, len(data)
+        at: i64 = 0
+        size: i64 = len(data)
         pieces: list[bytes] = []
         while at < size:
-            end, length = at, 0
+            end: i64 = at
+            length: i64 = 0
             while end < size and end - at <= _MOST_SIZE_DIGITS:
-                digit = data[end]
+                digit: i64 = data[end]
                 if 48 <= digit <= 57:  # 0 to 9
                     length = length * 16 + digit - 48
                 elif 97 <= digit <= 102:  # a to f
@@ -379,7 +384,7 @@ class Connection:
                 else:
                     break
                 end += 1
-            after = end + 2 + length
+            after: i64 = end + 2 + length
             if not length or end - at > _MOST_SIZE_DIGITS or after + 2 > size:
                 break
             if data[end] != 13 or data[end + 1] != 10 or data[after] != 13 or data[after + 1] != 10:  # CR LF
