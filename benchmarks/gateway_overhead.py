@@ -25,6 +25,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -97,11 +98,12 @@ class Client(asyncio.Protocol):
 
 async def load(port: int, turns: list[bytes], concurrency: int, seconds: float) -> tuple[float, list[float]]:
     """Ask from `concurrency` connections for `seconds`: (requests/s, seconds each took)."""
-    loop, times, begun = asyncio.get_running_loop(), [], time.perf_counter()
+    loop, begun = asyncio.get_running_loop(), time.perf_counter()
+    times: list[float] = []
     clients = [
         (
             await loop.create_connection(
-                lambda i=i: Client(turns[i * 31 % len(turns) :] or turns, begun + seconds, times), "127.0.0.1", port
+                partial(Client, turns[i * 31 % len(turns) :] or turns, begun + seconds, times), "127.0.0.1", port
             )
         )[1]
         for i in range(concurrency)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -145,13 +145,18 @@ def table() -> TrafficTable:
     return TrafficTable(fence=1, sequence=1, issued_at=time.time(), models=(model,))
 
 
+def fetch(url: str) -> None:
+    """Fetch a page; raises when it is not to be had."""
+    urllib.request.urlopen(url).close()
+
+
 def measure(rounds: int) -> dict[str, list[Round]]:
     """Start engines and gateways, run all rounds, stop them."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*command: str) -> None:
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        processes.append(subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env={**os.environ}, **silent))
+        whole = [sys.executable, "-m", *command]
+        processes.append(subprocess.Popen(whole, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
         try:
@@ -168,9 +173,9 @@ def measure(rounds: int) -> dict[str, list[Round]]:
                 start("serving.gateway.main", "--config", config.to_json())
                 ports[name] = (config.port, config.admin_port)
             for port in engines:
-                wait_for(lambda at=port: urllib.request.urlopen(f"http://127.0.0.1:{at}/health").close())
+                wait_for(partial(fetch, f"http://127.0.0.1:{port}/health"))
             for _, port in ports.values():
-                wait_for(lambda at=port: urllib.request.urlopen(f"http://127.0.0.1:{at}/readyz").close())
+                wait_for(partial(fetch, f"http://127.0.0.1:{port}/readyz"))
             found: dict[str, list[Round]] = {name: [] for name in PICKINGS}
             for number in range(rounds):
                 for name, (port, _) in ports.items():

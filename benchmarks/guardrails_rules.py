@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
-from guardrails.checks.base import Context
+from guardrails.checks.base import Check, Context
 from guardrails.checks.catalogue import BUILT_IN
 from guardrails.enforcement import ActiveCheck, activate
 from guardrails.normalise import View
@@ -95,7 +95,7 @@ def each_check(language: str, text: str, rounds: int) -> list[Figure]:
         context = Context(Direction.OUTPUT)
         check.examine(view, context)
 
-        def examine(check=check, view=view, context=context) -> None:
+        def examine(check: Check = check, view: View = view, context: Context = context) -> None:
             check.examine(view, context)
             check.unfinished_from(view)
 

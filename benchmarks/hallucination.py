@@ -62,7 +62,7 @@ async def ask_all(url: str, model: str, temperature: float | None, every: Sequen
         async def reply(body: dict[str, Any] | bytes) -> dict[str, Any]:
             content = {"content": body} if isinstance(body, bytes) else {"json": body}
             headers = {"content-type": "application/json"}
-            found = await client.post("/v1/chat/completions", headers=headers, **content)  # type: ignore[arg-type]
+            found = await client.post("/v1/chat/completions", headers=headers, **content)
             return dict(found.raise_for_status().json())
 
         async def one(question: Question) -> Asked:
@@ -96,7 +96,7 @@ def auc(scores: NDArray[np.float64], false: NDArray[np.bool_]) -> float:
 
 def interval(scores: NDArray[np.float64], false: NDArray[np.bool_], rng: np.random.Generator) -> tuple[float, float]:
     """The middle 95 % of its bootstrap."""
-    found = []
+    found: list[float] = []
     while len(found) < RESAMPLES:
         rows = rng.integers(0, len(scores), len(scores))
         if 0 < false[rows].sum() < len(rows):

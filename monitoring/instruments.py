@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from monitoring.aggregates import RequestAggregates
@@ -26,6 +26,9 @@ from monitoring.protobuf import CONTENT_TYPE, Family, FamilyType, Series, asked_
 PROVIDER = "tidegate"
 LATE_SERIES_S = 60.0
 """How long series stay that come late: as long as Prometheus may take between two looks."""
+
+GUARD_SERVICE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""From one short text to the five seconds after which a gateway gives up."""
 
 
 class GatewayInstruments:
@@ -364,6 +367,33 @@ class _RolloutGauges:
             self.forward_threshold.labels(*named).set(signal.forward_threshold)
         if signal.requests_to_decision is not None:
             self.wanted.labels(*named).set(signal.requests_to_decision)
+
+
+class GuardServiceInstruments:
+    """The metrics of one replica of the guardrails' models."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "tidegate_guard_service_requests", "Requests of gateways, by what became of them.", ("check", "result"),
+            registry=self._registry,
+        )  # fmt: skip
+        self.texts = Counter(
+            "tidegate_guard_service_texts", "Texts that a model examined.", ("check",), registry=self._registry
+        )
+        self.waiting = Gauge(
+            "tidegate_guard_service_waiting_texts", "Texts that wait for their model.", ("check",),
+            registry=self._registry,
+        )  # fmt: skip
+        self.duration = Histogram(
+            "tidegate_guard_service_duration_seconds", "From a gateway's request to its answer.", ("check",),
+            buckets=GUARD_SERVICE_BUCKETS_S, registry=self._registry,
+        )  # fmt: skip
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition: (body, content type), for an `Accept` header."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
 
 
 class DriftInstruments:

@@ -14,22 +14,17 @@ from urllib.parse import parse_qsl
 from registry.errors import InvalidSource, SourceUnreachable
 from registry.files import OnProgress, SourceFile, list_files
 
+SIM_FAULTS = ("client_error_rate", "error_rate", "stall_rate", "truncate_rate")
+"""Rates of what replaces an answer: at most one of them happens to a request, so they may not add up to more than 1."""
 SIM_RATES = frozenset(
-    {
-        "error_rate",
-        "stall_rate",
-        "truncate_rate",
-        "toxic_rate",
-        "pii_rate",
-        "gibberish_rate",
-        "repeat_rate",
-        "length_rate",
-    }
+    {*SIM_FAULTS, "toxic_rate", "pii_rate", "gibberish_rate", "refusal_rate", "repeat_rate", "length_rate"}
 )
-SIM_AMOUNTS = frozenset({"ttft_ms", "itl_ms", "load_s"})
-SIM_COUNTS = frozenset({"tokens", "seed"})
+SIM_AMOUNTS = frozenset({"ttft_ms", "prefill_us_per_token", "itl_ms", "load_s"})
+SIM_COUNTS = frozenset({"tokens", "cache_blocks", "die_after", "seed"})
 SIM_FLAGS = frozenset({"fail_load"})
 SIM_KEYS = SIM_RATES | SIM_AMOUNTS | SIM_COUNTS | SIM_FLAGS
+SIM_LIMITS = {"tokens": 100_000, "cache_blocks": 1_000_000, "prefill_us_per_token": 1_000_000}
+"""What the simulated engine takes at most, where it is not 1 (a rate) or without a bound."""
 
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md", "LICENSE*")
 """What is fetched from the hub: never its pickles, however many a repository holds."""
@@ -117,6 +112,8 @@ def _parse_simulated(text: str) -> SimulatedSource:
         _check_parameter(key, value)
     if len(dict(pairs)) != len(pairs):
         raise InvalidSource(f"{text!r} gives a parameter twice; give each once")
+    if (faults := sum(float(value) for key, value in pairs if key in SIM_FAULTS)) > 1 + 1e-9:
+        raise InvalidSource(f"sim: {' + '.join(SIM_FAULTS)} is {faults:g}, over 1; lower one")
     return SimulatedSource(tuple(sorted(pairs)))
 
 
@@ -132,6 +129,8 @@ def _check_parameter(key: str, value: str) -> None:
         raise InvalidSource(f"sim: {key}={value} must be a {'whole ' if key in SIM_COUNTS else ''}number, 0 or more")
     if key in SIM_RATES and number > 1:
         raise InvalidSource(f"sim: {key}={value} is a rate and must lie in 0..1")
+    if number > (most := SIM_LIMITS.get(key, number)):
+        raise InvalidSource(f"sim: {key}={value} is over {most}; give at most that")
 
 
 @dataclass(frozen=True)

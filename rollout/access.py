@@ -61,6 +61,8 @@ ROUTES: Mapping[tuple[str, str], Right] = {
     ("POST", "/api/v1/requests/erase"): Right.ERASE_TEXT,
     ("GET", "/api/v1/probes/{model}/{version}"): Right.READ,
     ("PUT", "/api/v1/probes/{model}/{version}"): Right.OPERATE,
+    ("GET", "/api/v1/drift"): Right.READ,
+    ("POST", "/api/v1/drift/ack"): Right.OPERATE,
     ("POST", "/api/v1/rollouts"): Right.OPERATE,
     ("POST", "/api/v1/rollouts/{model}/{verb}"): Right.OPERATE,
     ("GET", "/api/v1/keys"): Right.MANAGE_KEYS,

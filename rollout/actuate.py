@@ -17,7 +17,7 @@ from rollout.desired import desired_policies, desired_table, desired_workloads, 
 from rollout.errors import InsufficientCapacity, WorkloadRejected, WorkloadUnavailable
 from rollout.status import ModelStatus
 from rollout.traffic_routers.base import TrafficRouter
-from rollout.workloads.base import Workload, WorkloadPort, WorkloadState, WorkloadStatus
+from rollout.workloads.base import CALM, Workload, WorkloadPort, WorkloadState, WorkloadStatus
 from serving.traffic import ModelTraffic, TrafficTable
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,13 @@ class WorkloadActuator:
         self.message = ""
         """Why it can't be observed or changed, for people."""
 
+    def unseen(self, applications: Iterable[str]) -> str:
+        """Why nothing can be told of these applications; empty when something can."""
+        if self.seen is None:
+            return self.message
+        found = (self.seen[a] for a in applications if a in self.seen)
+        return next((w.message for w in found if w.state is WorkloadState.UNKNOWN), "")
+
     def wake(self) -> None:
         """The desired set may have changed."""
         self._wake.set()
@@ -144,11 +151,12 @@ class WorkloadActuator:
             self._set(None, str(error))
             return RETRY_S
         except WorkloadRejected as error:
-            log.warning("the workload layer refused: %s", error)
+            if str(error) not in self.message:
+                log.warning("the workload layer refused: %s", error)
             await self._look_after_refusal(wanted, str(error))
             return RETRY_S
         calm = self.seen is not None and set(self.seen) == {application for application, _ in named}
-        calm = calm and all(w.state is WorkloadState.READY for w in (self.seen or {}).values())
+        calm = calm and all(w.state in CALM for w in (self.seen or {}).values())
         return CALM_S if calm else self._interval_s
 
     async def _look_after_refusal(self, wanted: tuple[Workload, ...], message: str) -> None:

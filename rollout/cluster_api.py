@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,8 @@ FIELD_MANAGER = "tidegate"
 UNTYPED = "failed to create typed patch object"
 """What a server-side apply is answered, with 500, whose object does not fit the schema: an older KubeRay's, say."""
 NOT_DECLARED = "field not declared in schema"
+NO_NAMESPACE = re.compile(r'^namespaces "[^"]+" not found$')
+"""What is answered, with 404, to whoever would make something in a namespace that is gone."""
 APPLY = "application/apply-patch+yaml"
 PAGE = 500
 TIMEOUT_S = (3.0, 20.0)
@@ -158,15 +161,19 @@ class _Expired(ClusterUnavailable):
 
 
 def _judged(method: str, path: str, code: int, text: bytes) -> Object | None:
-    if code == 404:
-        return None
     try:
         found = json.loads(text) if text else {}
     except ValueError:
         found = {}
+    message = str(found.get("message") or "")[:MESSAGE_LIMIT] if isinstance(found, dict) else ""
+    if code == 404 and method == "PATCH" and NO_NAMESPACE.match(message):
+        raise ClusterRejected(
+            f"the API server refused {path.rpartition('/')[2]}: {message}; make it, or deploy elsewhere"
+        )
+    if code == 404:
+        return None
     if code < 300 and isinstance(found, dict):
         return found
-    message = str(found.get("message") or "")[:MESSAGE_LIMIT] if isinstance(found, dict) else ""
     if code == 410:
         raise _Expired(f"410 from the API server: {message}")
     # What admission refuses (a quota, a policy, a namespace that is going) is 403 too; a missing right names the user.

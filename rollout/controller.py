@@ -161,6 +161,10 @@ class Controller:
         """Why the workloads can't be observed or changed; empty when they can."""
         return self.workloads.message if self.workloads.seen is None or self.workloads.message else ""
 
+    def workloads_unseen(self, status: ModelStatus | None) -> str:
+        """Why nothing can be told of a model's workloads now, or of any when it has none; empty when it can."""
+        return self.workloads.unseen(d.application for d in (status.running() if status is not None else ()))
+
     def require_leadership(self) -> None:
         """Refuse to speak for a log that has not been folded.
 

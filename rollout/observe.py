@@ -15,7 +15,7 @@ from rollout.observation import Exposure, Observation
 from rollout.specs import PrometheusQuery, SignalSpec
 from rollout.status import ModelStatus
 from rollout.traffic_routers.base import RouterView
-from rollout.workloads.base import WorkloadStatus
+from rollout.workloads.base import WorkloadState, WorkloadStatus
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,17 @@ def observe(
 
     Args:
         view: what the router tells.
-        workloads: what the workload layer tells; None when it could not be asked.
+        workloads: what the workload layer tells; None when it could not be asked. One of the model's that is UNKNOWN
+            is the same to this model.
         ledger: the evidence of the active rollout, if there is one.
         applications: the model's own applications, so that a decision's record holds nothing of other models.
 
     """
+    own = None if workloads is None else {a: w for a, w in workloads.items() if a in applications}
+    if own is not None and any(w.state is WorkloadState.UNKNOWN for w in own.values()):
+        own = None
     return Observation(
-        workloads=None if workloads is None else {a: w for a, w in workloads.items() if a in applications},
+        workloads=own,
         gateways=view.gateways,
         table_applied=view.applied,
         ready_endpoints={a: n for a, n in view.ready_endpoints.items() if a in applications},

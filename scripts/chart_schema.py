@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Make values.schema.json and README.md of the chart from the comments in its values.yaml; `--check` only compares.
+"""Make what follows from the chart's values.yaml and its comments; `--check` only compares.
+
+That is values.schema.json, README.md, and files/keys.json, by which the templates tell that a value was set to null.
 
 Every key needs a comment. Types follow from the defaults; a line `# @schema {...}` adds JSON Schema to that, and must
 say what the items of a list are and what an empty mapping may hold. A mapping that is written out takes no other keys.
@@ -171,6 +173,8 @@ def _inferred(value: yaml.Node, added: dict[str, Any], lines: list[str], name: s
 def make_schema(text: str) -> str:
     """values.schema.json for a values.yaml."""
     node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is None:
+        raise Undescribed("values.yaml is empty")
     top = schema_of(node, text.splitlines())
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Values of the chart tidegate"}
     return json.dumps(document | top | {"$defs": DEFS}, indent=2) + "\n"
@@ -198,6 +202,26 @@ def _rows(values: dict[str, Any], schema: dict[str, Any], path: str) -> Any:  # 
             yield f"{path}{key}", json.dumps(value), said
 
 
+def make_keys(values: dict[str, Any], schema: dict[str, Any]) -> str:
+    """files/keys.json: every key that must not be null, with its default.
+
+    Null is a value where the schema says so. Resources of containers are taken away by it, in whole or in part.
+    """
+    return json.dumps(_keys(values, schema), indent=1) + "\n"
+
+
+def _keys(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        about = schema["properties"][key]
+        form = about.get("$ref", "").rpartition("/")[2]
+        about = DEFS[form] | about if form else about
+        if value is None or form == "resources":
+            continue
+        found[key] = _keys(value, about) if isinstance(value, dict) and "properties" in about else value
+    return found
+
+
 def main(arguments: list[str]) -> int:
     """Write both files, or with `--check` tell whether they are what they should be."""
     text = (CHART / "values.yaml").read_text(encoding="utf-8")
@@ -206,7 +230,11 @@ def main(arguments: list[str]) -> int:
     except Undescribed as error:
         print(f"chart_schema: {error}", file=sys.stderr)
         return 1
-    made = {"values.schema.json": schema, "README.md": make_readme(text, json.loads(schema))}
+    made = {
+        "values.schema.json": schema,
+        "README.md": make_readme(text, json.loads(schema)),
+        "files/keys.json": make_keys(yaml.safe_load(text), json.loads(schema)),
+    }
     if "--check" not in arguments:
         for name, content in made.items():
             (CHART / name).write_text(content, encoding="utf-8")

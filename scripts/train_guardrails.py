@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,9 @@ def fitted(encoder: SentenceEncoder, train: Sequence[Row], own_rows: Sequence[Ro
     return arrays
 
 
-def tuned(model_arrays: Arrays, settings: dict, encoder: SentenceEncoder, dev: Sequence[Row]) -> dict:
+def tuned(
+    model_arrays: Arrays, settings: dict[str, Any], encoder: SentenceEncoder, dev: Sequence[Row]
+) -> dict[str, Any]:
     """The settings with calibration and thresholds from dev: first of the light models alone, then of all."""
     settings = dict(settings)
     labels, sources = np.array([r.toxic for r in dev]), np.array([r.source for r in dev])
@@ -101,7 +104,7 @@ def tuned(model_arrays: Arrays, settings: dict, encoder: SentenceEncoder, dev: S
     texts = [row.text[:1500] for row in dev]
     light = model.light_logits(texts)
     full = light + model.head_logits(texts)
-    for key, logits in (("light_calibration", light), ("calibration", full)):
+    for key, logits in (("light_calibration", light.astype(np.float64)), ("calibration", full.astype(np.float64))):
         settings[key] = {name.value: platt(logits[at], labels[at], sources[at]) for name, at in members.items()}
     settings["thresholds"] = dict.fromkeys(neutral, 0.5)
     scores = Model(wide, settings, encoder).scores([row.text for row in dev])

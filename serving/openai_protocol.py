@@ -71,7 +71,7 @@ class Request:
         self.model = model
         """The registered model's name, without a version."""
         self.version = version
-        """The pinned semantic version of `model@version`, or None."""
+        """The pinned semantic version of `model@version`, or None. Nothing behind the @ is no version that there is."""
         self.stream = stream
         self.session = session
         """The session named in the body, or None."""
@@ -108,7 +108,7 @@ def parse_request(body: bytes) -> Request | Rejection:
     model, version = named, None
     if "@" in named:
         model, _, version = named.partition("@")
-    return Request(model, version or None, fields.get("stream") is True, _session(fields), fields)
+    return Request(model, version, fields.get("stream") is True, _session(fields), fields)
 
 
 def _session(fields: Mapping[str, Any]) -> str | None:
@@ -216,6 +216,8 @@ _REJECTIONS: Final[Mapping[Reason, tuple[int, str, str | None]]] = {
     Reason.PROMPT_REFUSED: (400, "invalid_request_error", "prompt_refused"),
     Reason.UNKNOWN_URL: (404, "invalid_request_error", "unknown_url"),
     Reason.MALFORMED_HTTP: (400, "invalid_request_error", "malformed_request"),
+    Reason.TOO_MANY_CONNECTIONS: (503, "server_error", "too_many_connections"),
+    Reason.INTERNAL_ERROR: (500, "server_error", "internal_error"),
     Reason.METHOD_NOT_ALLOWED: (405, "invalid_request_error", "method_not_supported"),
     Reason.INVALID_API_KEY: (401, "invalid_request_error", "invalid_api_key"),
     Reason.UNKNOWN_REQUEST: (404, "invalid_request_error", "request_not_found"),

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from mypy_extensions import i64  # an int like any other, which compiled code keeps in a register
 
 DONE: Final = b"[DONE]"
+MOST_TOKENS: Final = 2**31 - 1
+"""An engine that tells more of one request, or less than none, is not believed: its tokens are then unknown. Limits
+would hold its key up for months, sums would be spoilt for ever, and the request log has no room for such numbers."""
 ERROR_PREFIXES: Final = (b'data: {"error"', b'data:{"error"', b"event: error")
 
 
@@ -394,10 +397,10 @@ def _choices_chunk(chunk: dict[str, Any], part: str, answer: Answer, choices: _C
     usage = chunk.get("usage")
     if isinstance(usage, dict):
         _usage(usage, "prompt_tokens", "completion_tokens", answer)
-    for choice in chunk.get("choices") or ():
+    for choice in _listed(chunk.get("choices")):
         if not isinstance(choice, dict):
             continue
-        index = choice.get("index", 0)
+        index = _index(choice.get("index"))
         message = choice.get(part)
         if isinstance(message, dict):
             text = message.get("content")
@@ -414,6 +417,14 @@ def _choices_chunk(chunk: dict[str, Any], part: str, answer: Answer, choices: _C
             choices.reasons[index] = reason
 
 
+def _index(value: object) -> int:
+    return value if type(value) is int else 0
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _other_content(message: dict[str, Any]) -> bool:
     return any(message.get(name) for name in ("tool_calls", "refusal", "reasoning_content", "reasoning"))
 
@@ -423,7 +434,7 @@ def _responses_event(event: dict[str, Any], answer: Answer, choices: _Choices) -
     if kind == "response.output_text.delta":
         delta = event.get("delta")
         if isinstance(delta, str):
-            choices.texts.setdefault(int(event.get("output_index") or 0), []).append(delta)
+            choices.texts.setdefault(_index(event.get("output_index")), []).append(delta)
     elif isinstance(kind, str) and kind.endswith(".delta"):
         choices.other_content = True
         choices.refused |= kind == "response.refusal.delta"
@@ -450,13 +461,13 @@ def _response_object(response: dict[str, Any], answer: Answer, choices: _Choices
 
 
 def _response_items(response: dict[str, Any], choices: _Choices) -> None:
-    for index, item in enumerate(response.get("output") or ()):
+    for index, item in enumerate(_listed(response.get("output"))):
         if not isinstance(item, dict):
             continue
         if item.get("type") != "message":
             choices.other_content = True
             continue
-        for part in item.get("content") or ():
+        for part in _listed(item.get("content")):
             if isinstance(part, dict) and isinstance(part.get("text"), str):
                 choices.texts.setdefault(index, []).append(part["text"])
             elif isinstance(part, dict) and part.get("type") == "refusal":
@@ -465,7 +476,7 @@ def _response_items(response: dict[str, Any], choices: _Choices) -> None:
 
 def _usage(usage: dict[str, Any], inputs: str, outputs: str, answer: Answer) -> None:
     given, made = usage.get(inputs), usage.get(outputs)
-    if isinstance(given, int):
+    if type(given) is int and 0 <= given <= MOST_TOKENS:
         answer.input_tokens = given
-    if isinstance(made, int):
+    if type(made) is int and 0 <= made <= MOST_TOKENS:
         answer.output_tokens = made

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -83,7 +84,7 @@ class Postgres:
         return folder
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        owner = {} if self._user is None else {"user": self._user.pw_uid, "group": self._user.pw_gid}
+        owner: dict[str, Any] = {} if self._user is None else {"user": self._user.pw_uid, "group": self._user.pw_gid}
         if owner:
             owner["extra_groups"] = []
         return subprocess.Popen(

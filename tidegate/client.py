@@ -218,6 +218,18 @@ class ControlClient:
         """Take a user's requests out of the log; how many lines that were."""
         return int(self._call("POST", "/api/v1/requests/erase", body={"user": user})["erased"])
 
+    # ----------------------------------------------------------------------------------------------------- drift
+
+    def drift(self) -> dict[str, Any]:
+        """What the drift watch last knew."""
+        found: dict[str, Any] = self._call("GET", "/api/v1/drift")["drift"]
+        return found
+
+    def acknowledge_drift(self, model: str, stream: str | None, reason: str) -> bool:
+        """Acknowledge a model's alarms; False when the watch does not run and will take it in when it does."""
+        body = {"model": model, "stream": stream, "reason": reason}
+        return bool(self._call("POST", "/api/v1/drift/ack", body=body)["taken_in"])
+
     # ---------------------------------------------------------------------------------------------------- probes
 
     def probe_report(self, model: str, version: str) -> ProbeReport | None:

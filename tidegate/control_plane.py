@@ -49,6 +49,7 @@ from tidegate.composition import (
     build_registry,
     build_smoke_runner,
 )
+from tidegate.drift_watch import HomesDriftWatch
 from tidegate.errors import WrongUse
 from tidegate.mounted import MIN_TOKEN_CHARS, book_gateway_key, open_store, read_gateway_key, read_mounted
 from tidegate.on_kubernetes import build_cluster_parts
@@ -220,6 +221,7 @@ async def serve(settings: Settings) -> int:
         clock=time.time,
         logged=HomesRequestLog(settings),
         probes=probes,
+        drift=HomesDriftWatch(settings) if settings.drift else None,
     )
     mount_console(app)
     # uvicorn would believe X-Forwarded-For from loopback; whom we believe is in the settings.

@@ -68,12 +68,16 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Port:
-    """A port that the platform wants. `holder` is who has it now, "" when free, "?" when that can't be seen."""
+    """A port that the platform wants. `holder` is who has it now, "" when free, "?" when that can't be seen.
+
+    `ours` says that the holder is a process of the platform of this home, which is up.
+    """
 
     purpose: str
     number: int
     flag: str
     holder: str = ""
+    ours: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +210,7 @@ def _port(port: Port) -> Check:
     name, needed = f"port {port.number}", f"free, for {port.purpose}"
     if not port.holder:
         return Check(name, Verdict.OK, "free", needed)
-    if "tidegate" in port.holder:
+    if port.ours:
         return Check(name, Verdict.OK, f"held by Tidegate itself: {port.holder}", needed)
     who = "another user's process" if port.holder == "?" else port.holder
     return Check(name, Verdict.FAIL, f"held by {who}", needed, f"stop it, or choose another port: {port.flag}")
@@ -302,9 +306,23 @@ def _ports(settings: Settings) -> tuple[Port, ...]:
     )
     holders = _listeners()
     return tuple(
-        dataclasses.replace(port, holder="" if _can_bind(settings.host, port.number) else holders.get(port.number, "?"))
+        port if _can_bind(settings.host, port.number) else _held(port, holders.get(port.number), settings.home)
         for port in wanted
     )
+
+
+def _held(port: Port, pid: int | None, home: Path) -> Port:
+    if pid is None:
+        return dataclasses.replace(port, holder="?")
+    return dataclasses.replace(port, holder=_describe(pid), ours=_is_of(home, pid))
+
+
+def _is_of(home: Path, pid: int) -> bool:
+    """Whether a process belongs to the platform of a home: its supervisor tells each so in its environment."""
+    try:
+        return psutil.Process(pid).environ().get("TIDEGATE_HOME") == str(home)
+    except psutil.Error:
+        return False
 
 
 def _can_bind(host: str, port: int) -> bool:
@@ -317,14 +335,13 @@ def _can_bind(host: str, port: int) -> bool:
     return True
 
 
-def _listeners() -> dict[int, str]:
-    """Who listens on which port, as far as this user may see."""
+def _listeners() -> dict[int, int]:
+    """Which process listens on which port, as far as this user may see."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.Error:
         return {}
-    pids = {c.laddr[1]: c.pid for c in connections if c.laddr and c.status == psutil.CONN_LISTEN and c.pid}
-    return {port: _describe(pid) for port, pid in pids.items()}
+    return {c.laddr[1]: c.pid for c in connections if c.laddr and c.status == psutil.CONN_LISTEN and c.pid}
 
 
 def _describe(pid: int) -> str:

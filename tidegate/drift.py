@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from monitoring.drift.daily import Daily
 from monitoring.drift.errors import DriftError
 from serving.drift import library
+from serving.drift.acknowledging import hand_over
 from serving.drift.archive import read_rows
 from serving.drift.config import EMBEDDING_VALUES, Places
 from serving.drift.library import About, Rows
@@ -21,7 +21,6 @@ from serving.drift.streams import stream as named
 from serving.errors import ServingError
 from serving.sightings import asked_text
 from tidegate.errors import TidegateError, WrongUse
-from tidegate.runfile import write_private
 from tidegate.settings import Settings
 
 ACK_WAIT_S = 5.0
@@ -71,8 +70,8 @@ class Drift:
         except TidegateError:
             return False
 
-    def acknowledge(self, model: str, scope: str | None, reason: str) -> bool:
-        """Acknowledge a model's alarms; False when nobody has taken it in within some seconds.
+    def acknowledge(self, model: str, scope: str | None, reason: str, *, by: str = "") -> bool:
+        """Acknowledge a model's alarms as `by`, or who runs this; False when nobody takes it in within some seconds.
 
         Raises:
             TidegateError: the model is not watched.
@@ -80,15 +79,8 @@ class Drift:
         watched = {(a.model, a.scope) for a in self.references()}
         if not any(m == model and scope in (None, s) for m, s in watched):
             raise TidegateError(f"{model} ({scope or 'any stream'}) is not watched; see `tidegate drift status`")
-        path = self._places.acknowledgements / f"{time.time():.6f}-{secrets.token_hex(4)}.json"
-        said = {"model": model, "scope": scope, "by": getpass.getuser(), "at": time.time(), "reason": reason}
-        write_private(path, json.dumps(said))
-        deadline = time.monotonic() + ACK_WAIT_S
-        while path.exists():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
+        said = {"model": model, "scope": scope, "by": by or getpass.getuser(), "at": time.time(), "reason": reason}
+        return hand_over(self._places, said, ACK_WAIT_S)
 
     # References
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CHART = Path(__file__).parent.parent / "helm" / "tidegate"
 TIMEOUT_S = 60.0
 HOOK = "helm.sh/hook"
+INSTALLING = {"pre-install", "post-install"}
+"""When hooks run that are part of an installation; those of a deletion, for one, are not applied."""
 NO_CLUSTER: Mapping[str, Any] = {"storage_driver": "memory", "kube_apiserver": "http://127.0.0.1:1"}
 """A dry run asks no cluster, but would look for the address of one."""
 LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -120,7 +122,7 @@ def _hooks(chart: helm_python.Chart, values: Mapping[str, Any], wanted: Wanted) 
         for part in text.split("\n---\n") if name.endswith(".yaml") else ():
             document = yaml.load(part, LOADER)  # noqa: S506 - a safe one
             notes = (document or {}).get("metadata", {}).get("annotations") or {}
-            if HOOK in notes and "test" not in notes[HOOK].split(","):
+            if INSTALLING & set(str(notes.get(HOOK, "")).split(",")):
                 weight = int(notes.get("helm.sh/hook-weight", 0))
                 found.append((weight, len(found), f"# Source: {name}\n{part.strip()}"))
     return [text for _, _, text in sorted(found)]

@@ -150,7 +150,7 @@ def under_fault(shape: Shape, fault: Fault, runs: int, verify: int, seed: int) -
 
 def _summary(shape: Shape, fault: Fault, scheme: str, outcomes: list[Outcome]) -> FaultResult:
     met = [o for o in outcomes if not o.false]
-    exposures = np.array([o.exposure for o in met] or [math.nan], dtype=float)
+    exposures = np.array([float(o.exposure) for o in met] or [math.nan])
     times = [o.verdict.at_s - fault.onset_s for o in met if o.found]
     return FaultResult(
         shape=shape,

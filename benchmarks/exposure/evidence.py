@@ -106,7 +106,7 @@ def _with_rates(signals: dict[str, Told], weight: float) -> dict[str, Told]:
     found = {}
     for place, name in enumerate(names):
         units, mine = signals[name], span[rank == place]
-        before = np.cumsum(~units.canary) - ~units.canary
+        before: Floats = np.cumsum(~units.canary) - ~units.canary
         known = (units.request_index > 1) & (before >= 2) & (mine > 0.0)
         seen = np.minimum(0.5, (before[known] - 1) / (mine[known] * (1.0 - weight)))
         rates = np.zeros(len(units))

@@ -64,7 +64,7 @@ def without_outliers(values: Floats) -> Floats:
     p01, p25, p75, p99 = np.quantile(values, (0.01, 0.25, 0.75, 0.99))
     low = min(p01, p25 - IQR_FACTOR * (p75 - p25))
     high = max(p99, p75 + IQR_FACTOR * (p75 - p25))
-    return values[(values >= low) & (values <= high)]
+    return np.asarray(values[(values >= low) & (values <= high)])
 
 
 def wilcoxon_z(experiment: Floats, control: Floats, shifts: Floats) -> Floats:

@@ -78,7 +78,7 @@ class Seen:
         """Which requests go to the canary when its weight changes at these times."""
         starts, values = np.array([w[0] for w in weights]), np.array([w[1] for w in weights])
         place = np.searchsorted(starts, self.stream.at_s[part], side="right") - 1
-        return (place >= 0) & (self.stream.draw[part] < values[np.maximum(place, 0)])
+        return np.asarray((place >= 0) & (self.stream.draw[part] < values[np.maximum(place, 0)]))
 
     def window(self, weights: Weights, since_s: float, until_s: float) -> Counts:
         """Counts of the canary's requests that were completed in (since, until], under these weights."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from benchmarks.exposure.evidence import ALPHA, WEIGHT, Told
 from rollout.analysis.ledger import EvidenceIncrement, Ledger
 from rollout.observation import Verdict
-from rollout.specs import parse_spec
+from rollout.specs import RolloutSpec, parse_spec
 from serving.outcomes import LEVELS, Event, Signal
 from serving.traffic import Role
 
@@ -19,7 +19,7 @@ SIGNALS = {"error": Signal.ERROR, "latency": Signal.SLOW_TOKENS, "finding": "gua
 UNITS_AT_ONCE = 64
 
 
-def spec_of(alpha: float = ALPHA):
+def spec_of(alpha: float = ALPHA) -> RolloutSpec:
     """A rollout that watches the three signals; half of alpha goes to errors, a quarter to each other."""
     signals = [{"name": str(name)} for name in SIGNALS.values()]
     return parse_spec({"model": "chat", "version": "1.0.1", "analysis": {"alpha": alpha, "signals": signals}})

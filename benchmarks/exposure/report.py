@@ -20,6 +20,7 @@ from benchmarks.exposure.traffic import HEALTHY, Shape
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 
 @dataclass(slots=True)
@@ -186,7 +187,7 @@ def plot(report: Report, path: Path) -> None:
     plt.close(figure)
 
 
-def _false_panel(axes: plt.Axes, report: Report) -> None:
+def _false_panel(axes: Axes, report: Report) -> None:
     shapes = list(dict.fromkeys(r.shape for r in report.healthy))
     for place, scheme in enumerate(SCHEMES):
         results = [r for r in report.healthy if r.scheme == scheme and r.errors == HEALTHY.errors[0]]
@@ -209,7 +210,7 @@ def _false_panel(axes: plt.Axes, report: Report) -> None:
     _ruled(axes, len(shapes))
 
 
-def _ruled(axes: plt.Axes, rows: int) -> None:
+def _ruled(axes: Axes, rows: int) -> None:
     """Lines between the rows, and a faint grid."""
     axes.grid(axis="x", alpha=0.3)
     axes.set_ylim(-0.5, rows - 0.5)

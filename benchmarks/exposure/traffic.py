@@ -169,10 +169,10 @@ def _arrivals(shape: Shape, horizon_s: float, rng: np.random.Generator) -> Float
     if shape is Shape.BURSTY:
         periods = int((horizon_s + BEFORE_S) / (BURST_ON_S + BURST_OFF_S) * 1.5) + 20
         lengths = rng.exponential(1.0, (periods, 2)) * (BURST_ON_S, BURST_OFF_S)
-        edges = np.concatenate(([0.0], np.cumsum(lengths.ravel()))) - BEFORE_S
+        edges: Floats = np.concatenate(([0.0], np.cumsum(lengths.ravel()))) - BEFORE_S
         rates = np.tile((BURST_ON_RATE, BURST_OFF_RATE), periods)
     elif shape is Shape.DAILY:
-        edges = np.arange(-BEFORE_S, horizon_s + 2.0)
+        edges = np.arange(-BEFORE_S, horizon_s + 2.0).astype(np.float64)
         rates = RATE * (1.0 + 0.8 * np.sin(2.0 * np.pi * edges[:-1] / CYCLE_S))
     else:
         edges, rates = np.array([-BEFORE_S, horizon_s + 1.0]), np.array([RATE])

@@ -131,6 +131,11 @@ class ServiceModelChecks:
                 continue
             try:
                 answer = await self._client.post(url + PATH, content=body)
+                if answer.status_code == httpx.codes.BAD_REQUEST:
+                    # It is well, and of a version that does not know this check or option: others may be newer.
+                    circuit.succeeded()
+                    failure = CheckUnavailable("the service does not know this check; is it of this release?")
+                    continue
                 if answer.status_code != httpx.codes.OK:
                     raise CheckUnavailable(f"the service answered {answer.status_code}")
                 found = read_answer(answer.content, texts)

@@ -1,4 +1,10 @@
-"""What gateways and the guardrails' service say to each other, as JSON. Read strictly on both sides."""
+"""What gateways and the guardrails' service say to each other, as JSON; in mid-upgrade across a version.
+
+What a neighbouring version says more is skipped, so a newer one adds only what may be: fields of the envelope and of a
+text, places behind the four of a hit. Options of a check decide its verdict and are never skipped: those that are as
+by default are not sent, and with one that is not known here a request is refused, so that a replica that knows it is
+asked.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from guardrails.checks.base import Context, Part
 from guardrails.checks.catalogue import BUILT_IN
@@ -20,18 +26,18 @@ MOST_TEXTS = 256
 MOST_CHARACTERS = 1_000_000
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Told(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class _Text(_Closed):
+class _Text(_Told):
     text: Annotated[str, Field(max_length=MOST_CHARACTERS)]
     context_characters: Annotated[int, Field(ge=0)]
     direction: Direction
     part: Part
 
 
-class _Request(_Closed):
+class _Request(_Told):
     """Texts for one kind of check; each names one of the options that are listed once."""
 
     kind: str
@@ -39,7 +45,11 @@ class _Request(_Closed):
     texts: Annotated[tuple[tuple[int, _Text], ...], Field(max_length=MOST_TEXTS)]
 
 
-_Found = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, le=1)], str]
+_PLACES = 4
+_Found = Annotated[
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, le=1)], str],
+    BeforeValidator(lambda found: found[:_PLACES] if isinstance(found, list) else found),
+]
 _ANSWER: TypeAdapter[tuple[tuple[_Found, ...], ...]] = TypeAdapter(tuple[tuple[_Found, ...], ...])
 
 
@@ -48,7 +58,7 @@ def write_request(texts: Sequence[ModelText]) -> bytes:
     options: dict[str, int] = {}
     written: list[tuple[int, dict[str, Any]]] = []
     for text in texts:
-        place = options.setdefault(text.active.options.model_dump_json(), len(options))
+        place = options.setdefault(text.active.options.model_dump_json(exclude_defaults=True), len(options))
         told = {
             "text": text.text.encode("utf-8", "replace").decode(),
             "context_characters": text.context_characters,
@@ -65,7 +75,7 @@ def read_request(body: bytes) -> list[ModelText]:
     """The texts of a request, each with a check of its own options.
 
     Raises:
-        ValueError: it is no request, or of a kind that is not known here.
+        ValueError: it is no request, or of a kind or with an option that is not known here.
     """
     try:
         request = _Request.model_validate_json(body)

@@ -190,6 +190,17 @@ QUALITY = Dashboard(
             Panel("Blocked answers", "Per second, stable against canary.",
                   by_role("sum by (model, version) (rate(tidegate_guardrail_verdicts_total"
                           f'{{{MODEL},direction="output",verdict="block"}}[5m]))'), unit=Unit.PER_SECOND),
+            Panel("Models' service: requests", "Of all gateways, by check and result; empty where models run in them.",
+                  (Query("sum by (check, result) (rate(tidegate_guard_service_requests_total[$__rate_interval]))",
+                         "{{check}} {{result}}"),), unit=Unit.PER_SECOND),
+            Panel("Models' service: time to answer", "p99 by check; a gateway gives up after 5 s.",
+                  (Query("histogram_quantile(0.99, sum by (check, le) "
+                         "(rate(tidegate_guard_service_duration_seconds_bucket[$__rate_interval])))", "{{check}}"),),
+                  unit=Unit.SECONDS),
+            Panel("Models' service: waiting texts", "Above 1,024 of one check in one replica it refuses.",
+                  (Query("max by (check) (tidegate_guard_service_waiting_texts)", "{{check}} waiting"),
+                   Query("sum by (check) (rate(tidegate_guard_service_texts_total[$__rate_interval]))",
+                         "{{check}} examined per second"))),
         )),
         Row("Drift", (
             Panel("Drift alarms in force",

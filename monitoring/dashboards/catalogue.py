@@ -17,6 +17,7 @@ class Source(enum.StrEnum):
     GATEWAY = "gateway"
     CONTROL = "control plane"
     DRIFT = "drift watch"
+    GUARD = "guardrails' models"
     ENGINE = "vLLM"
     RAY = "Ray"
     GPU = "DCGM exporter"
@@ -63,6 +64,10 @@ def _control(name: str, kind: Kind, *labels: str) -> Metric:
 
 def _drift(name: str, kind: Kind, *labels: str) -> Metric:
     return Metric(name, kind, Source.DRIFT, labels)
+
+
+def _guard(name: str, kind: Kind, *labels: str) -> Metric:
+    return Metric(name, kind, Source.GUARD, labels)
 
 
 EXPORTED = (
@@ -113,6 +118,10 @@ EXPORTED = (
     _drift("tidegate_drift_alarms_total", _C, "model", "stream", "detector"),
     _drift("tidegate_drift_requests_total", _C, "model", "result"),
     _drift("tidegate_drift_dropped_total", _C),
+    _guard("tidegate_guard_service_requests_total", _C, "check", "result"),
+    _guard("tidegate_guard_service_texts_total", _C, "check"),
+    _guard("tidegate_guard_service_waiting_texts", _G, "check"),
+    _guard("tidegate_guard_service_duration_seconds", _H, "check"),
 )
 """What Tidegate exports now."""
 

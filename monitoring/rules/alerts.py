@@ -101,6 +101,15 @@ def serving_alerts() -> tuple[Alert, ...]:
             "the gateway at {{ $labels.instance }} rejects requests since it has no API keys",
             "It has never reached the controller, or too long ago to trust what it knew.", "2m",
         ),
+        Alert(
+            "TidegateGatewayRefusing",
+            "sum by (instance, reason) "
+            f'(rate({REJECTIONS}{{reason=~"internal_error|too_many_connections"}}[5m])) > 0',
+            Severity.PAGE,
+            "the gateway at {{ $labels.instance }} refuses requests: {{ $labels.reason }}",
+            "It failed itself, or has as many connections as it may: such requests belong to no model, so they are in "
+            "no service level.", "2m",
+        ),
     )  # fmt: skip
 
 

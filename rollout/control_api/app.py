@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from rollout.control_api.acting import acting_routes
 from rollout.control_api.bounds import BoundedBodies
+from rollout.control_api.drift import DriftWatch, drift_routes
 from rollout.control_api.errors import install_errors
 from rollout.control_api.gateways import gateway_routes
 from rollout.control_api.guard import guard_of
@@ -26,6 +27,7 @@ def create_app(
     clock: Callable[[], float],
     logged: LoggedRequests | None = None,
     probes: ProbeReports | None = None,
+    drift: DriftWatch | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -35,6 +37,7 @@ def create_app(
         clock: seconds since the epoch.
         logged: the gateways' request log; None where it can't be reached from here.
         probes: reports of bias probes; None where none are kept.
+        drift: the drift watch; None where there is none.
 
     """
     app = FastAPI(title="Tidegate control plane", version="1", docs_url=None, redoc_url=None)
@@ -50,5 +53,6 @@ def create_app(
     app.include_router(usage_routes(plane, guard, clock))
     app.include_router(request_routes(plane, guard, logged, clock))
     app.include_router(probe_routes(plane, guard, probes, clock))
+    app.include_router(drift_routes(plane, guard, drift))
     app.include_router(gateway_routes(plane))
     return app

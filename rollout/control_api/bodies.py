@@ -54,6 +54,16 @@ class EraseBody(Body):
     )
 
 
+class DriftAckBody(Body):
+    """Whose drift alarms somebody has seen."""
+
+    model: ModelName
+    stream: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
+        default=None, description="Only this one, as the watch names it; left out: all of the model."
+    )
+    reason: Annotated[str, StringConstraints(max_length=1000)] = ""
+
+
 Namespace = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)$")]
 
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from registry.errors import RegistryError, UnknownModel, UnknownVersion
 from rollout.control_api.authentication import Caller, Forbidden, TooManyFailures, Unauthorized
+from rollout.control_api.drift import DriftWatchAway, NotWatched
 from rollout.control_api.keys import InvalidKey, UnknownKey
 from rollout.control_api.probes import InvalidReport, UnknownReport
 from rollout.control_api.quotas import InvalidQuota, UnknownQuota
@@ -41,6 +42,8 @@ STATUS_OF: dict[type[Exception], tuple[int, str]] = {
     InvalidReport: (400, "invalid_report"),
     UnknownRequest: (404, "unknown_request"),
     EraseIncomplete: (503, "erase_incomplete"),
+    NotWatched: (404, "not_watched"),
+    DriftWatchAway: (503, "drift_watch_away"),
 }
 
 LOGGED = frozenset({401, 403, 409, 429})

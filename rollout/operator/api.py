@@ -250,6 +250,15 @@ class ResourceApi:
             f"change the metadata of {key.namespace}/{key.name}",
         )
 
+    def delete(self, key: Key) -> None:
+        """Delete a ModelDeployment, which goes once its finalizers are off; one that is gone is gone."""
+        call = self._objects.delete_namespaced_custom_object
+        where = (GROUP, VERSION, key.namespace, PLURAL, key.name)
+        try:
+            asked(lambda: call(*where, _request_timeout=self._limits), f"delete {key.namespace}/{key.name}")
+        except ResourceGone:
+            return
+
     def post_event(self, namespace: str, event: Mapping[str, Any]) -> None:
         """Post an Event; one that is there already is the same one."""
         try:

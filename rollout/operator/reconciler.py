@@ -464,7 +464,7 @@ class Reconciler:
     def _seen(self, resource: Resource, memory: Memory, problem: Problem | None) -> Seen:
         owns = resource.uid not in self._rivals
         status = self._status(resource.model) if owns else None
-        store, workloads = self._controller.store_message, self._controller.workload_message
+        store, workloads = self._controller.store_message, self._controller.workloads_unseen(status)
         holding = (
             f"the event log is away: {store}" if store else f"the workloads are away: {workloads}" if workloads else ""
         )

@@ -28,6 +28,12 @@ class WorkloadState(enum.StrEnum):
     FAILED = "failed"
     """It will not become ready without a change; `message` says why."""
     STOPPING = "stopping"
+    UNKNOWN = "unknown"
+    """It can't be told now, `message` says why, and nothing may be concluded from that. Others may be seen."""
+
+
+CALM = frozenset({WorkloadState.READY, WorkloadState.UNKNOWN})
+"""States that need no close watching: as wanted, or out of sight until somebody puts something right."""
 
 
 class Workload(Frozen):
@@ -87,8 +93,10 @@ class WorkloadPort(Protocol):
     async def observe(self) -> Mapping[str, WorkloadStatus]:
         """Tell the state of every application that exists, by its name.
 
+        One that is wanted where nothing can be seen (a namespace whose rights are gone) is UNKNOWN.
+
         Raises:
-            WorkloadUnavailable: it can't be told; nothing may be concluded from that.
+            WorkloadUnavailable: it can't be told of any; nothing may be concluded from that.
 
         """
         ...

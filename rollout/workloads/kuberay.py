@@ -2,6 +2,9 @@
 
 The whole set is compared with what the cluster has; what is as wanted is not written. Objects are found by their
 labels, in the namespaces of the release alone, and an object of the same name that is somebody else's is never touched.
+
+A namespace that may not be read (it was deleted, and its Role with it) is out of sight by itself: nothing is done there
+and nothing concluded, and the others go on. It is looked at again each time.
 """
 
 from __future__ import annotations
@@ -9,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rollout.cluster_api import ClusterApi, Object
 from rollout.engine_specs import Capacity
 from rollout.errors import ClusterRejected, ClusterUnavailable, MissingRight, WorkloadRejected, WorkloadUnavailable
-from rollout.workloads.base import Owner, Workload, WorkloadState, WorkloadStatus
+from rollout.workloads.base import CALM, Owner, Workload, WorkloadState, WorkloadStatus
 from rollout.workloads.engine_pods import NODE_TYPE, EngineCluster
 from rollout.workloads.ray_dashboards import RayDashboards
 from rollout.workloads.rayservice import (
@@ -78,7 +82,7 @@ class KubeRayWorkloads:
         self._applied: tuple[Workload, ...] | None = None
         """The set that was found to be as wanted, without a write; None after anything else."""
         self._applied_at = self._seen_at = float("-inf")
-        self._listed: list[Object] | None = None
+        self._listed: _Listed | None = None
         """What `apply` has listed and not written to, for the look that follows it."""
         self._deaths = Deaths()
         self._refused: dict[str, str] = {}
@@ -86,10 +90,10 @@ class KubeRayWorkloads:
         """By application: pods whose engine has stopped, as they were seen last."""
         self._seen: dict[str, WorkloadStatus] = {}
         self._room_unknown = False
-        self._needed: frozenset[str] = frozenset()
-        """Namespaces in which something is wanted."""
-        self._closed: frozenset[str] = frozenset()
-        """Namespaces in which nothing is wanted, and that may not be read."""
+        self._wanted: Mapping[str, Workload] | None = None
+        """What is wanted, by application; None while nobody has said so."""
+        self._closed: dict[tuple[str, str], str] = {}
+        """Why a collection of a namespace may not be read, by its plural and the namespace."""
         self._made: dict[str, tuple[tuple[Workload, Owner | None, str], Object]] = {}
         self.writes = 0
         """How many objects were written or deleted, for tests and metrics."""
@@ -98,18 +102,19 @@ class KubeRayWorkloads:
         """Make the RayServices equal to `desired`. One that is refused holds up no other. See `WorkloadPort`."""
         wanted = {w.application: w for w in desired}
         async with self._lock:
-            self._needed = frozenset(w.namespace for w in desired)
-            given = tuple(desired)
+            self._wanted, given = wanted, tuple(desired)
             if given == self._applied and self._is_fresh(self._applied_at):
                 return
             self._applied, before = None, self.writes
             try:
                 live, budgets = await asyncio.gather(self._services(), self._every("policy/v1", "poddisruptionbudgets"))
-                known = {application_of(service): service for service in live}
-                guards = {(b["metadata"]["namespace"], b["metadata"]["name"]): b for b in budgets}
+                known = {application_of(service): service for service in live.objects}
+                guards = {(b["metadata"]["namespace"], b["metadata"]["name"]): b for b in budgets.objects}
+                closed = live.closed | budgets.closed
                 works: list[tuple[str, Awaitable[None]]] = [
                     (a, self._want(w, known.get(a), guards.get((w.namespace, object_name(a)))))
                     for a, w in wanted.items()
+                    if w.namespace not in closed
                 ]
                 works += [(a, self._drop(service)) for a, service in known.items() if a not in wanted]
             except ClusterUnavailable as error:
@@ -130,7 +135,7 @@ class KubeRayWorkloads:
 
     async def observe(self) -> Mapping[str, WorkloadStatus]:
         """Tell what the cluster says of every revision of the release. See `WorkloadPort`."""
-        calm = bool(self._seen) and all(s.state is WorkloadState.READY for s in self._seen.values())
+        calm = bool(self._seen) and all(s.state in CALM for s in self._seen.values())
         if calm and self._applied is not None and self._is_fresh(self._seen_at):
             return self._seen
         listed, self._listed = self._listed, None
@@ -139,19 +144,21 @@ class KubeRayWorkloads:
             services = listed if listed is not None else await self._services()
         except ClusterUnavailable as error:
             raise WorkloadUnavailable(str(error)) from error
-        named = {application_of(service): service for service in services}
+        unknown = self._out_of_sight(pods.closed | services.closed)
+        named = {application_of(s): s for s in services.objects if s["metadata"]["namespace"] not in pods.closed}
         details = await self._ask(named)
-        mine = _by_service(pods)
-        self._deaths.keep(named)
+        mine = _by_service(pods.objects)
+        self._deaths.keep({*named, *unknown})
         found = {
             a: status_of_service(service, mine.get(_key(service), ()), details.get(a), self._deaths)
             for a, service in named.items()
         }
         self._spare = {a: spare_pods(service, mine.get(_key(service), ())) for a, service in named.items()}
         for application, message in self._refused.items():
-            if application not in found:
-                missing = WorkloadStatus(application=application, state=WorkloadState.MISSING, message=message)
-                found[application] = missing
+            missing = WorkloadStatus(application=application, state=WorkloadState.MISSING)
+            seen = found.get(application, missing)
+            found[application] = seen.model_copy(update={"message": seen.message or message})
+        found |= unknown
         self._seen, self._seen_at = found, self._monotonic()
         return found
 
@@ -192,20 +199,20 @@ class KubeRayWorkloads:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    async def _services(self) -> list[Object]:
-        return [s for s in await self._every("ray.io/v1", "rayservices") if application_of(s)]
+    async def _services(self) -> _Listed:
+        listed = await self._every("ray.io/v1", "rayservices")
+        return _Listed([s for s in listed.objects if application_of(s)], listed.closed)
 
-    async def _every(self, api_version: str, plural: str) -> list[Object]:
+    async def _every(self, api_version: str, plural: str) -> _Listed:
         paths = [collection(api_version, plural, namespace) for namespace in self._namespaces]
         listed = await asyncio.gather(
             *(self._api.every(path, labels=self._labels) for path in paths), return_exceptions=True
         )
         parts = dict(zip(self._namespaces, listed, strict=True))
-        closed = {n for n, part in parts.items() if isinstance(part, MissingRight) and n not in self._needed}
-        closed = closed if len(closed) < len(parts) else set()  # then it is no single namespace's matter
-        for namespace in closed - self._closed:
-            log.warning("namespace %s, where nothing is wanted, is left alone: %s", namespace, parts[namespace])
-        self._closed = frozenset(closed)
+        closed = {n: str(part) for n, part in parts.items() if isinstance(part, MissingRight)}
+        if len(closed) == len(parts):  # then it is no single namespace's matter
+            closed = {}
+        self._note_closed(plural, closed)
         found: list[Object] = []
         for namespace, part in parts.items():
             if namespace in closed:
@@ -213,7 +220,34 @@ class KubeRayWorkloads:
             if isinstance(part, BaseException):
                 raise part
             found += part
-        return found
+        return _Listed(found, frozenset(closed))
+
+    def _note_closed(self, plural: str, closed: Mapping[str, str]) -> None:
+        """Remember which namespaces may not be read, and say so once for each, and when it is over."""
+        before = {namespace for _, namespace in self._closed}
+        kept = {key: why for key, why in self._closed.items() if key[0] != plural}
+        self._closed = kept | {(plural, namespace): why for namespace, why in closed.items()}
+        after = {namespace for _, namespace in self._closed}
+        for namespace in sorted(after - before):
+            log.warning("%s", _closed_message(namespace, closed[namespace]))
+        for namespace in sorted(before - after):
+            log.info("namespace %s can be read again", namespace)
+
+    def _out_of_sight(self, closed: Collection[str]) -> dict[str, WorkloadStatus]:
+        """What is to be said of everything wanted in namespaces that may not be read."""
+        if closed and self._wanted is None:
+            why = next(_closed_message(n, w) for (_, n), w in self._closed.items() if n in closed)
+            raise WorkloadUnavailable(f"{why}; it is not known yet what is wanted there")
+        reasons = {namespace: why for (_, namespace), why in self._closed.items()}
+        return {
+            a: WorkloadStatus(
+                application=a,
+                state=WorkloadState.UNKNOWN,
+                message=_closed_message(w.namespace, reasons.get(w.namespace, "")),
+            )
+            for a, w in (self._wanted or {}).items()
+            if w.namespace in closed
+        }
 
     async def _ask(self, services: Mapping[str, Object]) -> Mapping[str, Mapping[str, Any]]:
         if self._dashboards is None:
@@ -283,6 +317,21 @@ class KubeRayWorkloads:
                 f"RayService {there['metadata']['namespace']}/{there['metadata']['name']} belongs to {whose}, not to "
                 f"release {self._cluster.release}; remove it, or deploy into another namespace"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The release's objects of one kind, and the namespaces of which nothing can be told."""
+
+    objects: list[Object]
+    closed: frozenset[str]
+
+
+def _closed_message(namespace: str, why: str) -> str:
+    return (
+        f"namespace {namespace} can't be read, so nothing is started, stopped or judged there ({why}); if it was "
+        "deleted take it out of watchNamespaces, else `helm upgrade` puts its Role back"
+    )
 
 
 def collection(api_version: str, plural: str, namespace: str) -> str:

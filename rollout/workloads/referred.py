@@ -13,7 +13,7 @@ from typing import Any
 from rollout.cluster_api import ClusterApi, Object
 from rollout.endpoint_slices import SERVICE_NAME, ready_addresses, slices_path
 from rollout.engine_specs import WorkloadKind, WorkloadRef
-from rollout.errors import ClusterUnavailable, WorkloadUnavailable
+from rollout.errors import ClusterUnavailable, MissingRight, WorkloadUnavailable
 from rollout.workloads.base import Workload, WorkloadState, WorkloadStatus
 
 COLLECTIONS: Mapping[WorkloadKind, tuple[str, str]] = {
@@ -64,10 +64,15 @@ class ReferredWorkloads:
         assert ref is not None
         api_version, plural = COLLECTIONS[ref.kind]
         base = f"/apis/{api_version}/namespaces/{workload.namespace}/{plural}"
-        found, slices = await asyncio.gather(
-            self._api.get(f"{base}/{ref.name}"),
-            self._api.every(slices_path(workload.namespace), labels=f"{SERVICE_NAME}={ref.service_name}"),
-        )
+        try:
+            found, slices = await asyncio.gather(
+                self._api.get(f"{base}/{ref.name}"),
+                self._api.every(slices_path(workload.namespace), labels=f"{SERVICE_NAME}={ref.service_name}"),
+            )
+        except MissingRight as error:  # as in a namespace that was deleted: others' are seen all the same
+            return WorkloadStatus(
+                application=workload.application, state=WorkloadState.UNKNOWN, message=str(error)[:MESSAGE_LIMIT]
+            )
         was_ready = workload.application in self._were_ready
         return status_of_referred(workload.application, workload.namespace, ref, found, slices, was_ready=was_ready)
 

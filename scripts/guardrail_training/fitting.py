@@ -74,7 +74,7 @@ def fit_network(
     for batch in drawn:
         loss = nn.functional.binary_cross_entropy_with_logits(network(inputs[batch])[:, 0], aims[batch])
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         pace.step()
     layers = [module for module in network if isinstance(module, nn.Linear)]

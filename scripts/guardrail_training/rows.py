@@ -48,10 +48,10 @@ def sampling(rows: Sequence[Row]) -> NDArray[np.float64]:
     """The probability of each row to be drawn: sources by `SHARES`, both labels of a source alike."""
     sources = np.array([row.source for row in rows])
     labels = np.array([row.toxic for row in rows])
-    chance = np.zeros(len(rows))
+    chance: NDArray[np.float64] = np.zeros(len(rows))
     for source in sorted(set(sources)):
         for label in (0, 1):
             members = (sources == source) & (labels == label)
             if members.any():
                 chance[members] = SHARES.get(source, 1.0) / 2 / members.sum()
-    return chance / chance.sum()
+    return np.asarray(chance / chance.sum())

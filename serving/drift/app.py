@@ -1,6 +1,7 @@
-"""The drift watch's own port: metrics, health, and what it knows, for the controller and for people; and `/erase`.
+"""The drift watch's own port: metrics, health, and what it knows, for the controller and for people.
 
 POST /erase {"user": MARK, "until": wall-clock seconds}  ->  {"erased": rows}, with the watch's key
+POST /ack {"model", "scope" or null, "by", "reason"}     ->  {"taken_in": bool}, likewise
 """
 
 from __future__ import annotations
@@ -40,20 +41,43 @@ class EraseRequest(BaseModel):
     until: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class AckRequest(BaseModel):
+    """Whose alarms somebody has seen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Annotated[str, Field(min_length=1, max_length=63)]
+    scope: Annotated[str | None, Field(max_length=200)] = None
+    by: Annotated[str, Field(min_length=1, max_length=200)]
+    reason: Annotated[str, Field(max_length=1000)] = ""
+
+
+Acknowledge = Callable[[dict[str, Any]], bool]
+"""Hands an acknowledgement to the watch; False when it was not taken in yet. Blocks."""
+
+
 class DriftApp:
-    """The application. It holds ids and counts, and no text; nothing but `/erase` changes anything.
+    """The application. It holds ids and counts, and no text; nothing but `/erase` and `/ack` changes anything.
 
     Args:
         status: What the watch knows.
         key: Who asks for the status shows it; "" where only this machine can ask.
         erase: Takes a user's vectors out; only for who has the key. On one machine that is done by files.
+        acknowledge: Takes note that somebody has seen alarms; likewise.
 
     """
 
-    def __init__(self, status: Callable[[], dict[str, Any]], key: str = "", erase: Erase | None = None) -> None:
+    def __init__(
+        self,
+        status: Callable[[], dict[str, Any]],
+        key: str = "",
+        erase: Erase | None = None,
+        acknowledge: Acknowledge | None = None,
+    ) -> None:
         self._status = status
         self._authorization = f"Bearer {key}".encode() if key else b""
         self._erase = erase if key else None
+        self._acknowledge = acknowledge if key else None
         self._instruments = DriftInstruments()
 
     def begin(self, exchange: Exchange) -> Reply | None:
@@ -72,23 +96,40 @@ class DriftApp:
                 return self._stranger(exchange) or json_reply(200, self._status())
             case ("POST", "/erase") if self._erase is not None:
                 return self._stranger(exchange)
+            case ("POST", "/ack") if self._acknowledge is not None:
+                return self._stranger(exchange)
             case (method, path):
                 message = f"{method} {path[:128]} is not served; try GET /metrics, /healthz or /status"
                 return json_reply(404, {"error": message})
 
     async def serve(self, exchange: Exchange) -> None:
-        """Take a user's vectors out: the only thing that `begin` leaves open."""
-        reply = await self._erased(exchange.body)
+        """Take a user's vectors out, or an acknowledgement in: what `begin` leaves open."""
+        work = self._erased if exchange.path == "/erase" else self._acknowledged
+        reply = await work(exchange.body)
         exchange.respond(reply.status, list(reply.headers), reply.body)
+
+    async def _acknowledged(self, body: bytes) -> Reply:
+        assert self._acknowledge is not None
+        try:
+            asked = AckRequest.model_validate_json(body)
+        except ValidationError as error:
+            return _malformed(error)
+        streams = {(one["model"], one["stream"]) for one in self._status()["streams"]}
+        if not any(model == asked.model and asked.scope in (None, scope) for model, scope in streams):
+            return json_reply(404, {"error": f"{asked.model} ({asked.scope or 'any stream'}) is not watched"})
+        try:
+            taken = await asyncio.to_thread(self._acknowledge, {**asked.model_dump(), "at": time.time()})
+        except OSError as error:
+            logger.error("an acknowledgement can't be written: %s", error.strerror)  # noqa: TRY400
+            return json_reply(503, {"error": f"the acknowledgement can't be written: {error.strerror}"})
+        return json_reply(200, {"taken_in": taken})
 
     async def _erased(self, body: bytes) -> Reply:
         assert self._erase is not None
         try:
             asked = EraseRequest.model_validate_json(body)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the body"
-            return json_reply(400, {"error": f"{where}: {first['msg']}"})
+            return _malformed(error)
         if asked.until > time.time() + AHEAD_S:
             return json_reply(
                 400, {"error": "until is more than an hour after this watch's clock; set the clocks right"}
@@ -112,6 +153,12 @@ class DriftApp:
     def refuse(self, status: int, message: str, exchange: Exchange | None = None) -> Reply:
         """The answer to what HTTP itself forbids."""
         return json_reply(status, {"error": message})
+
+
+def _malformed(error: ValidationError) -> Reply:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the body"
+    return json_reply(400, {"error": f"{where}: {first['msg']}"})
 
 
 def measured(status: dict[str, Any]) -> tuple[list[DriftMeasurement], dict[tuple[str, str], int], int]:

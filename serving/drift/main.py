@@ -25,6 +25,7 @@ import uvloop  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from guardrails.classifiers.encoder import DIMENSIONS, shared_encoder  # noqa: E402
+from serving.drift.acknowledging import hand_over  # noqa: E402
 from serving.drift.app import DriftApp  # noqa: E402
 from serving.drift.book import Book  # noqa: E402
 from serving.drift.config import DriftConfig, InvalidDriftConfig  # noqa: E402
@@ -36,10 +37,12 @@ from serving.gateway.http_server import HttpServer, ServerLimits  # noqa: E402
 from serving.gateway.listening import bind  # noqa: E402
 from serving.gateway.logs import configure  # noqa: E402
 
-LIMITS = ServerLimits(body_bytes=1024, connections=64)
+LIMITS = ServerLimits(body_bytes=8192, connections=64)
 NICENESS = 10
 """Gateways and engines go first."""
 LOOK_EVERY_S = 0.5
+ACK_WAIT_S = 5.0
+"""How long an acknowledgement over HTTP waits to be taken in; the watch looks twice a second."""
 
 
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -66,7 +69,13 @@ async def serve(config: DriftConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    server = HttpServer(DriftApp(lambda: worker.status, key, partial(erase, config.places, DIMENSIONS)), LIMITS)
+    app = DriftApp(
+        lambda: worker.status,
+        key,
+        partial(erase, config.places, DIMENSIONS),
+        lambda said: hand_over(config.places, said, ACK_WAIT_S),
+    )
+    server = HttpServer(app, LIMITS)
     await server.start(listener)
     await asyncio.to_thread(shared_encoder)
     await asyncio.to_thread(book.hold)

@@ -24,6 +24,12 @@ from serving.openapi import document
 MODELS: Final = "/v1/models"
 FEEDBACK: Final = "/v1/feedback"
 _POSTED: Final = (FEEDBACK, "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+_REFUSED: Final = {
+    413: Reason.BODY_TOO_LARGE,
+    500: Reason.INTERNAL_ERROR,
+    503: Reason.TOO_MANY_CONNECTIONS,
+}
+"""What HTTP's own refusals are but for malformed requests, by status."""
 _ALIVE: Final = json_reply(200, {"status": "ok"})
 
 
@@ -71,9 +77,11 @@ class DataApp:
         return self._pipeline.serve(exchange)
 
     def refuse(self, status: int, message: str, exchange: Exchange | None = None) -> Reply:
-        """The answer to what HTTP itself forbids, in OpenAI's shape."""
-        reason = Reason.BODY_TOO_LARGE if status == 413 else Reason.MALFORMED_HTTP
-        reply = self._pipeline.rejection(Rejection(reason, message), exchange=exchange)
+        """The answer to what HTTP itself forbids, or to what the gateway can't do, in OpenAI's shape."""
+        reason = _REFUSED.get(status, Reason.MALFORMED_HTTP)
+        retry_after_s = 1 if reason is Reason.TOO_MANY_CONNECTIONS else None
+        rejection = Rejection(reason, message, retry_after_s=retry_after_s)
+        reply = self._pipeline.rejection(rejection, exchange=exchange)
         return Reply(status, reply.body, reply.headers)
 
     def _get(self, path: str, method: str, exchange: Exchange) -> Reply:
@@ -84,12 +92,12 @@ class DataApp:
             return json_reply(200, model_list(allowed, created))
         if path.startswith(MODELS + "/"):
             name = path[len(MODELS) + 1 :]
-            bare, _, version = name.partition("@")
+            bare, pinned, version = name.partition("@")
             route = self._state.routes.get(bare)
             if (
                 route is None
                 or not caller.may_ask(bare, route.traffic.namespace)
-                or (version and route.traffic.by_version(version) is None)
+                or (pinned and route.traffic.by_version(version) is None)
             ):
                 return self._pipeline.rejection(model_not_found(name), exchange=exchange)
             return json_reply(200, model_object(name, created))

@@ -108,6 +108,8 @@ class Channel:
                     backoff_s = BACKOFF_FIRST_S
             except (OSError, TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed, _ControllerRefused) as e:
                 self._complain(type(e).__name__, e)
+            except Exception:  # a defect of ours, or of the controller's: a line that is dialled again can be mended
+                logging.getLogger("tidegate.gateway").exception("talking to the controller failed; it is tried again")
             finally:
                 if self.connected:
                     backoff_s = BACKOFF_FIRST_S
@@ -124,7 +126,7 @@ class Channel:
     def _headers(self) -> dict[str, str]:
         try:
             token = self._credentials_file.read_text().strip()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return {}  # the controller will say that it wants one
         return {"Authorization": f"Bearer {token}"}
 

@@ -148,6 +148,8 @@ class RayServeEndpoints:
                     self._complain("")
                 except EndpointsUnavailable as e:
                     self._complain(str(e))
+                except Exception as e:  # Ray said what no version of it says: whoever is known stays known
+                    self._complain(f"what Ray says of its applications can't be read ({type(e).__name__}: {e})")
                 self._poke.clear()
                 try:
                     async with asyncio.timeout(POLL_S):

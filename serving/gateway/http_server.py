@@ -94,25 +94,9 @@ _BEFORE_A_HEAD: Final = (_IDLE, _FRESH, _HEAD)
 class ServerConnection:
     """One client's connection, an asyncio.Protocol in all but its base. Made by `HttpServer` only."""
 
-    __slots__ = (
-        "_buffer",
-        "_chunked",
-        "_exchange",
-        "_head_only",
-        "_keep_alive",
-        "_left",
-        "_parts",
-        "_reading_paused",
-        "_running",
-        "_server",
-        "_transport",
-        "_unsent",
-        "_unsent_since",
-        "minor",
-        "phase",
-        "since",
-        "writing_paused",
-    )  # fmt: skip
+    __slots__ = ("_buffer", "_chunked", "_exchange", "_head_only", "_keep_alive", "_left", "_parts",
+                 "_reading_paused", "_running", "_server", "_transport", "_unsent", "_unsent_since", "minor", "phase",
+                 "since", "writing_paused")  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
@@ -159,8 +143,9 @@ class ServerConnection:
             self._discard(data)
 
     def eof_received(self) -> bool:
-        """The client has closed its side: it is gone."""
+        """The client has closed its side: it is gone. What is written already is still sent."""
         self._leave()
+        self._begin_phase(_CLOSING)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -183,6 +168,10 @@ class ServerConnection:
         self.writing_paused = False
         if self._exchange is not None and self._exchange.on_resume is not None:
             self._exchange.on_resume()
+        if self.phase is _IDLE:
+            self._idle()
+        elif self.phase is _CLOSING:
+            self.since = time.monotonic()
 
     # Reading
 
@@ -193,9 +182,11 @@ class ServerConnection:
             data = self._buffer = data.lstrip(b"\r\n")
         if not data or self.phase not in _BEFORE_A_HEAD:
             return
+        if self.writing_paused:  # earlier answers are not taken: further ones would only be heaped up behind them
+            self._pause_reading()
+            return
         if self.phase is not _HEAD:
-            self.phase = _HEAD
-            self.since = time.monotonic()
+            self._begin_phase(_HEAD)
         end = data.find(b"\r\n\r\n")
         try:
             if end < 0:
@@ -348,9 +339,12 @@ class ServerConnection:
         if self._left <= 0:
             self._close()
 
-    def _linger(self) -> None:
-        self.phase = _DISCARDING
+    def _begin_phase(self, phase: _Phase) -> None:
+        self.phase = phase
         self.since = time.monotonic()
+
+    def _linger(self) -> None:
+        self._begin_phase(_DISCARDING)
         self._left = self._left or DISCARD_LEAST_BYTES
         self._buffer = b""
         transport = self._transport
@@ -371,8 +365,7 @@ class ServerConnection:
         self._idle()
 
     def _idle(self) -> None:
-        self.phase = _IDLE
-        self.since = time.monotonic()
+        self._begin_phase(_IDLE)
         if self._reading_paused:
             self._reading_paused = False
             if self._transport is not None:
@@ -467,8 +460,7 @@ class ServerConnection:
         exchange.respond(reply.status, list(reply.headers), reply.body)
 
     def _close(self) -> None:
-        self.phase = _CLOSING
-        self.since = time.monotonic()
+        self._begin_phase(_CLOSING)
         self._buffer = b""
         if self._transport is not None:
             self._transport.close()
@@ -491,7 +483,7 @@ class ServerConnection:
                 self._transport.abort()
                 return
         if phase is _IDLE:
-            if age > limits.idle_s or self._server.draining:
+            if self._server.draining or (age > limits.idle_s and not self.writing_paused):
                 self._close()
         elif phase is _FRESH:
             if age > (FRESH_WHILE_DRAINING_S if self._server.draining else limits.head_within_s):
@@ -507,8 +499,8 @@ class ServerConnection:
         elif phase is _DISCARDING:
             if age > limits.discard_within_s:
                 self._close()
-        elif phase is _CLOSING and age > limits.write_within_s and self._transport is not None:
-            self._transport.abort()
+        elif phase is _CLOSING and age > limits.write_within_s and not self.writing_paused:
+            self.stop()
 
     def stop(self) -> None:
         """Cut it off."""
@@ -566,19 +558,24 @@ class HttpServer:
 
     def _tick(self) -> None:
         self.date = _date()
+        self._look()
+        self._ticker = self.loop.call_later(TICK_S, self._tick)
+
+    def _look(self) -> None:
         now = time.monotonic()
         for connection in list(self._connections):
-            connection.look(now, self.limits)
-        self._ticker = self.loop.call_later(TICK_S, self._tick)
+            try:
+                connection.look(now, self.limits)
+            except Exception:  # one connection must not end the watch over all others
+                logger.exception("looking at a connection failed; it is cut off")
+                connection.stop()
 
     async def drain(self, within_s: float) -> None:
         """Stop: accept nobody, close idle connections, let answers end within `within_s`, cut the rest off."""
         self.draining = True
         if self._server is not None:
             self._server.close()
-        now = time.monotonic()
-        for connection in list(self._connections):
-            connection.look(now, self.limits)
+        self._look()
         try:
             async with asyncio.timeout(within_s):
                 await self._empty.wait()

@@ -113,7 +113,7 @@ def load_table(path: Path) -> TrafficTable | None:
         InvalidTable: the file can't be read as a table.
     """
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as e:

@@ -18,24 +18,32 @@ Answer = Callable[[bytes], Awaitable[bytes]]
 Page = Callable[[Scope], tuple[int, Any] | None]
 """Status and JSON of what is asked for by GET; None where there is nothing."""
 
+Metrics = Callable[[str], tuple[bytes, str]]
+"""The exposition for an `Accept` header, and its content type."""
+
 logger = logging.getLogger("tidegate.guardrails")
 
 
-def application(answer: Answer, page: Page, served: str) -> Application:
+def application(answer: Answer, page: Page, served: str, metrics: Metrics | None = None) -> Application:
     """An ASGI application; a function, since uvicorn takes methods for ASGI 2.
 
     Args:
         answer: examines texts.
         page: answers what is asked for by GET.
         served: says in words what else is served, for whoever asks for something else.
+        metrics: what GET /metrics is answered; None where something else collects them.
     """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await lifespan(receive, send)
         elif scope["type"] == "http":
-            status, body = await _respond(scope, receive, answer, page, served)
-            headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+            content_type = "application/json"
+            if metrics is not None and (scope["method"], scope["path"]) == ("GET", "/metrics"):
+                status, (body, content_type) = 200, metrics(_accepted(scope))
+            else:
+                status, body = await _respond(scope, receive, answer, page, served)
+            headers = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
@@ -59,6 +67,10 @@ async def _respond(scope: Scope, receive: Receive, answer: Answer, page: Page, s
     except CheckFailed as error:
         logger.warning("a model could not be run: %s", error)
         return 503, _error(type(error).__name__)
+
+
+def _accepted(scope: Scope) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
 
 
 def _error(message: str) -> bytes:

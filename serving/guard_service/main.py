@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +24,12 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import uvicorn  # noqa: E402
 
 from guardrails.checks.learned import TOXICITY  # noqa: E402
+from guardrails.errors import CheckOverloaded  # noqa: E402
+from guardrails.model_checks.base import ModelText  # noqa: E402
 from guardrails.model_checks.learned import LearnedChecks  # noqa: E402
 from guardrails.model_checks.threads import ThreadModelChecks  # noqa: E402
 from guardrails.model_checks.wire import read_request, write_answer  # noqa: E402
+from monitoring.instruments import GuardServiceInstruments  # noqa: E402
 from serving.gateway.logs import configure  # noqa: E402
 from serving.guard_service.app import application  # noqa: E402
 from serving.orderly_server import OrderlyServer  # noqa: E402
@@ -48,6 +52,8 @@ class Models:
         self._checks = ThreadModelChecks(
             learned.by_kind, warm_up=learned.warm_up, batch_texts=BATCH_TEXTS, waiting_texts=WAITING_TEXTS
         )
+        self._instruments = GuardServiceInstruments()
+        self._kinds = tuple(learned.by_kind)
         self.ready = False
         """Whether what nearly every policy asks for is loaded; the rest is when it is first asked for."""
 
@@ -58,7 +64,22 @@ class Models:
 
     async def answer(self, body: bytes) -> bytes:
         """See `app.Answer`."""
-        texts = read_request(body)
+        began, check, result = time.perf_counter(), "", "refused"
+        try:
+            texts = read_request(body)
+            check, result = texts[0].active.kind.name if texts else "", "failed"
+            answer = await self._examined(texts)
+            result = "ok"
+        except CheckOverloaded:
+            result = "overloaded"
+            raise
+        finally:
+            self._instruments.requests.labels(check, result).inc()
+            self._instruments.duration.labels(check).observe(time.perf_counter() - began)
+        self._instruments.texts.labels(check).inc(len(texts))
+        return answer
+
+    async def _examined(self, texts: Sequence[ModelText]) -> bytes:
         found = await asyncio.gather(*map(self._checks.examine, texts), return_exceptions=True)
         hits = []
         for one in found:
@@ -66,6 +87,12 @@ class Models:
                 raise one
             hits.append(one)
         return write_answer(hits)
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """See `app.Metrics`."""
+        for kind in self._kinds:
+            self._instruments.waiting.labels(kind).set(self._checks.waiting(kind))
+        return self._instruments.render(accept)
 
     def page(self, scope: Scope) -> tuple[int, Any] | None:
         """Health, and whether it can do its part."""
@@ -81,7 +108,7 @@ class Models:
 async def serve(host: str, port: int, models: Models) -> int:
     """Run until told to stop, or until the models turn out not to load. Returns the process's exit code."""
     config = uvicorn.Config(
-        application(models.answer, models.page, "GET /healthz, /readyz"),
+        application(models.answer, models.page, "GET /healthz, /readyz, /metrics", models.metrics),
         host=host, port=port, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
         limit_concurrency=MOST_CALLS, timeout_keep_alive=30, timeout_graceful_shutdown=int(CLOSING_S),
     )  # fmt: skip

@@ -24,6 +24,9 @@ TOGETHER_BYTES = 128 * 1024
 MOST_WAITING_BYTES = 32 * 1024 * 1024
 """Handed over but not yet taken by the writer; a few seconds of a busy gateway."""
 AGAIN_AFTER_S = 1.0
+AGAIN_MOST_S = 60.0
+LASTED_S = 30.0
+"""A writer that ended sooner could not begin, or hardly: starting one after the other would take time from others."""
 CLOSE_WITHIN_S = 5.0
 
 
@@ -59,7 +62,8 @@ class LogSink:
         self._process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE, env=env)
 
     async def _keep(self) -> None:
-        """Start the writer again when it ends: at once, and more slowly when it does not last."""
+        """Start the writer again when it ends: at once, and more and more slowly when it does not last."""
+        pause_s = 0.0
         while True:
             assert self._process is not None
             began = time.monotonic()
@@ -67,8 +71,11 @@ class LogSink:
             if self._stopping:
                 return
             logger.error("the request log's writer ended with code %s; starting another one", code)
-            if time.monotonic() - began < AGAIN_AFTER_S:
-                await asyncio.sleep(AGAIN_AFTER_S)
+            if time.monotonic() - began < LASTED_S:
+                await asyncio.sleep(pause_s)
+                pause_s = min(AGAIN_MOST_S, max(AGAIN_AFTER_S, 2 * pause_s))
+            else:
+                pause_s = 0.0
             while True:
                 try:
                     await self._spawn()

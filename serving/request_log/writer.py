@@ -44,6 +44,8 @@ LINES_HELD_S = 0.2
 """How long a line may wait for others: what a killed writer loses."""
 TIDY_EVERY_S = 1.0
 CLEAR_UP_EVERY_S = 600.0
+CONVERT_AGAIN_S = 600.0
+"""A segment that could not be turned into columns is left alone for so long: perhaps the disk was full."""
 
 
 class Writer:
@@ -59,6 +61,10 @@ class Writer:
         self._erased: tuple[Erasure, ...] = ()
         self._erased_size = 0
         self._converting: subprocess.Popen[bytes] | None = None
+        self._converted = Path()
+        """The segment that it converts, or converted last."""
+        self._not_before: dict[Path, float] = {}
+        """When a segment that could not be converted is tried again, in monotonic seconds."""
         self._complained = False
         self._cleared_at = time.time()
 
@@ -84,8 +90,11 @@ class Writer:
                 self.flush(now)
 
     def wait_s(self, now: float) -> float:
-        """How long nothing needs to be done."""
-        return max(0.0, min(TIDY_EVERY_S, self._held_since + LINES_HELD_S - now)) if self._held else TIDY_EVERY_S
+        """How long nothing needs to be done. A clock that went back makes no line wait longer."""
+        if not self._held:
+            return TIDY_EVERY_S
+        held_s = now - self._held_since
+        return LINES_HELD_S - held_s if 0.0 <= held_s < LINES_HELD_S else 0.0
 
     def flush(self, now: float) -> None:
         """Write the lines that wait."""
@@ -116,15 +125,21 @@ class Writer:
             clear_up_after_others(folder.parent, folder, self._settings.bounds, now)
         if self._converting is not None and self._converting.poll() is not None:
             if self._converting.returncode:
-                logger.error("a segment could not be turned into columns; it stays as JSON lines")
+                logger.error("the segment %s could not be turned into columns; it stays as JSON lines for the next "
+                             "%g s", self._converted.name, CONVERT_AGAIN_S)  # fmt: skip
+                self._not_before[self._converted] = time.monotonic() + CONVERT_AGAIN_S
             self._converting = None
         if self._settings.format == "parquet" and self._converting is None:
             self._convert_next()
 
     def _convert_next(self) -> None:
+        now = time.monotonic()
         closed = [p for p in segments(self._settings.folder) if p.suffix == JSONL and p.stat().st_size > 0]
-        if closed:
-            argv = [sys.executable, "-m", "serving.request_log.columns", str(closed[0])]
+        self._not_before = {p: at for p, at in self._not_before.items() if p in closed and at > now}
+        due = [p for p in closed if p not in self._not_before]
+        if due:
+            self._converted = due[0]
+            argv = [sys.executable, "-m", "serving.request_log.columns", str(due[0])]
             self._converting = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
     def _obey_erasures(self) -> None:
@@ -205,7 +220,14 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; it ends when the gateway has
     os.umask(0o077)
-    run(WriterSettings.model_validate_json(arguments[0]), sys.stdin.fileno())
+    settings = WriterSettings.model_validate_json(arguments[0])
+    try:
+        run(settings, sys.stdin.fileno())
+    except OSError as error:
+        logger.error(  # noqa: TRY400
+            "the request log in %s can't be kept: %s; make room or fix the permissions", settings.folder, error
+        )
+        return 1
     return 0
 
 

@@ -24,6 +24,7 @@ from rollout.access import parse_networks
 from rollout.accounts.memory import MemoryAccountStore
 from rollout.control_api.app import create_app
 from rollout.control_api.authentication import Authenticator
+from rollout.control_api.drift import DriftWatch
 from rollout.control_api.plane import ControlPlane, KeyIndex
 from rollout.control_api.requests import LoggedRequests
 from rollout.controller import Controller
@@ -102,6 +103,7 @@ async def running(
     logged: LoggedRequests | None = None,
     namespaced: bool = False,
     probes: ProbeReports | None = None,
+    drift: DriftWatch | None = None,
 ) -> AsyncIterator[Rig]:
     """A control plane with registered versions 1.0.0 to 1.0.2 of `chat` and gateways that follow it.
 
@@ -144,6 +146,7 @@ async def running(
         clock=lambda: time.time() + clock[0],
         logged=logged,
         probes=probes,
+        drift=drift,
     )
     mount_console(app)
     listening = socket.create_server(("127.0.0.1", 0))

@@ -44,6 +44,21 @@ class Logged:
         return len(LOGGED)
 
 
+class Watch:
+    """A drift watch in memory."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[tuple[str, str | None, str, str]] = []
+
+    def status(self) -> Mapping[str, Any]:
+        streams = [{"model": name, "stream": "all"} for name in ("chat", "ledger")]
+        return {"written_at": 1.0, "streams": streams, "requests": [{"model": "ledger"}], "dropped": 3}
+
+    def acknowledge(self, model: str, stream: str | None, by: str, reason: str) -> bool:
+        self.acknowledged.append((model, stream, by, reason))
+        return True
+
+
 async def deploy_in(rig: Rig, namespace: str, model: str) -> None:
     """As the operator carries out a ModelDeployment."""
     spec = RolloutSpec(model=model, version="1.0.0")
@@ -54,11 +69,11 @@ async def deploy_in(rig: Rig, namespace: str, model: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def shared() -> AsyncIterator[Rig]:
+async def shared(drift: Watch | None = None) -> AsyncIterator[Rig]:
     probes = MemoryProbeReports()
     for model in ("chat", "ledger"):
         probes.save(report("1.0.0", model=model))
-    async with running(namespaced=True, logged=Logged(), probes=probes) as rig:
+    async with running(namespaced=True, logged=Logged(), probes=probes, drift=drift or Watch()) as rig:
         await rig.serve_canary()
         await deploy_in(rig, "team-b", "ledger")
         for key in ("aaaaaaaaaaaa", "bbbbbbbbbbbb"):
@@ -162,6 +177,23 @@ async def test_a_model_stays_in_its_namespace_and_a_key_makes_none_in_another() 
         assert canary is not None
         assert canary.namespace == "team-b"
         assert rig.tables[-1].model("chat").namespace == "team-b"
+
+
+async def test_drift_is_acknowledged_by_an_operator_of_the_models_namespace() -> None:
+    watch = Watch()
+    async with shared(watch) as rig:
+        mine, _ = await rig.make_key("ann", "operator", namespace="team-a")
+        viewer, _ = await rig.make_key("viv", "viewer", namespace="team-a")
+        url = "/api/v1/drift/ack"
+        for body, key in (({"model": "ledger"}, mine), ({"model": "chat"}, viewer)):
+            assert refusal(await rig.post(url, body, key=key))[:2] == (403, "forbidden")
+        assert refusal(await rig.post(url, {"model": "nothing"}, key=mine))[:2] == (404, "unknown_rollout")
+        assert watch.acknowledged == []
+        body = {"model": "chat", "stream": "tenant=acme", "reason": "a campaign"}
+        assert (await rig.post(url, body, key=mine)).json() == {"acknowledged": True, "taken_in": True}
+        ((model, stream, by, reason),) = watch.acknowledged
+        assert (model, stream, reason) == ("chat", "tenant=acme", "a campaign")
+        assert by.startswith("ann")
 
 
 async def test_an_admin_of_a_namespace_manages_its_keys_and_no_others() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -327,12 +328,22 @@ async def test_connections_above_the_limit_get_503(tmp_path: Path) -> None:
                 w.send(whole())
                 assert (await w.answer())[0] == 200
             async with wire(r) as c:
-                status, headers, _ = await c.answer()
-                assert (status, headers["connection"]) == (503, "close")
+                status, headers, body = await c.answer()
+                assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "1")
+                error = json.loads(body)["error"]
+                assert (error["type"], error["code"]) == ("server_error", "too_many_connections")
         await until(lambda: r.gateway.data_server.open_connections == 0)
         async with wire(r) as w:
             w.send(whole())
             assert (await w.answer())[0] == 200
+
+
+async def test_a_defect_of_the_gateway_is_not_told_as_the_clients_fault(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=table(1, None)) as r, httpx.AsyncClient() as http:
+        reply = r.gateway.data_app.refuse(500, "The gateway failed to serve this request; try again.")
+        assert (reply.status, json.loads(reply.body)["error"]["type"]) == (500, "server_error")
+        text = (await http.get(f"{r.admin_url}/metrics")).text
+        assert 'tidegate_rejections_total{model="",reason="internal_error"} 1.0' in text
 
 
 @pytest.mark.parametrize("how", ["reset", "close", "half-close"])
@@ -375,6 +386,50 @@ async def test_client_that_reads_nothing_is_cut_and_one_that_reads_slowly_is_not
                 got = (got + await w.reader.read(40_000))[-64:]
                 await asyncio.sleep(0.001)
         assert r.stable.aborted == 1
+
+
+async def test_answers_that_nobody_takes_are_not_heaped_up(tmp_path: Path) -> None:
+    """A client that pipelines requests and reads nothing gets no further answers until it does."""
+    async with rig(tmp_path, first=table(1, None)) as r, wire(r, limit=1024) as w:
+        asked = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 500
+        w.send(asked)
+        await until(lambda: any(c.writing_paused for c in r.gateway.data_server._connections))
+        await asyncio.sleep(0.3)
+        (connection,) = r.gateway.data_server._connections
+        assert connection._transport is not None
+        assert connection._transport.get_write_buffer_size() < 1_000_000
+        for _ in range(500):  # and then gets all of them
+            assert (await w.answer())[0] == 200
+
+
+async def test_slow_client_that_left_in_its_next_body_ends_nothing_for_others(tmp_path: Path) -> None:
+    async with rig(tmp_path, first=table(1, None), body_within_s=0.3, head_within_s=0.3) as r:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(slow, ("127.0.0.1", r.gateway.port))
+            r.stable.do = lambda body: {"text": "x" * 60_000}
+            for _ in range(100):  # until some of an answer stays with the gateway, little enough to go on
+                await loop.sock_sendall(slow, whole())
+                served = len(r.stable.requests)
+                await until(lambda served=served: len(r.stable.requests) > served or _unsent(r) > 0)
+                await asyncio.sleep(0.01)
+                if _unsent(r):
+                    break
+            assert 0 < _unsent(r) < 64 * 1024
+            await loop.sock_sendall(slow, post(b"content-length: 1000", body=b"{"))
+            await asyncio.sleep(0.05)
+            slow.shutdown(socket.SHUT_WR)
+            await asyncio.sleep(1.0)
+            async with wire(r) as w:  # the watch over slow clients goes on
+                w.send(b"POST /v1/completions HTTP/1.1\r\n")
+                assert (await w.answer())[0] == 408
+
+
+def _unsent(r: Rig) -> int:
+    transports = (c._transport for c in r.gateway.data_server._connections)
+    return sum(t.get_write_buffer_size() for t in transports if t is not None)
 
 
 async def test_header_of_an_engine_with_a_line_break_is_not_passed_on(tmp_path: Path) -> None:

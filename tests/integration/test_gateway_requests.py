@@ -65,6 +65,8 @@ async def test_malformed_requests_get_openai_errors(tmp_path: Path) -> None:
             (await http.post(path, json={"messages": []}), 400, "invalid_request"),
             (await http.post(path, json={"model": "nope"}), 404, "model_not_found"),
             (await http.post(path, json={"model": "chat@9.9.9"}), 404, "model_not_found"),
+            (await http.post(path, json={"model": "chat@"}), 404, "model_not_found"),
+            (await http.get("/v1/models/chat@"), 404, "model_not_found"),
             (await http.post(path, content=b"x" * 1001), 413, "request_too_large"),
             (
                 await http.post(path, json=CHAT, headers={"content-encoding": "gzip"}),

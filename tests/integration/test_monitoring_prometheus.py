@@ -27,7 +27,7 @@ from benchmarks.processes import Processes, free_port, furnish
 from monitoring.dashboards.catalogue import EXPORTED, Kind, Source
 from monitoring.dashboards.expressions import metric_names
 from monitoring.dashboards.panels import MODELS_OF_NAMESPACE
-from monitoring.instruments import DriftInstruments, RolloutInstruments
+from monitoring.instruments import DriftInstruments, GuardServiceInstruments, RolloutInstruments
 from monitoring.measurements import DriftMeasurement, RolloutMeasurement, SignalMeasurement
 from monitoring.rules.collection import Targets, prometheus_text
 from monitoring.rules.document import rules_document
@@ -95,6 +95,17 @@ DRIFT = [
 def drift_watch() -> bytes:
     seen = int(time.time())  # something grows
     return DriftInstruments().render(DRIFT, {("chat", "seen"): seen, ("chat", "embedded"): seen}, seen, "")[0]
+
+
+GUARD = GuardServiceInstruments()
+
+
+def guard_models() -> bytes:
+    GUARD.requests.labels("toxicity", "ok").inc()
+    GUARD.texts.labels("toxicity").inc()
+    GUARD.waiting.labels("toxicity").set(0)
+    GUARD.duration.labels("toxicity").observe(0.01)
+    return GUARD.render("")[0]
 
 
 class Exporters:
@@ -214,7 +225,7 @@ async def collected(folder: Path) -> AsyncIterator[tuple[Rig, Asked, set[str]]]:
             (folder / "ray.json").write_text(json.dumps([{"labels": {"job": "ray"}, "targets": [ray]}]))
             targets = Targets(
                 gateways=(f"127.0.0.1:{r.gateway.admin_port}",), controls=(exporters.serve(control_plane),),
-                drifts=(exporters.serve(drift_watch),),
+                drifts=(exporters.serve(lambda: drift_watch() + guard_models()),),
                 engines=(engine,), gpus=(gpu,), hosts=(host,), discovery_files=(str(folder / "ray.json"),),
             )  # fmt: skip
             rules = rules_document(ServiceLevels())
@@ -238,6 +249,7 @@ async def collected(folder: Path) -> AsyncIterator[tuple[Rig, Asked, set[str]]]:
                         (await direct.get(f"{r.admin_url}/metrics")).text
                         + control_plane().decode()
                         + drift_watch().decode()
+                        + guard_models().decode()
                     )
                 yield r, asked, {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE ")}
     finally:

@@ -336,20 +336,69 @@ async def test_a_right_that_was_revoked(api: ApiServer) -> None:
         await port.observe()
 
 
-async def test_a_namespace_that_may_not_be_read_matters_only_where_something_is_wanted(
+async def test_a_namespace_that_may_not_be_read_holds_up_no_other_and_heals(
     api: ApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As after a served namespace was deleted, and its Role with it."""
-    prepared(api, objects())
-    KubeRay(api.cluster)
-    port = KubeRayWorkloads(cluster_api(api, token=ACCOUNT), CLUSTER, ["deleted", RELEASE_NAMESPACE])
-    wanted = workload("1.0.0", namespace=RELEASE_NAMESPACE)
-    for _ in range(2):
-        await port.apply([wanted])
-    assert list(await port.observe()) == [wanted.application]
-    assert caplog.text.count("namespace deleted, where nothing is wanted, is left alone") == 1
-    with pytest.raises(WorkloadUnavailable, match="not allowed"):
-        await port.apply([wanted, workload("1.1.0", namespace="deleted")])
+    """As after a served namespace was deleted, and its Role with it: elsewhere engines are started and stopped."""
+    caplog.set_level("INFO", "rollout.workloads.kuberay")
+    kuberay = KubeRay(api.cluster)
+    api.cluster.create("nodes", None, a_node("node-0", gpus=4))
+    prepared(api, objects({"watchNamespaces": ["team"]}))
+    api.cluster.create("namespaces", None, {"metadata": {"name": "team"}})
+    client = cluster_api(api, token=ACCOUNT)
+    port = KubeRayWorkloads(client, CLUSTER.model_copy(update={"release": "r"}), ["team", RELEASE_NAMESPACE])
+    theirs = workload("9.0.0", namespace="team")
+    mine = [workload(f"1.{minor}.0", namespace=RELEASE_NAMESPACE) for minor in range(2)]
+
+    async def settled(wanted: list[Workload]) -> dict[str, WorkloadState]:
+        for _ in range(8):
+            await port.apply(wanted)
+            kuberay.tick()
+            await port.observe()
+        return {a: s.state for a, s in (await port.observe()).items()}
+
+    up, down = WorkloadState.READY, WorkloadState.UNKNOWN
+    assert await settled([theirs, mine[0]]) == {theirs.application: up, mine[0].application: up}
+    with_role, api.access.grants = api.access.grants, [g for g in api.access.grants if g.namespace != "team"]
+    assert await settled([theirs, mine[1]]) == {theirs.application: down, mine[1].application: up}
+    told = (await port.observe())[theirs.application].message
+    assert "namespace team can't be read" in told
+    assert "take it out of watchNamespaces" in told
+    fresh = KubeRayWorkloads(client, CLUSTER, ["team", RELEASE_NAMESPACE])
+    with pytest.raises(WorkloadUnavailable, match="not known yet what is wanted there"):
+        await fresh.observe()
+    assert caplog.text.count("namespace team can't be read") == 2, "once for each process"
+    kept = api.cluster.get("rayservices", "team", object_name(theirs.application))
+    assert "deletionTimestamp" not in kept["metadata"], "nothing is concluded of what is not seen"
+
+    api.access.grants = with_role
+    assert await settled([mine[1]]) == {mine[1].application: up}, "what is not wanted there any more goes now"
+    assert caplog.text.count("namespace team can be read again") == 1
+
+
+async def test_a_namespace_that_is_gone_holds_up_no_other_where_rights_are_of_the_whole_cluster(rig: Rig) -> None:
+    """Nothing is forbidden then; what would be made there finds no namespace."""
+    rig.port = kuberay_workloads(rig.api, NAMESPACE, "gone")
+    good, theirs = workload("1.0.0"), workload("1.1.0", namespace="gone")
+    with pytest.raises(WorkloadRejected, match='namespaces "gone" not found'):
+        await rig.port.apply([theirs, good])
+    seen = await rig.settle([theirs, good])
+    assert seen[good.application].state is WorkloadState.READY
+    assert seen[theirs.application].state is WorkloadState.MISSING
+
+
+async def test_somebody_elses_workload_that_may_not_be_read_holds_up_no_other(api: ApiServer) -> None:
+    prepared(api, objects({"engine": {"workloadRef": True}}))
+    port = ReferredWorkloads(cluster_api(api, token=ACCOUNT))
+    spec = EngineSpec.model_validate({"workloadRef": {"kind": "Deployment", "name": "chat"}})
+    here, there = (
+        workload(version, namespace=namespace).model_copy(update={"engine": spec})
+        for version, namespace in (("1.0.0", RELEASE_NAMESPACE), ("1.1.0", "deleted"))
+    )
+    await port.apply([here, there])
+    assert {a: s.state for a, s in (await port.observe()).items()} == {
+        here.application: WorkloadState.MISSING, there.application: WorkloadState.UNKNOWN,
+    }  # fmt: skip
 
 
 async def test_replicas_that_died_are_counted_by_the_dashboard(rig: Rig, api: ApiServer) -> None:

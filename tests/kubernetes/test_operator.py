@@ -374,6 +374,31 @@ def test_what_keeps_a_version_from_starting_is_in_the_resource_until_it_is_put_r
     assert "Starting" not in world.condition("Progressing")
 
 
+def test_a_model_out_of_sight_holds_says_why_and_goes_on_when_it_is_seen_again(world: OperatorWorld) -> None:
+    """As in a namespace whose rights are gone; one of somebody else's out of sight changes nothing."""
+    world.workloads.hidden["other--1-0-0--00000000"] = "somebody else's"
+    served(world)
+    world.apply("1.1.0", rollbackWindow="10s")
+    mine = deployed("1.0.0").application
+    world.workloads.hidden[mine] = "namespace team can't be read"
+    world.until(lambda: world.condition("Progressing") == ("Unknown", "Holding"), requests=10)
+    told = {c["type"]: c["message"] for c in world.told()["conditions"]}
+    assert told["Degraded"] == told["Progressing"] == "the workloads are away: namespace team can't be read"
+    for _ in range(60):
+        world.step(requests=40)
+    assert world.told()["stable"] == "1.0.0", "nothing goes forward"
+    assert world.condition("Ready") == ("True", "Serving"), "gateways say whether it answers"
+    del world.workloads.hidden[mine]
+    world.until(lambda: world.serving("1.1.0"), requests=40)
+    assert world.condition("Degraded") == ("False", "AsExpected")
+
+
+def test_a_refusal_of_one_workload_is_not_told_of_another_model(world: OperatorWorld) -> None:
+    world.workloads.refusal = "somebody else's is refused"
+    served(world)
+    assert world.condition("Degraded") == ("False", "AsExpected")
+
+
 def test_what_is_tried_again_and_again_is_said_once(world: OperatorWorld) -> None:
     served(world)
     world.unknown.add("1.1.0")

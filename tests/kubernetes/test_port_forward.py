@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.integration.control_rig import TOKEN, running
 from tests.kubernetes.faults import Trouble
 from tests.kubernetes.rig import NAMESPACE, prepared
 from tests.kubernetes.server import ApiServer
+from tests.unit.tidegate.test_cli_drift import ALARM
 from tidegate.cli.main import run
 from tidegate.cluster_client import ClusterClient
 from tidegate.errors import ControlError, ControlUnavailable
@@ -32,6 +34,19 @@ pytestmark = pytest.mark.integration
 LABELS = {"app.kubernetes.io/component": "controller", "tidegate.dev/leader": "true"}
 PERSON = "system:serviceaccount:models:person"
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Watch:
+    """A drift watch with an alarm that does not take anything in just now."""
+
+    def status(self) -> Mapping[str, Any]:
+        one = {"statistic": 3.1e6, "threshold": 2e6, "active": True, "alarms": 1}
+        stream = {"model": "chat", "stream": "all", "seen": 500, "detectors": {"embedding": one}, "alarms": [ALARM],
+                  "reference": {"built_at": time.time() - 90}}  # fmt: skip
+        return {"written_at": time.time(), "streams": [stream], "requests": []}
+
+    def acknowledge(self, model: str, stream: str | None, by: str, reason: str) -> bool:
+        return False
 
 
 def with_leader(api: ApiServer, namespace: str = NAMESPACE) -> ApiServer:
@@ -221,7 +236,7 @@ async def test_the_commands_that_ask_the_controller_of_a_cluster(
         assert got == code, printed
         return printed.out + printed.err
 
-    async with running(namespaced=True) as rig:
+    async with running(namespaced=True, drift=Watch()) as rig:
         await rig.serve_first()
         port = int(rig.url.rpartition(":")[2])
         api.kubelet.ports["platform", "r-controller-0", 8080] = ("127.0.0.1", port)
@@ -239,3 +254,10 @@ async def test_the_commands_that_ask_the_controller_of_a_cluster(
         await shell("quota", "remove", "team-b")
         assert f"revoked site ({key})" in await shell("key", "revoke", "site")
         assert "nothing was asked" in await shell("usage")
+        assert "ALARM" in await shell("drift", "status")
+        assert "page by embedding" in await shell("drift", "explain", "chat")
+        assert "is not watched; see `tidegate drift status" in await shell("drift", "explain", "ledger", code=1)
+        assert "it will take this in when it starts\nacknowledged: chat" in "\n".join(
+            reversed((await shell("drift", "ack", "chat", "--reason", "seen")).strip().split("\n"))
+        )
+        assert "`tidegate drift reference list` works on the files" in await shell("drift", "reference", "list", code=2)

@@ -18,7 +18,7 @@ from rollout.actions import Deployed
 from rollout.commands import Command, Verb
 from rollout.controller import Controller
 from rollout.decide import Decision
-from rollout.errors import WorkloadUnavailable
+from rollout.errors import WorkloadRejected, WorkloadUnavailable
 from rollout.event_log.base import EventLog
 from rollout.event_log.memory import MemoryEventLog
 from rollout.observation import SmokeResult
@@ -89,6 +89,10 @@ class SimulatedWorkloads:
         self.restarts: dict[str, int] = {}
         self.trouble: dict[str, str] = {}
         """By application: what keeps it from becoming ready."""
+        self.hidden: dict[str, str] = {}
+        """By application: why nothing can be told of it."""
+        self.refusal = ""
+        """What is said of a workload of another model that is refused at every write."""
         self.lost: dict[str, int] = {}
         """By application: how many of its replicas do not answer."""
         self.away = False
@@ -107,6 +111,8 @@ class SimulatedWorkloads:
             self._world.on_removed(application)
             self.ever_ready.discard(application)
         self.desired = wanted
+        if self.refusal:
+            raise WorkloadRejected(self.refusal)
 
     async def shortage(self, wanted: Workload) -> str:
         return ""
@@ -114,7 +120,10 @@ class SimulatedWorkloads:
     async def observe(self) -> Mapping[str, WorkloadStatus]:
         if self.away:
             raise WorkloadUnavailable("Ray is away")
-        return {a: self._status(a) for a in self.desired}
+        hidden = {
+            a: WorkloadStatus(application=a, state=WorkloadState.UNKNOWN, message=why) for a, why in self.hidden.items()
+        }
+        return {a: self._status(a) for a in self.desired} | hidden
 
     def _status(self, application: str) -> WorkloadStatus:
         restarts = self.restarts.get(application, 0)

@@ -100,8 +100,11 @@ def deploy(
         if for_people or dry_run:
             plan = client.deploy(document, reason=reason, dry_run=True).plan or {}
             before = _status_or_none(client, spec.model)
-            if not for_people:
+            if output is Format.NAME:
+                print(spec.model)
+            elif not for_people:
                 print_data(plain({"plan": plan, "status": before.model_dump(mode="json") if before else None}), output)
+            if not for_people:
                 return
             for line in plan_lines(spec, before, plan):
                 note(line)
@@ -119,7 +122,9 @@ def deploy(
         elif for_people:
             note(f"{hint(f'rollout get {spec.model} --watch')} shows it; {hint(f'rollback {spec.model}')} undoes it")
         else:
-            print_data(plain(reply.model_dump(mode="json", exclude_none=True)), output)
+            from tidegate.cli.rollout import print_reply
+
+            print_reply(reply, output)
 
 
 def _status_or_none(client: ControlClient, model: str) -> RolloutStatus | None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tidegate.cli import session
+from tidegate.cli import cluster, session
+from tidegate.cli.cluster import ControlCommand
 from tidegate.cli.output import (
     Format,
     JsonOption,
@@ -55,11 +56,29 @@ def _drift() -> Drift:
     return Drift(session.settings())
 
 
-@app.command("status")
+def _status() -> dict[str, Any]:
+    """What this home's watch last knew, or a cluster's."""
+    if not cluster.chosen.cluster:
+        return _drift().status()
+    with session.connect() as client:
+        return client.drift()
+
+
+def _stream(model: str, scope: str) -> dict[str, Any]:
+    """The status of one stream."""
+    if not cluster.chosen.cluster:
+        return _drift().stream(model, scope)
+    for one in _status()["streams"]:
+        if (one["model"], one["stream"]) == (model, scope):
+            return dict(one)
+    raise TidegateError(f"{model} ({scope}) is not watched; see {cluster.hint('drift status')}")
+
+
+@app.command("status", cls=ControlCommand)
 def status(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> None:
     """Show every watched stream, how near its detectors are to an alarm, and whether one is in force."""
     output = chosen(output, as_json)
-    found = _drift().status()
+    found = _status()
     rows, names = [], []
     for stream in found["streams"]:
         for name, one in stream["detectors"].items():
@@ -75,16 +94,17 @@ def status(output: OutputOption = Format.TABLE, as_json: JsonOption = False) -> 
         empty="no stream has a reference; `tidegate drift reference build MODEL --window 7d` makes one",
     )  # fmt: skip
     if output is Format.TABLE and time.time() - found["written_at"] > 30:
-        note(f"the drift watch said this {age(found['written_at'])} ago and does not run now; see `tidegate status`")
+        see = "its pod's log" if cluster.chosen.cluster else "`tidegate status`"
+        note(f"the drift watch said this {age(found['written_at'])} ago and does not run now; see {see}")
 
 
-@app.command("explain")
+@app.command("explain", cls=ControlCommand)
 def explain(
     model: ModelArgument, stream: StreamOption = "all", output: OutputOption = Format.TABLE, as_json: JsonOption = False
 ) -> None:
     """Say what changed at the last alarm: features that moved, groups of requests that came or went, and their ids."""
     output = chosen(output, as_json)
-    found = _drift().stream(model, stream)
+    found = _stream(model, stream)
     alarms = found["alarms"]
     if output in (Format.JSON, Format.YAML):
         print_data(alarms[-1] if alarms else None, output)
@@ -117,7 +137,7 @@ def explained(model: str, stream: str, alarm: dict[str, Any]) -> list[str]:
     return lines
 
 
-@app.command("ack")
+@app.command("ack", cls=ControlCommand)
 def ack(
     model: ModelArgument,
     stream: Annotated[
@@ -126,8 +146,12 @@ def ack(
     reason: ReasonOption = "",
 ) -> None:
     """Acknowledge the alarms of a model: they end, evidence starts anew, and rollouts that they hold go on."""
-    drift = _drift()
-    if not drift.acknowledge(model, stream or None, reason):
+    if cluster.chosen.cluster:
+        with session.connect() as client:
+            taken_in = client.acknowledge_drift(model, stream or None, reason)
+    else:
+        taken_in = _drift().acknowledge(model, stream or None, reason)
+    if not taken_in:
         note("the drift watch does not run; it will take this in when it starts")
     print(f"acknowledged: {model}" + (f" ({stream})" if stream else ""))
 

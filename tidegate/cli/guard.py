@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -172,9 +173,9 @@ def _policy(file: Path | None, reference: str | None) -> tuple[Policy, Catalogue
         file = _policy_of(reference)
     if file is None:
         named = session.settings().default_policy
-        if named == "none":
-            raise WrongUse("default_policy is none, so nothing is checked; name a --policy or a --model")
         file = Path(named)
+    if str(file) == "none":
+        raise WrongUse("the policy none checks nothing, so there is nothing to try; name another --policy or a --model")
     try:
         catalogue = installed_catalogue()
         return parse_policy(policy_path(file).read_text(encoding="utf-8"), catalogue), catalogue
@@ -203,23 +204,29 @@ def _rows(file: Path, limit: int) -> list[dict[str, Any]]:
 
 
 def _labelled(file: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                label = row["toxic"] if "toxic" in row else row["label"]
-                yield {
-                    "text": str(row["text"]),
-                    "bad": bool(label),
-                    "source": str(row.get("source") or file.name),
-                    "language": str(row.get("lang") or row.get("language") or "unknown"),
-                }
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise TidegateError(
-                    f"{file}, line {number}: it is no JSON object with text and toxic (or label); correct or remove it"
-                ) from None
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+            yield from (_case(file, number, line) for number, line in enumerate(lines, 1) if line.strip())
+    except UnicodeDecodeError:
+        raise WrongUse(f"{file} is not UTF-8 text; give JSON lines, gzipped where it says .gz") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise WrongUse(f"{file} is not gzipped, or cut short; give JSON lines, gzipped where it says .gz") from None
+
+
+def _case(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        label = row["toxic"] if "toxic" in row else row["label"]
+        return {
+            "text": str(row["text"]),
+            "bad": bool(label),
+            "source": str(row.get("source") or file.name),
+            "language": str(row.get("lang") or row.get("language") or "unknown"),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise TidegateError(
+            f"{file}, line {number}: it is no JSON object with text and toxic (or label); correct or remove it"
+        ) from None
 
 
 def _plain(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -81,7 +81,7 @@ def run(argv: Sequence[str] | None = None, *, plugin: bool = False) -> int:
         told = exit_code_of(error)
         if told is None:
             raise
-        print(_one_line(str(error)), file=sys.stderr)
+        print(_one_line(_told(error)), file=sys.stderr)
         return told
     return code if isinstance(code, int) else 0
 
@@ -102,6 +102,13 @@ def exit_code_of(error: Exception) -> int | None:
     if "pydantic_core._pydantic_core.ValidationError" in family:
         return 2 if getattr(error, "title", "") == "Settings" else None
     return None
+
+
+def _told(error: Exception) -> str:
+    """What an error says. The system's own say a number first, and no way out."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}; check the path, its permissions and the room on its disk"
+    return str(error)
 
 
 def _one_line(message: str) -> str:

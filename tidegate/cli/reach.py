@@ -23,7 +23,7 @@ _REGISTRY = "asks the registry that TIDEGATE_TRACKING_URI names, wherever the pl
 _NO_PLATFORM = "needs no platform"
 _DRIFT = (
     "works on the files of this machine's drift watch; on a cluster: "
-    "`kubectl exec deploy/RELEASE-drift -- tidegate drift ...`"
+    "`kubectl exec deploy/RELEASE-drift -- tidegate drift reference ...`"
 )
 _REPLAY = "asks this machine's gateway; `tidegate log export` from the cluster and port-forward its gateway"
 _PROBE = (
@@ -40,7 +40,7 @@ COMMANDS: Mapping[str, tuple[Reach, str]] = {
     ),
     **dict.fromkeys(
         ("key create", "key list", "key revoke", "quota set", "quota list", "quota remove", "usage",
-         "log show", "log list", "log export", "log erase", "probe show"),
+         "log show", "log list", "log export", "log erase", "probe show", "drift status", "drift explain", "drift ack"),
         (Reach.CONTROLLER, ""),
     ),
     **dict.fromkeys(
@@ -62,8 +62,8 @@ COMMANDS: Mapping[str, tuple[Reach, str]] = {
         "shows logs on this machine; on a cluster: `kubectl logs -l app.kubernetes.io/component=controller`",
     ),
     **dict.fromkeys(
-        ("drift status", "drift explain", "drift ack", "drift reference build", "drift reference refresh",
-         "drift reference show", "drift reference list", "drift reference remove"),
+        ("drift reference build", "drift reference refresh", "drift reference show", "drift reference list",
+         "drift reference remove"),
         (Reach.MACHINE, _DRIFT),
     ),
     "probe run": (Reach.MACHINE, _PROBE),

@@ -118,7 +118,7 @@ def _action(action: dict[str, Any]) -> str:
 def _seen(entry: HistoryEntry) -> tuple[str, ...]:
     """What a decision saw: signals with evidence, then exposure."""
     seen = entry.observation
-    if not seen or entry.cause == "drained":
+    if not seen or entry.cause == "drained" or _begins(entry):
         return ()
     lines = []
     for signal in seen.get("signals") or ():
@@ -136,6 +136,11 @@ def _seen(entry: HistoryEntry) -> tuple[str, ...]:
         bound = exposure.get("lower_bound")
         lines.append(f"exposure: {exposure['canary_requests']} canary requests, lower bound {bound or 'unknown'}")
     return tuple(lines)
+
+
+def _begins(entry: HistoryEntry) -> bool:
+    """Whether a rollout starts here. What was seen then is the evidence of the one before it."""
+    return any(action.get("type") == "start" for action in entry.actions)
 
 
 def _counts(counts: dict[str, Any]) -> str:
@@ -201,7 +206,7 @@ def _exposure(own: Iterable[HistoryEntry], evidence: Iterable[HistoryEntry]) -> 
     bounds = [
         e.observation["exposure"]["lower_bound"]
         for e in own
-        if e.observation and (e.observation.get("exposure") or {}).get("lower_bound") is not None
+        if e.observation and not _begins(e) and (e.observation.get("exposure") or {}).get("lower_bound") is not None
     ]
     return (sum(newest.values()) if newest else None), (bounds[-1] if bounds else None)
 

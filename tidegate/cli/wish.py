@@ -137,6 +137,8 @@ def _read_yaml(option: str, path: Path) -> object:
         raise WrongUse(f"{option} {path}: {why}; name a readable file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WrongUse(f"{option} {path} is not YAML: {error}") from None
+    except RecursionError:
+        raise WrongUse(f"{option} {path} is nested too deep to be read; see examples/rollout.yaml") from None
 
 
 def _mapping(document: dict[str, Any], key: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable, Sequence
 
 import httpx
@@ -17,7 +18,7 @@ from guardrails.errors import CheckFailed, CheckOverloaded, CheckUnavailable, No
 from guardrails.evaluation import Judged, groups, quality, roc
 from guardrails.model_checks.base import ModelText
 from guardrails.model_checks.learned import LearnedChecks
-from guardrails.model_checks.service import ServiceModelChecks
+from guardrails.model_checks.service import FAILURES_TO_OPEN, ServiceModelChecks
 from guardrails.model_checks.wire import read_answer, read_request, write_answer, write_request
 from guardrails.policy import parse_policy
 from guardrails.verdicts import Direction, Hit, Language
@@ -89,6 +90,43 @@ def test_an_answer_that_is_none_is_nonsense(body: bytes) -> None:
         read_answer(body, [text("one"), text("two")])
 
 
+def test_a_neighbouring_version_may_say_more_and_what_decides_is_not_skipped() -> None:
+    """Fields that may be skipped are; an option that this version does not know is refused."""
+    topics = [ModelText(check("topics"), "hello", Context(Direction.INPUT))]
+    told = json.loads(write_request(topics))
+    assert told["options"] == [check("topics").options.model_dump(mode="json", exclude_defaults=True)]
+    newer = told | {"deadline_ms": 50, "texts": [[0, told["texts"][0][1] | {"language": "en"}]]}
+    assert read_request(json.dumps(newer).encode())[0].active.options == check("topics").options
+    older = told | {"options": [check("topics").options.model_dump(mode="json")]}
+    assert read_request(json.dumps(older).encode())[0].active.options == check("topics").options
+    unknown = told | {"options": [told["options"][0] | {"only_weekdays": True}]}
+    with pytest.raises(ValueError, match="no request"):
+        read_request(json.dumps(unknown).encode())
+    assert read_answer(b'[[[0,3,0.5,"toxic","en",{"more":1}]]]', [text("new")]) == [(Hit(0, 3, 0.5, "toxic"),)]
+
+
+async def test_a_replica_of_an_older_version_is_passed_over_and_not_taken_for_broken() -> None:
+    calls: list[str] = []
+
+    async def serve(request: httpx.Request) -> httpx.Response:
+        calls.append(request.url.host)
+        if request.url.host == "older":
+            return httpx.Response(400, json={"error": "this is no request for a check"})
+        return httpx.Response(200, content=write_answer([[] for _ in read_request(request.content)]))
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(serve))
+    checks = ServiceModelChecks(lambda: ["http://older", "http://newer"], client=client)
+    for _ in range(2 * FAILURES_TO_OPEN + 2):
+        assert await checks.examine(text("fine")) == ()
+    assert calls.count("newer") == 2 * FAILURES_TO_OPEN + 2
+    assert calls.count("older") == FAILURES_TO_OPEN + 1, "asked in its turn to the end: it answers what it knows"
+    await checks.close()
+    alone = ServiceModelChecks(lambda: ["http://older"], client=httpx.AsyncClient(transport=httpx.MockTransport(serve)))
+    with pytest.raises(CheckUnavailable, match="does not know this check"):
+        await alone.examine(text("fine"))
+    await alone.close()
+
+
 @pytest.mark.parametrize("body", [b"{}", b"x", b'{"kind":"nobody","options":[],"texts":[]}'])
 def test_a_request_that_is_none_is_refused(body: bytes) -> None:
     with pytest.raises(ValueError, match="no request"):
@@ -124,7 +162,7 @@ async def test_the_service_is_asked_in_batches_and_another_replica_when_one_is_g
 
 async def test_a_service_without_ray_gives_the_same_hits_and_is_ready_once_its_models_are_loaded() -> None:
     models = Models(LearnedChecks(Keyword()))
-    served = application(models.answer, models.page, "GET /healthz, /readyz")
+    served = application(models.answer, models.page, "GET /healthz, /readyz", models.metrics)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://here")  # type: ignore[arg-type]
     assert [(await client.get(path)).status_code for path in ("/healthz", "/readyz", "/else")] == [200, 503, 404]
     await models.warm_up()
@@ -135,6 +173,17 @@ async def test_a_service_without_ray_gives_the_same_hits_and_is_ready_once_its_m
     assert [list(hits) for hits in found] == LearnedChecks(Keyword()).toxicity(asked)
     assert [bool(hits) for hits in found] == [bool(n % 2) for n in range(20)]
     assert (await client.post("/v1/examine", content=b"{}")).status_code == 400
+    told = await client.get("/metrics", headers={"accept": "application/openmetrics-text"})
+    assert told.headers["content-type"].startswith("application/openmetrics-text")
+    for line in (
+        'tidegate_guard_service_texts_total{check="toxicity"} 20.0',
+        'tidegate_guard_service_requests_total{check="",result="refused"} 1.0',
+        'tidegate_guard_service_waiting_texts{check="toxicity"} 0.0',
+    ):
+        assert line in told.text
+    asked_for = re.search(r'requests_total\{check="toxicity",result="ok"\} ([0-9.]+)', told.text)
+    assert asked_for is not None
+    assert 1 <= float(asked_for[1]) < 20, "in batches"
     await checks.close()
 
 

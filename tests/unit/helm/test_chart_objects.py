@@ -61,7 +61,7 @@ def test_who_has_a_token_of_the_api_server(name: str) -> None:
     given = {
         owner.partition("secrets-")[0] for owner, _, spec in pods(objects(name)) if spec["automountServiceAccountToken"]
     }
-    expected = {"Deployment/r-controller"}
+    expected = {"Deployment/r-controller", "Job/r-uninstall"}
     if first_secrets(objects(name)) is not None:
         expected.add("Job/r-first-")
     if name == "ha":  # engine.workloadRef: they follow EndpointSlices
@@ -232,7 +232,9 @@ def test_prometheus_finds_the_jobs_that_alerts_ask_for() -> None:
     monitors = [o for o in found if o["kind"] == "ServiceMonitor"]
     jobs = {r["replacement"] for m in monitors for e in m["spec"]["endpoints"] for r in e["relabelings"]}
     rules = json.dumps(one(found, "PrometheusRule", "r")["spec"])
-    assert set(re.findall(r'job=\\\\?"(tidegate-[a-z]+)', rules)) == jobs
+    asked = set(re.findall(r'job=\\\\?"(tidegate-[a-z]+)', rules))
+    assert jobs - asked == {"tidegate-guardrails"}, "that one is missed at the gateways, as verdicts `error`"
+    assert asked <= jobs
     for monitor in monitors:
         wanted = monitor["spec"]["selector"]["matchLabels"].items()
         (service,) = (o for o in found if o["kind"] == "Service" and wanted <= o["metadata"]["labels"].items())
@@ -296,7 +298,7 @@ def test_the_job_may_touch_its_own_secrets_only(name: str) -> None:
 
 def test_the_job_runs_anew_when_there_is_something_new_to_make_and_is_never_changed() -> None:
     def job(values: Mapping[str, Any]) -> Object:
-        (found,) = (o for o in objects(values) if o["kind"] == "Job")
+        (found,) = (o for o in objects(values) if o["kind"] == "Job" and "first-secrets" in o["metadata"]["name"])
         return found
 
     same = job({"gateway": {"replicas": 5}})
@@ -315,7 +317,7 @@ def test_the_controllers_rights_are_those_of_the_documents_table() -> None:
     granted = set()
     for name in EVERY:
         for role in (o for o in objects(name) if o["kind"] in ("Role", "ClusterRole")):
-            if role["metadata"]["name"].endswith("first-secrets"):
+            if role["metadata"]["name"].endswith(("first-secrets", "uninstall")):
                 continue
             last = re.split("[:-]", role["metadata"]["name"])[-1]
             who = last if last in ("gateway", "view", "edit") else "controller"

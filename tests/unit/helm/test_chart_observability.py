@@ -269,6 +269,17 @@ def test_gateways_ask_the_models_service_where_there_is_one() -> None:
     assert "replicas" not in one(objects("ha"), "Deployment", "r-guardrails")["spec"]
 
 
+def test_the_models_service_is_collected_where_there_is_one() -> None:
+    monitoring = {"serviceMonitor": {"enabled": True}}
+    peer = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+    found = objects({**values_of("gpu"), "monitoring": monitoring, "networkPolicy": {"monitoringFrom": [peer]}})
+    endpoint = one(found, "ServiceMonitor", "r-guardrails")["spec"]["endpoints"][0]
+    assert endpoint["port"] in {p["name"] for p in one(found, "Service", "r-guardrails")["spec"]["ports"]}
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "tidegate-guardrails"}]
+    (rule,) = one(found, "NetworkPolicy", "r-guardrails")["spec"]["ingress"]
+    assert peer in rule["from"]
+
+
 def test_mlflow_starts_nothing_beside_its_server() -> None:
     """Seven runners of 235 MB each (measured, 3.17) and the server are more than the container may take."""
     assert environment(objects("minimal"), "mlflow")["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"

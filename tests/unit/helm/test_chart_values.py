@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import helm_python as helm
 import pytest
+import yaml
 
 from tests.unit.helm.charts import CHART, ROOT, SETS, render, values_of
 
@@ -96,6 +97,51 @@ def test_the_schema_refuses_with_the_place_and_the_reason(values: Mapping[str, A
     assert told in str(refused.value)
     assert f"/{next(iter(values))}" in str(refused.value) or next(iter(values)) in told
     assert "hunter2" not in str(refused.value)
+
+
+def null_at(path: str, value: object = None) -> dict[str, Any]:
+    """Values with one in them."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def test_every_value_that_is_set_to_null_is_named_with_the_way_out() -> None:
+    """Helm takes the key away then; the templates would stumble, or write a null into an object."""
+    keys = json.loads((CHART / "files" / "keys.json").read_text())
+
+    def paths(part: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+        for name, default in part.items():
+            yield f"{before}{name}", default
+            if isinstance(default, dict):
+                yield from paths(default, f"{before}{name}.")
+
+    found = dict(paths(keys))
+    assert {path.partition(".")[0] for path in found} == set(yaml.safe_load((CHART / "values.yaml").read_text()))
+    required = {p for p in found if p.endswith("image.repository")}  # of which the schema says `missing property`
+    sections = {path for path, default in found.items() if isinstance(default, dict) and default}
+    leaves = sorted(found.keys() - sections - required)
+    for path in [*sections, *leaves[:: len(leaves) // 12]]:
+        with pytest.raises(helm.HelmError) as refused:
+            render(null_at(path))
+        told = str(refused.value)
+        assert f"{path} is null; " in told
+        way_out = "leave it out to keep its defaults" if path in sections else "leave it out for its default, "
+        assert way_out in told
+
+
+@pytest.mark.parametrize("path", ["gateway.limitShare", "gateway.resources", "controller.resources.limits"])
+def test_null_is_a_value_where_it_means_something(path: str) -> None:
+    assert render(null_at(path))
+
+
+@pytest.mark.parametrize("section", ["gateway", "gateway.autoscaling", "mlflow.storage", "global", "watchNamespaces"])
+@pytest.mark.parametrize(("value", "kind"), [(5, "number"), ("on", "string"), (True, "boolean")])
+def test_a_section_of_another_type_is_named_with_the_type_that_it_has(section: str, value: object, kind: str) -> None:
+    wanted = "array" if section == "watchNamespaces" else "object"
+    with pytest.raises(helm.HelmError, match=f"at '/{section.replace('.', '/')}': got {kind}, want {wanted}"):
+        render(null_at(section, value))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from registry.errors import InvalidSource, SourceUnreachable
 from registry.files import silent
 from registry.sources import FolderSource, HubSource, MlflowSource, SimulatedSource, fetch, parse_source
+from serving.engines.sim_spec import InvalidSimUri, SimSpec, parse_sim_uri
 from tests.unit.registry.tiny import write_model
 
 
@@ -34,7 +36,7 @@ def test_parse(text: str, expected: object) -> None:
         ("hf:", "names no repository"),
         ("models:/chat", "names no version"),
         ("sim:tokens=8", "no simulated source"),
-        ("sim:?tokenz=8", r"no parameter 'tokenz'; it knows error_rate, fail_load"),
+        ("sim:?tokenz=8", r"no parameter 'tokenz'; it knows cache_blocks, client_error_rate"),
         ("sim:?error_rate=1.5", "0..1"),
         ("sim:?error_rate=-1", "number, 0 or more"),
         ("sim:?error_rate=nan", "number"),
@@ -42,11 +44,26 @@ def test_parse(text: str, expected: object) -> None:
         ("sim:?fail_load=perhaps", "0, 1, true or false"),
         ("sim:?seed=1&seed=2", "twice"),
         ("sim:?seed", "cannot be read"),
+        ("sim:?tokens=100001", "over 100000"),
+        ("sim:?error_rate=0.6&stall_rate=0.6", "is 1.2, over 1; lower one"),
     ],
 )
 def test_refusals_say_what_is_known(text: str, words: str) -> None:
     with pytest.raises(InvalidSource, match=words):
         parse_source(text)
+
+
+@pytest.mark.parametrize("value", ["0", "0.5", "1", "2", "99999.5", "100001", "1000001"])
+@pytest.mark.parametrize("key", sorted(SimSpec.model_fields))
+def test_what_can_be_registered_is_what_the_simulated_engine_takes(key: str, value: str) -> None:
+    def taken_by(read: Callable[[str], object], refusal: type[ValueError | InvalidSource]) -> bool:
+        try:
+            read(f"sim:?{key}={value}")
+        except refusal:
+            return False
+        return True
+
+    assert taken_by(parse_source, InvalidSource) == taken_by(parse_sim_uri, InvalidSimUri)
 
 
 def test_the_order_of_parameters_does_not_matter() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from serving.request_log import writer as writing_process
 from serving.request_log.columns import convert, rows_of
+from serving.request_log.frames import pack
 from serving.request_log.reading import RequestLog, Wanted, clear_up_after_others
 from serving.request_log.segments import (
     ERASED,
@@ -25,7 +27,8 @@ from serving.request_log.segments import (
     note_erasure,
     segments,
 )
-from serving.request_log.writer import take_folder
+from serving.request_log.settings import WriterSettings
+from serving.request_log.writer import LINES_HELD_S, TIDY_EVERY_S, Writer, take_folder
 
 NOW = 1_764_000_000.0
 
@@ -238,3 +241,48 @@ def test_a_folder_that_is_removed_while_a_gateway_waits_for_it_is_made_anew(tmp_
         os.close(first)
         os.close(second.result(10))
     assert (folder / "writer.lock").exists()
+
+
+def writer(folder: Path) -> Writer:
+    (folder / "secret").write_bytes(b"s" * 32)
+    return Writer(
+        WriterSettings(
+            folder=folder / "g", secret_file=folder / "secret", boot="aaaa", format="parquet", segment_bytes=100_000,
+            segment_s=3600.0, total_bytes=10**6, kept_s=7200.0,
+        )
+    )  # fmt: skip
+
+
+def test_a_line_does_not_wait_for_a_clock_that_went_back(tmp_path: Path) -> None:
+    made = writer(tmp_path)
+    made.take(pack({"kind": "request", "at": NOW, "operation": "chat"}), NOW)
+    assert made.wait_s(NOW) == LINES_HELD_S
+    assert made.wait_s(NOW - 3600) == 0.0
+    made.flush(NOW - 3600)
+    assert made.wait_s(NOW - 3600) == TIDY_EVERY_S
+
+
+def test_a_segment_that_can_not_become_columns_keeps_no_other_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it tried again every second: each try is a process."""
+    tried: list[str] = []
+
+    class Failing:
+        returncode = 1
+
+        def __init__(self, argv: list[str], **_: Any) -> None:
+            tried.append(Path(argv[-1]).name)
+
+        def poll(self) -> int:
+            return 1
+
+    monkeypatch.setattr(writing_process.subprocess, "Popen", Failing)
+    made = writer(tmp_path)
+    now = time.time()
+    names = [f"{int(now * 1000) + i}-bbbb.jsonl" for i in range(2)]
+    for name in names:
+        (tmp_path / "g" / name).write_bytes(written(now, 1))
+    for _ in range(5):
+        made.tidy(now)
+    assert tried == names

@@ -289,6 +289,24 @@ class TestStreaming:
             read_stream(operation, data)
             read_body(operation, data)
 
+    @pytest.mark.parametrize("odd", [-1, True, 1.5, "x", [1], {"a": 1}, [[]]], ids=repr)
+    def test_values_of_wrong_kinds_are_ignored(self, odd: object) -> None:
+        """What raises while it is read would be missing from every metric, just when an engine is broken."""
+        for body in ({"choices": odd}, {"output": odd}, {"output": [{"type": "message", "content": odd}]},
+                     {"choices": [{"index": odd, "text": "x", "message": {"content": "x"}}]}):  # fmt: skip
+            for operation in Operation:
+                read_body(operation, json.dumps(body).encode())
+                event = {"type": "response.output_text.delta", "delta": "x", "output_index": odd, **body}
+                read_stream(operation, b"data: " + json.dumps(event).encode() + b"\n\n")
+
+    @pytest.mark.parametrize("told", [-1, 2**31, 2**63, 2**64, True, 1.5, "7"], ids=repr)
+    def test_number_of_tokens_that_cannot_be_is_no_number(self, told: object) -> None:
+        """Believed, it would hold the key's limit up for years, or break the segment of the log that it is in."""
+        body = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 7, "completion_tokens": told}}  # fmt: skip
+        answer = read_body(Operation.CHAT, json.dumps(body).encode())
+        assert (answer.input_tokens, answer.output_tokens) == (7, None)
+
     @pytest.mark.parametrize("before", [b"", b"\n", b"x", b": comment\n\n"])
     def test_a_run_is_read_whatever_stands_before_it(self, before: bytes) -> None:
         events = [b'data: {"choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n' % n for n in range(5)]

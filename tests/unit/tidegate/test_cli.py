@@ -504,6 +504,8 @@ def test_deploy_json_is_one_document(plane: Plane, capsys: pytest.CaptureFixture
     plane.on("POST", "/api/v1/rollouts", {"decision": DECISION, "status": STATUS})
     assert run(["deploy", "chat@1.0.1", "-y", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"]["rollout"] == "r1"
+    assert run(["deploy", "chat@1.0.1", "-y", "-o", "name"]) == 0
+    assert capsys.readouterr().out == "chat\n"
 
 
 def test_the_command_line_wins_over_the_file(plane: Plane, tmp_path: Path) -> None:

@@ -75,6 +75,35 @@ def test_a_policy_with_faults_is_refused_with_field_and_reason(tmp_path: Path, c
     assert run(["model", "show", "chat@1.0.0"]) == 1, "nothing was registered"
 
 
+@pytest.mark.parametrize(
+    ("command", "content", "code", "told"),
+    [
+        ("guard eval FILE", b"\x7fELF\xd0\x00", 2, "is not UTF-8 text"),
+        ("guard eval FILE.gz", b"no gzip", 2, "is not gzipped, or cut short"),
+        (
+            "guard eval FILE.gz",
+            gzip.compress(b'{"text": "x", "toxic": 1}' * 99)[:-20],
+            2,
+            "is not gzipped, or cut short",
+        ),
+        ("guard eval FILE", b"[" * 100_000, 1, "line 1: it is no JSON object"),
+        ("guard eval NOWHERE", b"", 1, "NOWHERE: no such file or directory; check the path"),
+        ("guard test x --policy NOWHERE", b"", 1, "NOWHERE: no such file or directory; check the path"),
+        ("guard test x --policy none", b"", 2, "the policy none checks nothing"),
+        ("deploy chat@1.0.0 -f FILE", b"[" * 100_000, 2, "is nested too deep to be read"),
+    ],
+)
+def test_files_that_are_none_get_one_line(
+    command: str, content: bytes, code: int, told: str, tmp_path: Path, capsys: Capture
+) -> None:
+    words = [str(tmp_path / word) if word.startswith("FILE") else word for word in command.split()]
+    for word in words:
+        if word.startswith(str(tmp_path)):
+            Path(word).write_bytes(content)
+    assert run(words) == code
+    assert told in capsys.readouterr().err
+
+
 def test_labelled_texts_are_measured_by_source_and_language(policy: str, tmp_path: Path, capsys: Capture) -> None:
     rows = [
         {"text": "mail jane@example.com", "toxic": True, "source": "a", "lang": "en"},

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import resource
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from tidegate import doctor
 from tidegate.doctor import GB, GIB, Check, Facts, Port, Verdict
+from tidegate.parts import platform_environment
 from tidegate.settings import Settings
 
 GATEWAY = Port("the gateway", 8000, "--gateway-port")
@@ -83,16 +86,17 @@ def test_unlimited_open_files_are_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("holder", "verdict", "found"),
+    ("holder", "ours", "verdict", "found"),
     [
-        ("", Verdict.OK, "free"),
-        ("nginx (process 7)", Verdict.FAIL, "held by nginx (process 7)"),
-        ("?", Verdict.FAIL, "another user's process"),
-        ("python -m tidegate.supervisor (process 8)", Verdict.OK, "Tidegate itself"),
+        ("", False, Verdict.OK, "free"),
+        ("nginx (process 7)", False, Verdict.FAIL, "held by nginx (process 7)"),
+        ("?", False, Verdict.FAIL, "another user's process"),
+        ("python -m serving.gateway.main (process 8)", True, Verdict.OK, "Tidegate itself"),
+        ("python -m tidegate.control_plane (process 9)", False, Verdict.FAIL, "held by python"),
     ],
 )
-def test_ports(holder: str, verdict: Verdict, found: str) -> None:
-    facts = dataclasses.replace(FIT, ports=(dataclasses.replace(GATEWAY, holder=holder),))
+def test_ports(holder: str, ours: bool, verdict: Verdict, found: str) -> None:
+    facts = dataclasses.replace(FIT, ports=(dataclasses.replace(GATEWAY, holder=holder, ours=ours),))
     result = check(facts, "port 8000")
     assert result.verdict is verdict
     assert found in result.found
@@ -127,6 +131,17 @@ def test_gather_reads_this_machine(tmp_path: Path) -> None:
     assert facts.home_problem == ""
     assert facts.memory_available > 0
     assert not (tmp_path / "a").exists()
+
+
+def test_a_process_of_this_home_is_told_by_its_environment(tmp_path: Path) -> None:
+    mine = platform_environment(Settings(home=tmp_path))
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, env=mine) as part:
+        try:
+            assert doctor._is_of(tmp_path, part.pid)
+            assert not doctor._is_of(tmp_path / "another", part.pid)
+        finally:
+            part.kill()
+    assert not doctor._is_of(tmp_path, part.pid), "one that has ended"
 
 
 def test_a_home_below_a_file_is_a_problem(tmp_path: Path) -> None:

@@ -138,3 +138,13 @@ def test_an_unknown_rollout_is_an_empty_story() -> None:
 def test_e_values_are_readable_at_any_size() -> None:
     found = [e_value(x) for x in (0.0, 3.6109, 4.6052, -3.0, 300.0, float("inf"))]
     assert found == ["1", "37", "100", "0.05", "10^130", "?"]
+
+
+def test_what_was_seen_of_the_rollout_before_is_not_told_of_the_next_one() -> None:
+    log = [
+        *LOG,
+        entry(20, 100, "command", actor="bob", reason="deploy", actions=(start("r2", "1.3.0"),), observation=SEEN),
+    ]
+    told = tell(log, "r2")
+    assert told.moments[0].details == ()
+    assert told.lower_bound is None
