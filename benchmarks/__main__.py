@@ -68,6 +68,9 @@ def main() -> int:
     if unknown:
         sys.stderr.write(f"no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}\n")
         return 2
+    if first == 0 and {"-h", "--help"} & set(flags):
+        sys.stdout.write(f"{__doc__}\nThere are {', '.join(NAMES)}.\n")
+        return 0
     if flags and len(wanted) > 1:
         sys.stderr.write(f"options ({' '.join(flags)}) go to one benchmark, and {len(wanted)} would run; name one\n")
         return 2

@@ -6,6 +6,7 @@ Reads its settings from the environment and `$TIDEGATE_HOME`; the supervisor sta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import signal
@@ -235,19 +236,21 @@ async def serve(settings: Settings) -> int:
         proxy_headers=False,
         timeout_graceful_shutdown=int(CLOSING_S),
     )
-    async with smoke:
-        beside = {"aliases": aliases.run(), "notifications": announcer.run()}
-        beside["drift gate"] = build_drift_gate(settings, controller).run()
-        beside["bias gate"] = build_bias_gate(probes, controller).run()
-        if poller is not None:
-            beside["measuring"] = poller.run()
-        if cluster is not None:
-            beside |= {name: work() for name, work in cluster.beside.items()}
-        if operator is not None:
-            beside["operator"] = operator.run()
-        if label is not None:
-            beside["leader label"] = label.run()
-        return await _run(OrderlyServer(config), lead(controller, election), beside)
+    # Closing the store empties SQLite's write-ahead log into its file, which then is all there is to copy or replace.
+    with contextlib.closing(database):
+        async with smoke:
+            beside = {"aliases": aliases.run(), "notifications": announcer.run()}
+            beside["drift gate"] = build_drift_gate(settings, controller).run()
+            beside["bias gate"] = build_bias_gate(probes, controller).run()
+            if poller is not None:
+                beside["measuring"] = poller.run()
+            if cluster is not None:
+                beside |= {name: work() for name, work in cluster.beside.items()}
+            if operator is not None:
+                beside["operator"] = operator.run()
+            if label is not None:
+                beside["leader label"] = label.run()
+            return await _run(OrderlyServer(config), lead(controller, election), beside)
 
 
 async def lead(controller: Controller, election: Election | None) -> None:

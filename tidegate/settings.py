@@ -49,7 +49,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TIDEGATE_", extra="forbid", frozen=True)
 
     home: Path = Field(default_factory=default_home, description="Where state, logs and credentials live.")
-    host: str = Field(default="127.0.0.1", description="Address that the public and control ports bind to.")
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address that the gateway, its metrics and health too, and the control plane bind to.",
+    )
     gateway_port: Port = Field(default=8000, description="The OpenAI address.")
     admin_port: Port = Field(default=8001, description="The gateway's metrics and health.")
     control_port: Port = Field(default=8080, description="The console and the control plane's API.")

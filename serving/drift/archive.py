@@ -108,7 +108,8 @@ class Archive:
         segment = self._open.get(model)
         if segment is not None and segment.hour == hour:
             return segment
-        if segment is not None:
+        if segment is not None:  # forgotten first: were the next not to be had, it would be closed again, as another's
+            del self._open[model]
             os.close(segment.descriptor)
         path = segment_path(self._folder, model, hour)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -101,6 +101,8 @@ class Book:
         for folder in (places.references, places.states, places.acknowledgements, places.archive, places.erased):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._archive = Archive(places.archive, dimensions, config.archive_rows_per_hour, config.archive_days, rng)
+        self._keeps = True
+        """The last vectors could be kept."""
         self._erased: dict[str, float] = {}
         """Whose vectors, up to when, are not to be kept: by mark."""
         self._taken_out: dict[str, float] = {}
@@ -190,8 +192,11 @@ class Book:
             return
         try:
             self._archive.add(seen, cheap, vector)
+            self._keeps = True
         except OSError as error:
-            logger.error("vectors can't be kept: %s", error.strerror)  # noqa: TRY400 - a full disk needs no trace
+            if self._keeps:  # once, not with every request
+                logger.error("vectors can't be kept: %s", error.strerror)  # noqa: TRY400 - a full disk needs no trace
+            self._keeps = False
 
     def _count(self, model: str, result: str) -> None:
         self.counts[model, result] = self.counts.get((model, result), 0) + 1

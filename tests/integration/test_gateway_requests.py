@@ -92,7 +92,7 @@ async def test_malformed_requests_get_openai_errors(tmp_path: Path) -> None:
         assert (await http.post(path, content=endless())).status_code == 413
         assert r.stable.requests == []
         metrics = (await http.get(r.admin_url + "/metrics")).text
-        assert 'tidegate_rejections_total{model="",reason="model_not_found"} 1.0' in metrics
+        assert 'tidegate_rejections_total{model="",reason="model_not_found"} 2.0' in metrics
         assert "nope" not in metrics
 
 

@@ -88,7 +88,7 @@ async def test_requests_are_read_replayed_exported_and_erased(
         assert (code, "none of them was answered" in err) == (1, True)
 
         code, out, err = await tidegate("erase", "--user", "jane", "-y")
-        assert (code, out) == (0, "4 lines erased\n"), err
+        assert (code, out) == (0, "4 lines and vectors erased\n"), err
         code, _, err = await tidegate("show", request_id)
         assert (code, "is not in the log" in err) == (1, True)
 

@@ -154,12 +154,12 @@ def erase(
     ],
     yes: YesOption = False,
 ) -> None:
-    """Take everything that one user asked, and the votes on it, out of the log. It can't be undone."""
+    """Take what one user asked, and the votes on it, out of the log and the drift watch. It can't be undone."""
     if not ask(f"Erase all logged requests of {user!r}?", yes=yes):
         raise typer.Abort
     with session.connect() as client:
         lines = client.erase_user(user)
-    print(f"{lines} lines erased")
+    print(f"{lines} lines and vectors erased")
     note("What was exported or replayed before is not in the log, so look for it yourself.")
 
 

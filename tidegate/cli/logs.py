@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 def logs(
     process: Annotated[
-        str, typer.Argument(help="Whose log: supervisor, ray, controller, gateway or registry; none lists them.")
+        str, typer.Argument(help="Whose log, for instance gateway, controller or ray; none lists them.")
     ] = "",
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is written; Ctrl-C ends it.")] = False,
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines to show.")] = 100,

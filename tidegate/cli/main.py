@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -115,13 +116,22 @@ def _one_line(message: str) -> str:
     return "tidegate: " + " ".join(message.split())
 
 
+def print_whatever_comes() -> None:
+    """Have what the terminal's encoding has no character for escaped: names of files and models may hold any."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """The console script."""
+    print_whatever_comes()
     sys.exit(run())
 
 
 def kubectl_main() -> None:
     """The console script `kubectl-tidegate`, which kubectl runs as `kubectl tidegate`."""
+    print_whatever_comes()
     sys.exit(run(plugin=True))
 
 

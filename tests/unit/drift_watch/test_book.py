@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -195,6 +197,28 @@ LONGEST_ID = issue(b"s" * 32, b"n" * 9, FACTS)
 def kept_ids(home: Path) -> list[str]:
     found = read_rows(config(home).places.archive, StreamName("chat"), 0, 2e9, DIMENSIONS)
     return [row.decode() for row in found["id"]]
+
+
+def test_an_hour_whose_file_cannot_be_had_is_told_once_and_closes_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = book(tmp_path)
+    watch.take([seen(0)], 0.0)
+    closed: list[int] = []
+    close = os.close
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("serving.drift.archive.os.open", full)
+        broken.setattr("serving.drift.archive.os.close", lambda number: (closed.append(number), close(number)))
+        watch.take([seen(n, at=1e9 + 3600) for n in range(1, 4)], 1.0)
+    assert len(closed) == 1, "by the second time the number may be another file's, or a socket's"
+    assert [r.getMessage() for r in caplog.records] == ["vectors can't be kept: No space left on device"]
+    watch.take([seen(4, at=1e9 + 3600)], 2.0)
+    kept = read_rows(watch.config.places.archive, stream("chat", "all"), 0, 2e9, DIMENSIONS)
+    assert [row["id"] for row in kept] == [b"req_0", b"req_4"]
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -1,5 +1,6 @@
 """The command line against a control plane made of canned answers: exit codes, output, error lines, questions."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from tidegate import client as client_module
-from tidegate.cli.main import run
+from tidegate.cli.main import main, run
 from tidegate.client import ControlClient
 from tidegate.settings import Settings
 
@@ -596,3 +597,17 @@ def test_a_home_that_cannot_be_made_is_one_line(
     assert run(["up", "--bare"]) == 1
     assert "TIDEGATE_HOME" in one_line(capsys.readouterr().err)
     assert not os.path.exists(tmp_path / "home")
+
+
+@pytest.mark.parametrize("home", ["家 with space", "not \udcff UTF-8"], ids=["Chinese", "bytes"])
+def test_a_terminal_that_lacks_a_character_gets_it_escaped(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path / home))
+    monkeypatch.setattr(sys, "argv", ["tidegate", "status"])
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii", write_through=True))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert b"not running" in out.getvalue()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from registry.stores.memory import MemoryStore
+from tidegate import control_plane
 from tidegate.control_plane import check_bind, read_token
 from tidegate.errors import WrongUse
 from tidegate.parts import platform_environment
@@ -87,3 +92,18 @@ def test_webhooks_can_come_from_the_environment_as_a_supervisor_hands_them_down(
         if name.startswith("TIDEGATE_"):
             monkeypatch.setenv(name, value)
     assert Settings() == given
+
+
+def test_a_control_plane_that_stops_leaves_the_whole_store_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stopped(_server: object, leading: Coroutine[None, None, None], beside: Mapping[str, Any]) -> int:
+        assert (tmp_path / "state.db-wal").exists(), "while it runs, what was written last is beside the file"
+        for work in (leading, *beside.values()):
+            work.close()
+        return 0
+
+    monkeypatch.setattr(control_plane, "_run", stopped)
+    monkeypatch.setattr(control_plane, "build_registry", lambda _settings: MemoryStore())
+    assert asyncio.run(control_plane.serve(Settings(home=tmp_path))) == 0
+    assert [path.name for path in tmp_path.glob("state.db*")] == ["state.db"]
