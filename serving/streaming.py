@@ -7,11 +7,14 @@ complete. The parser is tolerant: an event that isn't JSON is skipped, unknown f
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from serving.openai_protocol import Operation
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64  # an int like any other, which compiled code keeps in a register
 
 DONE: Final = b"[DONE]"
 MOST_TOKENS: Final = 2**31 - 1
@@ -95,49 +98,124 @@ def sse_payloads(data: bytes) -> list[bytes]:
 
 _CONTENT: Final = re.compile(rb'"content": ?"').search
 
+_MOST_TEXT_BYTES: Final = 256
+"""Of an event's text that is looked through byte by byte; longer ones are few, and left to the parser."""
+
+_MOST_INTERRUPTIONS: Final = 8
+"""Of a run of like events by other ones; a stream with more has few that are alike."""
+
+
+class Sample:
+    """An event of a chat stream that others are like, but for their text: engines send hundreds of such."""
+
+    __slots__ = ("_between", "prefix", "suffix")
+
+    def __init__(self, prefix: bytes, suffix: bytes) -> None:
+        self.prefix = prefix
+        """What stands before the text."""
+        self.suffix = suffix
+        """What stands behind it, to the end of the event."""
+        self._between = suffix + prefix
+
+    def like(self, data: bytes, at: int, texts: list[bytes] | None = None) -> int:
+        """Go over the events from `at` on that are like this one, as long as their texts are short.
+
+        >>> Sample(b'{"content":"', b'"}').like(b'{"content":"Hi"}{"content":"!"}{}', 0, texts := [])
+        31
+        >>> texts
+        [b'Hi', b'!']
+
+        Returns:
+            Where the first other one begins.
+        """
+        prefix, suffix, between = self.prefix, self.suffix, self._between
+        other: i64 = at
+        start: i64 = other + len(prefix)
+        if data[at:start] != prefix:
+            return at
+        size: i64 = len(data)
+        step: i64 = len(between)
+        while True:
+            end: i64 = start
+            stop: i64 = min(size, start + _MOST_TEXT_BYTES)
+            while end < stop:
+                byte: i64 = data[end]
+                if byte == 34 or byte < 32:  # the quote that ends it, or what no JSON string holds
+                    break
+                end += 2 if byte == 92 else 1  # a backslash, and what it escapes
+            if end >= stop:
+                return other
+            another = end + step <= size and data[end : end + step] == between
+            if not another and data[end : end + len(suffix)] != suffix:
+                return other
+            if texts is not None:
+                texts.append(data[start:end])
+            if not another:
+                return end + len(suffix)
+            start = end + step
+            other = start - len(prefix)
+
+
+def sample_of(event: bytes) -> Sample | None:
+    """Take an event, with the empty line that ends it, for a sample; None when it isn't one with a short text."""
+    found = _CONTENT(event) if event[:5] == b"data:" and event[-2:] == b"\n\n" else None
+    if found is None:
+        return None
+    at: i64 = found.end()
+    stop: i64 = min(len(event), at + _MOST_TEXT_BYTES)
+    end: i64 = at
+    while end < stop:
+        byte: i64 = event[end]
+        if byte == 34:
+            return Sample(event[:at], event[end:])
+        end += 2 if byte == 92 else 1
+    return None
+
 
 def _chat_payloads(data: bytes) -> list[bytes]:
-    """The `data` of each event of a chat stream, a long run of events that differ in their text alone joined to one.
+    """The `data` of each event of a chat stream, runs of events that differ in their text alone as one each.
 
-    Engines send hundreds of events that are the same up to the text, byte for byte; copying and comparing bytes is many
-    times faster than parsing each. The run is put together again from its texts and must be what was sent, and the
-    texts together must be the inside of one JSON string; otherwise nothing is joined.
+    Engines send hundreds of events that are the same up to the text, byte for byte; comparing bytes is many times
+    faster than parsing each. The texts of a run together must be the inside of one JSON string, else it is not joined.
 
     >>> event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}' + bytes([10, 10])
     >>> _chat_payloads(b"".join(event % letter for letter in (b"a", b"b", b"c")) + b"data: [DONE]")
     [b'{"choices":[{"index":0,"delta":{"content":"abc"}}]}', b'[DONE]']
     """
-    lines = data.split(b"\n")
-    prefix, suffix = _around_the_text(lines)
-    at = data.find(prefix) if prefix else -1
-    if at < 0 or (at > 0 and not data.endswith(b"\n\n", 0, at)):
+    sample = _sample_of(data.split(b"\n", 9))
+    at = data.find(sample.prefix) if sample is not None and b"\r" not in data else -1
+    if sample is None or at < 0 or (at > 0 and not data.endswith(b"\n\n", 0, at)):
         return sse_payloads(data)
-    first, last = data.count(b"\n", 0, at), len(lines) - 1
-    while last > first and not (lines[last].startswith(prefix) and lines[last].endswith(suffix)):
-        last -= 1
-    of_run, start = lines[first : last + 1 : 2], len(prefix)
-    if min(map(len, of_run)) < start + len(suffix):  # compiled, such a slice of a shorter line fails (mypyc 2.4)
-        return sse_payloads(data)
-    texts = [line[start : len(line) - len(suffix)] for line in of_run]
-    run = prefix + (suffix + b"\n\n" + prefix).join(texts) + suffix
-    after, text = data[at + len(run) :], b"".join(texts)
-    if not data.startswith(run, at) or (after and after[:2] != b"\n\n") or not _is_inside_of_string(text):
-        return sse_payloads(data)
-    return [*sse_payloads(data[:at]), (prefix + text + suffix)[5:].strip(), *sse_payloads(after)]
+    payloads = sse_payloads(data[:at]) if at else []
+    size, interruptions = len(data), 0
+    while at < size:
+        texts: list[bytes] = []
+        at = sample.like(data, at, texts)
+        payloads += _run_of(sample, texts)
+        if at < size:
+            interruptions += 1
+            stop = data.find(b"\n\n", at) if interruptions < _MOST_INTERRUPTIONS else -1
+            stop = size if stop < 0 else stop + 2
+            payloads += sse_payloads(data[at:stop])
+            at = stop
+    return payloads
 
 
-def _around_the_text(lines: list[bytes]) -> tuple[bytes, bytes]:
-    """What stands before and after the text in an event that can serve as the sample; empty when there is none.
+def _run_of(sample: Sample, texts: list[bytes]) -> list[bytes]:
+    """The payloads of events that differ in their text: one, if their texts can be told as one string."""
+    text = b"".join(texts)
+    if len(texts) > 1 and _is_inside_of_string(text):
+        texts = [text]
+    return [(sample.prefix + text + sample.suffix)[5:].strip() for text in texts]
 
-    The first event often is a special one: it says the role. An event whose text has a backslash won't do: the quote
-    that ends its text could be an escaped one.
-    """
-    for sample in lines[2:8] if len(lines) > 6 else ():
-        found = _CONTENT(sample) if sample[:5] == b"data:" else None
-        close = sample.find(b'"', found.end()) if found is not None else -1
-        if found is not None and close >= 0 and b"\\" not in sample[found.end() : close]:
-            return sample[: found.end()], sample[close:]
-    return b"", b""
+
+def _sample_of(lines: list[bytes]) -> Sample | None:
+    """An event that may be like those behind it. The first often is a special one: it says the role."""
+    for line in lines[2:8] if len(lines) > 6 else ():
+        sample = sample_of(line + b"\n\n")
+        if sample is not None:
+            return sample
+    return None
 
 
 def _is_inside_of_string(text: bytes) -> bool:
@@ -183,6 +261,8 @@ def is_error_event(chunk: bytes) -> bool:
 
 
 _MOST_HELD_BYTES: Final = 64 * 1024
+_MOST_SAMPLES: Final = 4
+"""Events of a stream that are taken for a sample of what follows: the first is another one than those behind it."""
 
 
 class UsageFilter:
@@ -192,14 +272,31 @@ class UsageFilter:
     back until it is whole.
     """
 
-    __slots__ = ("_held",)
+    __slots__ = ("_held", "_sample", "_samples")
 
     def __init__(self) -> None:
         self._held = b""
+        self._sample: Sample | None = None
+        """An event that was searched and has no usage."""
+        self._samples = 0
 
     def passes(self, data: bytes) -> bool:
-        """Whether a piece can be passed on just as it is."""
-        return not self._held and data[-2:] == b"\n\n" and b'"usage"' not in data
+        """Whether a piece can be passed on just as it is.
+
+        Events that are like an earlier one up to their text need not be searched.
+        """
+        if self._held or data[-2:] != b"\n\n":
+            return False
+        at = self._sample.like(data, 0) if self._sample is not None else 0
+        if at == len(data):
+            return True
+        if b'"usage"' in (data[at:] if at else data):
+            return False
+        if not at and self._samples < _MOST_SAMPLES:
+            self._samples += 1
+            last = data.rfind(b"\n\n", 0, len(data) - 2)
+            self._sample = sample_of(data[last + 2 :] if last >= 0 else data)
+        return True
 
     def feed(self, data: bytes) -> bytes:
         """Take in a piece. Returns what may go to the client."""

@@ -44,6 +44,7 @@ from serving.gateway.request_ids import Issuer, fresh_nonce
 from serving.gateway.seams import ANYBODY, Caller, Gatekeeper, Mirror, Permit
 from serving.gateway.sessions import session_mark
 from serving.gateway.traffic_state import TrafficState
+from serving.gateway.transcript import Transcript
 from serving.gateway.units import Question
 from serving.gateway.upstream import UpstreamClient
 from serving.limits import PromptDeaths, prompt_refused, retry_allowed, timeout_of
@@ -452,32 +453,16 @@ class Pipeline:
     async def _relay(self, call: Call, opened: Opened, exchange: Exchange) -> RequestOutcome | None:
         """Pass the pieces of an answer on as they come. Returns how it was cut short, or None."""
         unit, connection, transcript = call.unit, opened.connection, opened.transcript
-        add, write, write_framed = transcript.add, exchange.write, exchange.write_framed
-
         usage = UsageFilter() if call.metered and transcript.event_stream else None
-
-        def pass_on(data: bytes) -> None:
-            add(data)
-            if usage is None or usage.passes(data):
-                write(data)
-            elif released := usage.feed(data):
-                write(released)
-
-        def pass_on_framed(data: bytes, framed: bytes) -> None:
-            if usage is None or usage.passes(data):
-                add(data)
-                write_framed(data, framed)
-            else:
-                pass_on(data)
-
+        passing = _Passing(exchange, transcript, usage)
         exchange.on_pause, exchange.on_resume = connection.pause, connection.resume
         lost = False
         try:
             if opened.first:
-                pass_on(opened.first)
-            await connection.relay(pass_on, pass_on_framed)
+                passing.piece(opened.first)
+            await connection.relay(passing.piece, passing.framed)
             if usage is not None and (rest := usage.rest()):
-                write(rest)
+                exchange.write(rest)
         except Abandoned:
             self._recorder.aborted(unit)
             return RequestOutcome.CLIENT_ABORT
@@ -520,6 +505,39 @@ class Pipeline:
         if call.own_id is not None:
             lines += b"x-client-request-id: %b\r\n" % call.own_id
         return lines + version_lines(version, role) if call.show_version else lines
+
+
+class _Passing:
+    """Passes the pieces of one answer on to its client, and keeps them.
+
+    No pair of closures: those refer to each other, and what such a circle holds, the whole answer, stays until a
+    collection finds it.
+    """
+
+    __slots__ = ("_exchange", "_transcript", "_usage")
+
+    def __init__(self, exchange: Exchange, transcript: Transcript, usage: UsageFilter | None) -> None:
+        self._exchange = exchange
+        self._transcript = transcript
+        self._usage = usage
+
+    def piece(self, data: bytes) -> None:
+        """A piece of the body."""
+        usage = self._usage
+        self._transcript.add(data)
+        if usage is None or usage.passes(data):
+            self._exchange.write(data)
+        elif released := usage.feed(data):
+            self._exchange.write(released)
+
+    def framed(self, data: bytes, framed: bytes) -> None:
+        """A piece that came in whole chunks, and those."""
+        usage = self._usage
+        if usage is None or usage.passes(data):
+            self._transcript.add(data)
+            self._exchange.write_framed(data, framed)
+        else:
+            self.piece(data)
 
 
 def _failure(result: Opened | Failure, operation: Operation) -> Failure | None:

@@ -64,6 +64,9 @@ OF_EXTRAS = {
     "vllm", "torch", "transformers", "gguf", "accelerate", "openai", "numpy", "grafana_foundation_sdk", "helm_python",
 }  # fmt: skip
 
+OF_TYPES = {"mypy_extensions"}
+"""Comes with mypy, and is not there at run time: it may only be imported for type checkers, and the compiler is one."""
+
 
 def lint_imports(folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("lint-imports")
@@ -157,11 +160,15 @@ def test_every_foreign_import_is_declared() -> None:
     known |= {module for name in declared for module in COMES_WITH.get(name, set())}
     found: dict[str, set[str]] = {}
     for path in (p for package in PACKAGES for p in modules(package)):
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        checks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        for_types = {id(inner) for check in checks for node in check.body for inner in ast.walk(node)}
+        for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 names = [node.module]
             for name in names:
-                found.setdefault(name.split(".")[0], set()).add(dotted(path))
+                if name not in OF_TYPES or id(node) not in for_types:
+                    found.setdefault(name.split(".")[0], set()).add(dotted(path))
     undeclared = {name: where for name, where in found.items() if name not in known | sys.stdlib_module_names}
     assert undeclared == {}

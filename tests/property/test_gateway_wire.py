@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Callable
 
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 
 from monitoring.instruments import GatewayInstruments
 from monitoring.measurements import RequestMeasurement, RequestOutcome, RevisionInfo
+from serving.gateway.connection import Connection
 from serving.gateway.http_parsing import ChunkedBody, Head, MalformedRequest, check_beginning, parse_head, read_head
 from serving.openai_protocol import Operation
 from serving.streaming import read_stream
@@ -35,6 +38,56 @@ def test_chunked_body_is_the_same_however_it_is_cut(pieces: list[bytes], cuts: l
     assert decoder.size_bytes == sum(map(len, pieces))
     assert rest is not None
     assert rest + wire[at:] == behind
+
+
+class _Transport(asyncio.Transport):
+    """To an engine that answers whatever it is asked."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Drop it."""
+
+
+_LOOP = asyncio.new_event_loop()
+_SIZES = st.sampled_from([b"%x", b"%X", b"0%x", b"%08x", b"%x;name=value", b"0000000000%x"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    chunks=st.lists(st.tuples(_SIZES, st.binary(min_size=1, max_size=40)), min_size=1, max_size=8),
+    cuts=st.lists(st.integers(0, 400), max_size=12),
+)
+def test_an_engines_chunks_are_passed_on_whole_however_they_are_cut(
+    chunks: list[tuple[bytes, bytes]], cuts: list[int]
+) -> None:
+    frames = [b"%b\r\n%b\r\n" % (size % len(piece), piece) for size, piece in chunks]
+    ends = [sum(map(len, frames[:i])) for i in range(len(frames))]  # engines write whole chunks, so cuts there are many
+    wire, body = b"".join(frames) + b"0\r\n\r\n", b"".join(piece for _, piece in chunks)
+    connection = Connection(_LOOP, ("engine", 1), lambda _: None)
+    connection.connection_made(_Transport())
+    connection.begin(b"head", b"body", time.monotonic() + 60.0)
+    connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    passed: list[bytes] = []
+    own_framing: list[bytes] = []
+
+    def framed(data: bytes, chunks_of_it: bytes) -> None:
+        passed.append(data)
+        decoder, parts = ChunkedBody(), []
+        assert decoder.feed(chunks_of_it, parts) is None
+        assert b"".join(parts) == data
+        own_framing.append(chunks_of_it)
+
+    relaying = connection.relay(passed.append, framed)
+    relaying.send(None)
+    at = 0
+    for cut in sorted({*(c for c in cuts if c < len(wire)), *ends, len(wire)}):
+        if cut > at:
+            connection.data_received(wire[at:cut])
+            at = cut
+    assert b"".join(passed) == body
+    assert connection.complete
+    relaying.close()
+    assert connection.end()
+    assert all(b";" not in chunk.partition(b"\r\n")[0] for chunk in own_framing)
 
 
 _FRAGMENTS = st.sampled_from(
