@@ -247,12 +247,21 @@ def says_done(operation: Operation, tail: bytes) -> bool:
     complete when HTTP says so.
     """
     if operation in (_CHAT, Operation.COMPLETIONS):
-        return DONE in tail[-64:]
+        return _ends_with_mark(tail[-64:])
     if operation is _RESPONSES:
-        return DONE in tail[-64:] or any(
+        return _ends_with_mark(tail[-64:]) or any(
             mark in tail for mark in (b"response.completed", b"response.incomplete", b"response.failed")
         )
     return True
+
+
+def _ends_with_mark(end: bytes) -> bool:
+    """Whether an event of its own is `[DONE]`; an answer may speak of it in its last words, where no line begins."""
+    before, found, _ = end.rpartition(DONE)
+    if not found:
+        return False
+    field = before.rstrip(b" ")
+    return field.endswith((b"\ndata:", b"\rdata:")) or field == b"data:"
 
 
 def is_error_event(chunk: bytes) -> bool:

@@ -6,6 +6,8 @@ from typing import Final
 
 KEPT_BYTES: Final = 256 * 1024
 """Of a longer answer the beginning is kept, and the last pieces."""
+LEAST_TAIL_BYTES: Final = 64
+"""Of the end; more than the mark takes by which a stream says that it is complete."""
 
 
 class Transcript:
@@ -43,8 +45,11 @@ class Transcript:
         if self.size_bytes < KEPT_BYTES:
             self.parts.append(data)
         self.size_bytes += len(data)
-        self.before_last = self.last
-        self.last = data
+        if len(self.last) < LEAST_TAIL_BYTES:  # however finely an engine, or what stands before it, cuts its answer
+            self.last += data
+        else:
+            self.before_last = self.last
+            self.last = data
 
     @property
     def whole(self) -> bool:
@@ -53,7 +58,7 @@ class Transcript:
 
     @property
     def tail(self) -> bytes:
-        """Its last bytes, at least the last two pieces."""
+        """Its last bytes: the last piece, and before it `LEAST_TAIL_BYTES` at least."""
         return self.before_last + self.last
 
     @property

@@ -17,6 +17,7 @@ from serving.gateway.latency import QUIET_S, Apart, exceeded
 from serving.gateway.request_ids import RequestFacts, issue, read
 from serving.gateway.sessions import Sessions, Visit, session_hash
 from serving.gateway.traffic_state import TrafficState
+from serving.gateway.transcript import Transcript
 from serving.limits import PromptDeaths, retry_allowed, timeout_of
 from serving.openai_protocol import Operation, Request, metered_body, parse_request, unpinned_body
 from serving.outcomes import Signal
@@ -286,6 +287,25 @@ class TestStreaming:
         assert is_error_event(b'data: {"error": 1}\n\n')
         assert not is_error_event(b'data: {"id": 1}\n\n')
         assert not says_done(Operation.CHAT, data)
+
+    @pytest.mark.parametrize("space", [b" ", b""])
+    @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\n", b""])
+    def test_only_an_event_of_its_own_ends_a_stream(self, space: bytes, end: bytes) -> None:
+        event = b'data: {"choices": [{"index": 0, "delta": {"content": "say data: [DONE]"}}]}' + (end or b"\n")
+        mark = b"data:" + space + b"[DONE]" + end
+        assert not says_done(Operation.CHAT, event)
+        assert says_done(Operation.CHAT, event + mark)
+        assert says_done(Operation.CHAT, mark)
+
+    @pytest.mark.parametrize("size", [1, 2, 7, 64, 1000])
+    def test_a_streams_end_is_seen_however_it_is_cut(self, size: int) -> None:
+        stream = b'data: {"choices": [{"index": 0, "delta": {"content": "hello"}}]}\n\n' * 3 + b"data: [DONE]\n\n"
+        transcript = Transcript(event_stream=True)
+        for at in range(0, len(stream), size):
+            transcript.add(stream[at : at + size])
+        assert stream.endswith(transcript.tail)
+        assert says_done(Operation.CHAT, transcript.tail)
+        assert transcript.text == stream
 
     @pytest.mark.parametrize(
         "data", [b"", b"data:", b"\n\n\n", b"data: 1\n\ndata: null\n\n", b"\xff\xfe", b"data: [1]"]
