@@ -101,14 +101,20 @@ class LeaderLabel:
             if why != self._complaint:
                 self._complaint = why
                 log.warning(
-                    "the label %s can't be kept (%s), so gateways may not find the leader; the controller's Role needs "
-                    "list and patch on pods", LABEL, why,
-                )  # fmt: skip
+                    "the label %s can't be kept (%s), so gateways may not find the leader; %s", LABEL, why, _hint(error)
+                )
             return False
         if wrong.on or wrong.off:
             log.info("label %s: on %s, off %s", LABEL, ", ".join(wrong.on) or "none", ", ".join(wrong.off) or "none")
         self._complaint = ""
         return True
+
+
+def _hint(error: Exception) -> str:
+    """What to do about it: a right may be missing only where the API server said so."""
+    if isinstance(error, ApiException) and error.status in (401, 403):
+        return "the controller's Role needs list and patch on pods"
+    return "the API server is asked again until it does"
 
 
 class ClusterPods:

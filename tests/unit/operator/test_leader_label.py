@@ -60,15 +60,24 @@ def test_there_is_never_a_moment_without_a_label_on_a_handover() -> None:
     assert pods.order == ["+me", "-old"]
 
 
-@pytest.mark.parametrize("error", [ApiException(status=403, reason="Forbidden"), ConnectionRefusedError()])
-def test_an_api_server_that_refuses_is_told_of_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("error", "rights"),
+    [
+        (ApiException(status=403, reason="Forbidden"), True),
+        (ApiException(status=503, reason="Service Unavailable"), False),
+        (ConnectionRefusedError(), False),
+    ],
+)
+def test_an_api_server_that_refuses_is_told_of_once(
+    error: Exception, rights: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     pods = FakePods()
     pods.error = error
     label = LeaderLabel(pods, "me", lambda: True)
     assert not label.settle(leads=True)
     assert not label.settle(leads=True)
     assert len(caplog.records) == 1
-    assert "list and patch on pods" in caplog.text
+    assert ("list and patch on pods" in caplog.text) is rights, "a right is missed only where it was refused"
     pods.error = None
     assert label.settle(leads=True)
     assert pods.names == {"me"}
