@@ -39,6 +39,7 @@ class Order(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     namespaces: tuple[str, ...] = Field(min_length=1)
+    """All that are served, the release's own first."""
     mode: Mode = Mode.REFUSE
     within_s: float = Field(default=240.0, gt=0)
     """How long the API server may be away, or draining may take."""
@@ -138,6 +139,8 @@ class Uninstall:
             except ResourceGone:
                 continue  # no definition, no resources
             except ClusterRejected as error:  # as where the namespace was deleted, and the Role in it
+                if namespace == order.namespaces[0]:  # this one is there, as this Job is: it says nothing of its models
+                    raise
                 if namespace not in self._unread:
                     self._say(f"namespace {namespace} can't be read, so nothing there is waited for: {error}")
                 self._unread.add(namespace)

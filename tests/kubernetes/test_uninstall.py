@@ -9,6 +9,7 @@ from typing import Any
 import kubernetes
 import pytest
 
+from rollout.errors import ClusterRejected
 from rollout.operator.api import ResourceApi
 from rollout.operator.names import API_VERSION, FINALIZER, KIND
 from rollout.operator.uninstall import Mode, Order, Uninstall, main
@@ -118,6 +119,13 @@ def test_a_namespace_that_is_gone_and_a_definition_that_is_gone_keep_nothing(rig
     cluster = rig.api.cluster
     cluster.delete("customresourcedefinitions", None, "modeldeployments.tidegate.dev")
     assert rig.run() == 0
+
+
+def test_without_rights_in_its_own_namespace_nothing_is_known_of_the_models_there(rig: Rig) -> None:
+    rig.model("chat")
+    rig.api.access.grants = [g for g in rig.api.access.grants if g.namespace == "team"]
+    with pytest.raises(ClusterRejected, match=f"list modeldeployments in {NAMESPACE}"):  # `main` says so, and ends with 1
+        rig.run()
 
 
 def test_an_api_server_that_is_away_is_waited_for_and_then_nothing_is_uninstalled(rig: Rig) -> None:
