@@ -43,6 +43,8 @@ class Order(BaseModel):
     mode: Mode = Mode.REFUSE
     within_s: float = Field(default=240.0, gt=0)
     """How long the API server may be away, or draining may take."""
+    shared: bool = False
+    """Whether another release may serve these namespaces too."""
 
 
 class Resources(Protocol):
@@ -68,20 +70,25 @@ def held(bodies: Sequence[dict[str, Any]]) -> list[Key]:
     return [Key(m["namespace"], m["name"]) for m in metadata if FINALIZER in (m.get("finalizers") or ())]
 
 
-def refusal(left: Sequence[Key], mode: Mode, within_s: float) -> str:
+def refusal(left: Sequence[Key], order: Order) -> str:
     """Why the release stays, and the way out. Pure.
 
-    >>> refusal([Key("a", "chat")], Mode.REFUSE, 240)[:66]
+    >>> refusal([Key("a", "chat")], Order(namespaces=("a",)))[:66]
     'nothing is uninstalled: 1 ModelDeployment is still served (a/chat)'
     """
     names = ", ".join(f"{key.namespace}/{key.name}" for key in left[:NAMED])
     names += f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
     count, those = ("1 ModelDeployment is", "it") if len(left) == 1 else (f"{len(left)} ModelDeployments are", "them")
-    if mode is Mode.DRAIN:
+    if order.mode is Mode.DRAIN:
         return (
-            f"nothing is uninstalled: after {within_s:.0f} s {count} not drained ({names}); do the controllers run? "
+            f"nothing is uninstalled: after {order.within_s:.0f} s {count} not drained ({names}); do the controllers run? "
             "`kubectl get mdep -A` says what "
             "they wait for. Uninstall again to wait on, with a longer --timeout and uninstall.withinSeconds"
+        )
+    if order.shared:  # to delete all would take the other one's away, who lets these go as well
+        return (
+            f"nothing is uninstalled: {count} still served ({names}); where another release serves {those} too "
+            "(sharedNamespaces), `helm uninstall --no-hooks` leaves that to it, else delete what is this one's alone first"
         )
     commands = " && ".join(f"kubectl delete mdep --all -n {n}" for n in sorted({key.namespace for key in left}))
     return (
@@ -127,7 +134,7 @@ class Uninstall:
             if self._monotonic() >= until:
                 break
             self._sleep(AGAIN_S)
-        self._say(f"nothing is uninstalled: {away}" if away else refusal(left, order.mode, order.within_s))
+        self._say(f"nothing is uninstalled: {away}" if away else refusal(left, order))
         return 1
 
     def _look(self, order: Order) -> list[Key]:

@@ -95,6 +95,15 @@ def test_it_is_refused_while_a_model_is_served_and_goes_on_when_none_is(rig: Rig
     assert rig.now == 0.0, "it says so at once"
 
 
+def test_what_another_release_serves_too_is_not_to_be_deleted_for_it(api: ApiServer) -> None:
+    rig = Rig(api, {**TEAMS, "sharedNamespaces": True})
+    rig.model("chat")
+    assert rig.run() == 1
+    (told,) = rig.said
+    assert "helm uninstall --no-hooks` leaves that to it" in told
+    assert "--all" not in told
+
+
 def test_with_drain_they_are_deleted_once_and_waited_for(draining: Rig) -> None:
     draining.model("chat")
     draining.model("code", "team")
