@@ -81,14 +81,15 @@ def refusal(left: Sequence[Key], order: Order) -> str:
     count, those = ("1 ModelDeployment is", "it") if len(left) == 1 else (f"{len(left)} ModelDeployments are", "them")
     if order.mode is Mode.DRAIN:
         return (
-            f"nothing is uninstalled: after {order.within_s:.0f} s {count} not drained ({names}); do the controllers run? "
-            "`kubectl get mdep -A` says what "
-            "they wait for. Uninstall again to wait on, with a longer --timeout and uninstall.withinSeconds"
+            f"nothing is uninstalled: after {order.within_s:.0f} s {count} not drained ({names}); do the "
+            "controllers run? `kubectl get mdep -A` says what they wait for. "
+            "Uninstall again to wait on, with a longer --timeout and uninstall.withinSeconds"
         )
     if order.shared:  # to delete all would take the other one's away, who lets these go as well
         return (
             f"nothing is uninstalled: {count} still served ({names}); where another release serves {those} too "
-            "(sharedNamespaces), `helm uninstall --no-hooks` leaves that to it, else delete what is this one's alone first"
+            "(sharedNamespaces), `helm uninstall --no-hooks` leaves that to it, else delete what is this one's alone "
+            "first"
         )
     commands = " && ".join(f"kubectl delete mdep --all -n {n}" for n in sorted({key.namespace for key in left}))
     return (

@@ -133,8 +133,8 @@ def test_a_namespace_that_is_gone_and_a_definition_that_is_gone_keep_nothing(rig
 def test_without_rights_in_its_own_namespace_nothing_is_known_of_the_models_there(rig: Rig) -> None:
     rig.model("chat")
     rig.api.access.grants = [g for g in rig.api.access.grants if g.namespace == "team"]
-    with pytest.raises(ClusterRejected, match=f"list modeldeployments in {NAMESPACE}"):  # `main` says so, and ends with 1
-        rig.run()
+    with pytest.raises(ClusterRejected, match=f"list modeldeployments in {NAMESPACE}"):
+        rig.run()  # `main` says so, and ends with 1
 
 
 def test_an_api_server_that_is_away_is_waited_for_and_then_nothing_is_uninstalled(rig: Rig) -> None:
