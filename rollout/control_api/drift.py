@@ -1,7 +1,7 @@
 """The routes of the drift watch: what it sees of the caller's models, and that somebody has seen an alarm.
 
 Who acknowledged what is in the watch's own record of the alarm, and in the process's log. Asking takes its time, so it
-is done in threads.
+is done in threads, few at a time: they are those in which the leader renews its lease.
 
 No `from __future__ import annotations` in modules with routes: FastAPI reads annotations of local functions.
 """
@@ -9,8 +9,8 @@ No `from __future__ import annotations` in modules with routes: FastAPI reads an
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Depends
 
@@ -21,6 +21,13 @@ from rollout.control_api.plane import ControlPlane
 from rollout.errors import RolloutError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+AT_ONCE = 2
+"""Questions to the watch at a time; a watch that hangs must not take the process's threads."""
+TURN_S = 15.0
+"""How long a question waits for its turn."""
 
 
 class NotWatched(RolloutError):
@@ -64,9 +71,22 @@ def drift_routes(plane: ControlPlane, guard: Guard, watch: DriftWatch | None) ->
             raise NotWatched("there is no drift watch; on a cluster drift.enabled brings one")
         return watch
 
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def asked(call: Callable[..., T], *given: Any) -> T:  # noqa: ANN401 - whatever it takes
+        try:
+            async with asyncio.timeout(TURN_S):
+                await turns.acquire()
+        except TimeoutError:
+            raise DriftWatchAway("the drift watch still has earlier questions to answer; see its pod's log") from None
+        try:
+            return await asyncio.to_thread(call, *given)
+        finally:
+            turns.release()
+
     @routes.get("")
     async def status(caller: Asking) -> dict[str, Any]:
-        found = await asyncio.to_thread(there().status)
+        found = await asked(there().status)
         names = plane.names_for(caller)
         return {"drift": found if names is None else narrowed(found, names)}
 
@@ -74,7 +94,7 @@ def drift_routes(plane: ControlPlane, guard: Guard, watch: DriftWatch | None) ->
     async def ack(body: DriftAckBody, caller: Asking) -> dict[str, Any]:
         check_model(plane, caller, body.model)
         plane.require_known(caller, body.model)
-        taken = await asyncio.to_thread(there().acknowledge, body.model, body.stream, caller.actor, body.reason)
+        taken = await asked(there().acknowledge, body.model, body.stream, caller.actor, body.reason)
         bound = {"namespace": caller.namespace} if caller.namespace else {}
         note = {"event": "drift acknowledged", "actor": caller.actor, **bound, "model": body.model}
         log.info("%s", json.dumps({**note, "stream": body.stream}))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import websockets
 
 from rollout.access import ROUTES, Right
 from rollout.commands import Command, Verb
+from rollout.control_api.drift import AT_ONCE
 from rollout.probes.memory import MemoryProbeReports
 from rollout.specs import RolloutSpec
 from serving.accounting import UsageRow, hour_of
@@ -194,6 +196,27 @@ async def test_drift_is_acknowledged_by_an_operator_of_the_models_namespace() ->
         ((model, stream, by, reason),) = watch.acknowledged
         assert (model, stream, reason) == ("chat", "tenant=acme", "a campaign")
         assert by.startswith("ann")
+
+
+async def test_a_drift_watch_that_hangs_takes_few_of_the_threads_that_renew_the_lease() -> None:
+    here, at_once, go_on = threading.Lock(), [0, 0], threading.Event()
+
+    class Hanging(Watch):
+        def status(self) -> Mapping[str, Any]:
+            with here:
+                at_once[:] = at_once[0] + 1, max(at_once[1], at_once[0] + 1)
+            go_on.wait(10)
+            with here:
+                at_once[0] -= 1
+            return super().status()
+
+    async with shared(Hanging()) as rig:
+        asking = [asyncio.create_task(rig.get("/api/v1/drift")) for _ in range(6)]
+        await until(lambda: at_once[0] == AT_ONCE)
+        assert (await rig.get("/api/v1/whoami")).status_code == 200  # by then all six have come
+        go_on.set()
+        assert [answer.status_code for answer in await asyncio.gather(*asking)] == [200] * 6
+        assert at_once[1] == AT_ONCE
 
 
 async def test_an_admin_of_a_namespace_manages_its_keys_and_no_others() -> None:
