@@ -172,7 +172,7 @@ def endpoint_of(application: str, address: Address) -> Endpoint:
     host, port = parts.hostname, parts.port or 80
     return Endpoint(
         application, address, host, port, prefix, address.draining, seed=seed,
-        key=(host, port), authority=f"{host}:{port}".encode(),
+        key=(host, port), authority=(f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode(),
     )  # fmt: skip
 
 

@@ -360,6 +360,11 @@ class Settings(BaseSettings):
         return base_url(self.host, self.control_port)
 
     @property
+    def admin_url(self) -> str:
+        """Where the first gateway's metrics and health are."""
+        return base_url(self.host, self.admin_port)
+
+    @property
     def gateway_url(self) -> str:
         """Where the gateway answers."""
         url = base_url(self.host, self.gateway_port)

@@ -18,6 +18,7 @@ from serving.specs import EngineKind, RevisionSpec
 from tests.integration.gateway_fakes import rig, table
 from tests.integration.test_gateway_protection import SECRET, A, StoreController, keyed, record
 from tests.ports import free_ports
+from tidegate import doctor
 
 
 def has_ipv6() -> bool:
@@ -94,3 +95,12 @@ def test_a_socket_on_everything_takes_both_families() -> None:
         listener.listen()
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, listener.getsockname()[1]), timeout=5).close()
+
+
+def test_the_doctor_looks_at_ports_of_ipv6() -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert not doctor._can_bind("::1", port)
+    assert doctor._can_bind("::1", port)

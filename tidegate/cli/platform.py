@@ -172,7 +172,7 @@ def _addresses(settings: Settings) -> None:
     rows = [
         ("OpenAI address", f"{settings.gateway_url}/v1"),
         ("console", f"{settings.control_url}/"),
-        ("metrics", f"http://{settings.host}:{settings.admin_port}/metrics"),
+        ("metrics", f"{settings.admin_url}/metrics"),
         *([("Prometheus", settings.local_prometheus_url)] if settings.monitoring else []),
         ("state and logs", str(settings.home)),
     ]
@@ -289,7 +289,7 @@ def _status_data(
         "tasks": [t.model_dump(mode="json") for t in state.tasks] if state else [],
         "addresses": {
             "gateway": f"{settings.gateway_url}/v1",
-            "admin": f"http://{settings.host}:{settings.admin_port}",
+            "admin": settings.admin_url,
             "control": settings.control_url,
         },
         "models": models,

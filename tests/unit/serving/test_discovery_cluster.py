@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.endpoints import Address
+from serving.endpoints import Address, endpoint_of
 from serving.gateway.discovery_cluster import ClusterAccess, ClusterEndpoints, addresses_of
 from serving.traffic import ModelTraffic, RevisionTraffic, Role, TrafficTable
 
@@ -190,4 +190,7 @@ def test_conditions_of_an_endpoint(endpoint, kind, wanted):
 def test_a_pod_with_two_families_of_addresses_is_one_engine():
     six, four = a_slice(an_endpoint("fd00::1"), kind="IPv6"), a_slice(an_endpoint("10.0.0.1"))
     assert [a.url for a in addresses_of([six, four], 8000)] == ["http://10.0.0.1:8000"]
-    assert [a.url for a in addresses_of([six, a_slice()], 8000)] == ["http://[fd00::1]:8000"]
+    (address,) = addresses_of([six, a_slice()], 8000)
+    assert address.url == "http://[fd00::1]:8000"
+    endpoint = endpoint_of("chat", address)
+    assert (endpoint.host, endpoint.authority) == ("fd00::1", b"[fd00::1]:8000"), "what is dialled, and `host:`"

@@ -113,7 +113,9 @@ def test_every_gateway_process_is_collected_from_by_loopback() -> None:
     found = local_targets(Settings(host="0.0.0.0", admin_port=8101, control_port=8080, gateways=3))
     assert found.gateways == ("127.0.0.1:8101", "127.0.0.1:8102", "127.0.0.1:8103")
     assert found.controls == ("127.0.0.1:8080",)
-    assert local_targets(Settings(host="::1")).controls == ("[::1]:8080",)
+    six = Settings(host="::1")
+    assert local_targets(six).controls == ("[::1]:8080",)
+    assert six.admin_url == "http://[::1]:8001"
 
 
 def test_up_with_monitoring_without_a_prometheus_says_how_to_get_one(monkeypatch, capsys, home: Path) -> None:
