@@ -56,11 +56,11 @@ class Rig:
     def let_go(self) -> None:
         """What a controller does when a model is drained."""
         cluster = self.api.cluster
+        none = {"metadata": {"finalizers": None}}
         for found in cluster.list(KIND):
             if "deletionTimestamp" in found["metadata"]:
                 at = (found["metadata"]["namespace"], found["metadata"]["name"])
-                none = {"metadata": {"finalizers": None}}
-                cluster.patch(cluster.kind(KIND), *at, lambda o, none=none: merge_patch(o, none), Write("controller"))
+                cluster.patch(cluster.kind(KIND), *at, lambda o: merge_patch(o, none), Write("controller"))
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
