@@ -152,14 +152,14 @@ class Uninstall:
                 if namespace not in self._unread:
                     self._say(f"namespace {namespace} can't be read, so nothing there is waited for: {error}")
                 self._unread.add(namespace)
-        left = held(found)
-        if order.mode is Mode.DRAIN:
-            going = {Key(m["namespace"], m["name"]) for m in (b["metadata"] for b in found) if "deletionTimestamp" in m}
-            for key in left:
-                if key not in going:
-                    self._say(f"draining {key.namespace}/{key.name}")
-                    self._resources.delete(key)
-        return left
+        if order.mode is Mode.REFUSE:
+            return held(found)
+        left = {Key(m["namespace"], m["name"]): m for m in (body["metadata"] for body in found)}
+        for key, metadata in left.items():  # the one too that is not held yet: a controller may be about to
+            if "deletionTimestamp" not in metadata:
+                self._say(f"draining {key.namespace}/{key.name}")
+                self._resources.delete(key)
+        return list(left)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -115,6 +115,13 @@ def test_with_drain_they_are_deleted_once_and_waited_for(draining: Rig) -> None:
     assert draining.said[:2] == ["draining models/chat", "draining team/code"]
 
 
+def test_a_drain_takes_what_no_controller_holds_yet_and_looks_again(draining: Rig) -> None:
+    draining.model("new", held=False)
+    assert draining.run() == 0
+    assert draining.api.cluster.list(KIND) == []
+    assert draining.now > 0.0, "it might have been held before it was deleted"
+
+
 def test_a_drain_that_does_not_end_leaves_the_release_as_it_is(draining: Rig) -> None:
     draining.model("chat")
     assert draining.run() == 1
