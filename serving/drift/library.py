@@ -128,9 +128,10 @@ def build(
     spec = spec or ReferenceSpec()
     least = spec.least_rows(named=False)
     if len(rows.ids) < least:
+        kept = "" if window_s is None else " (of each hour a sample of 1,000 is kept)"
         raise TooFewRequests(
             f"{len(rows.ids)} requests of {name.model} ({name.scope}) in {source}; at least {least} are needed; "
-            "take a longer window or a data set"
+            f"take a longer window or a data set{kept}"
         )
     digest = hashlib.sha256(np.ascontiguousarray(rows.embedding).view(np.uint8).data)
     rng = np.random.default_rng(int(digest.hexdigest()[:16], 16))

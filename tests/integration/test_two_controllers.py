@@ -117,7 +117,8 @@ async def test_a_leader_that_was_cut_off_from_the_store_writes_nothing_when_it_i
         await until(lambda: follower.table is not None, "a table came")
         entries = [e for e in second.log.read() if e.kind is Kind.COMMAND]
         reasons = [e.payload["decision"]["reason"] for e in entries]
-        assert [r.split()[1] for r in reasons] == ["chat@1.0.0", "chat@1.3.0"]
+        # "superseding chat@1.0.0" follows where the new leader has not seen that one to its end yet.
+        assert [r.split()[1].rstrip(",") for r in reasons] == ["chat@1.0.0", "chat@1.3.0"], reasons
         assert entries[0].fence < entries[-1].fence
 
 
