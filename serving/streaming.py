@@ -20,6 +20,8 @@ DONE: Final = b"[DONE]"
 MOST_TOKENS: Final = 2**31 - 1
 """An engine that tells more of one request, or less than none, is not believed: its tokens are then unknown. Limits
 would hold its key up for months, sums would be spoilt for ever, and the request log has no room for such numbers."""
+_MARK_WITHIN_BYTES: Final = 64
+"""Of the end of a stream in which the mark is looked for."""
 ERROR_PREFIXES: Final = (b'data: {"error"', b'data:{"error"', b"event: error")
 
 
@@ -97,6 +99,7 @@ def sse_payloads(data: bytes) -> list[bytes]:
 
 
 _CONTENT: Final = re.compile(rb'"content": ?"').search
+_MORE_TEXT: Final = re.compile(rb'"(?:content|text)": ?"').search
 
 _MOST_TEXT_BYTES: Final = 256
 """Of an event's text that is looked through byte by byte; longer ones are few, and left to the parser."""
@@ -157,7 +160,10 @@ class Sample:
 
 
 def sample_of(event: bytes) -> Sample | None:
-    """Take an event, with the empty line that ends it, for a sample; None when it isn't one with a short text."""
+    """Take an event, with the empty line that ends it, for a sample; None when it isn't one with a short text.
+
+    Nor is one with a second text, of another choice for instance: a run would be read as if that had been said once.
+    """
     found = _CONTENT(event) if event[:5] == b"data:" and event[-2:] == b"\n\n" else None
     if found is None:
         return None
@@ -167,7 +173,8 @@ def sample_of(event: bytes) -> Sample | None:
     while end < stop:
         byte: i64 = event[end]
         if byte == 34:
-            return Sample(event[:at], event[end:])
+            suffix = event[end:]
+            return None if _MORE_TEXT(suffix) is not None else Sample(event[:at], suffix)
         end += 2 if byte == 92 else 1
     return None
 
@@ -247,21 +254,23 @@ def says_done(operation: Operation, tail: bytes) -> bool:
     complete when HTTP says so.
     """
     if operation in (_CHAT, Operation.COMPLETIONS):
-        return _ends_with_mark(tail[-64:])
+        return _ends_with_mark(tail)
     if operation is _RESPONSES:
-        return _ends_with_mark(tail[-64:]) or any(
+        return _ends_with_mark(tail) or any(
             mark in tail for mark in (b"response.completed", b"response.incomplete", b"response.failed")
         )
     return True
 
 
-def _ends_with_mark(end: bytes) -> bool:
+def _ends_with_mark(tail: bytes) -> bool:
     """Whether an event of its own is `[DONE]`; an answer may speak of it in its last words, where no line begins."""
-    before, found, _ = end.rpartition(DONE)
+    before, found, _ = tail[-_MARK_WITHIN_BYTES:].rpartition(DONE)
     if not found:
         return False
     field = before.rstrip(b" ")
-    return field.endswith((b"\ndata:", b"\rdata:")) or field == b"data:"
+    if field == b"data:":  # a line begins here if the stream does, and not just what was cut off of it
+        return len(tail) <= _MARK_WITHIN_BYTES
+    return field.endswith((b"\ndata:", b"\rdata:"))
 
 
 def is_error_event(chunk: bytes) -> bool:

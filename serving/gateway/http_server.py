@@ -433,10 +433,8 @@ class ServerConnection:
             return
         if self._keep_alive:
             self._idle()
-        elif self._buffer or self._reading_paused:  # closing on bytes that nobody read would reset the answer away
-            self._linger()
         else:
-            self._close()
+            self._close_unread()
 
     def cut(self, *, orderly: bool) -> None:
         """End an answer before its end. `orderly` when its framing lets the client see that; else by a reset."""
@@ -458,6 +456,13 @@ class ServerConnection:
         self._left = DISCARD_LEAST_BYTES
         self.phase = _ANSWERING
         exchange.respond(reply.status, list(reply.headers), reply.body)
+
+    def _close_unread(self) -> None:
+        self._keep_alive = False
+        if self._buffer or self._reading_paused:  # closing on bytes that nobody read would reset the answer away
+            self._linger()
+        else:
+            self._close()
 
     def _close(self) -> None:
         self._begin_phase(_CLOSING)
@@ -484,7 +489,7 @@ class ServerConnection:
                 return
         if phase is _IDLE:
             if self._server.draining or (age > limits.idle_s and not self.writing_paused):
-                self._close()
+                self._close_unread()
         elif phase is _FRESH:
             if age > (FRESH_WHILE_DRAINING_S if self._server.draining else limits.head_within_s):
                 self._close()

@@ -402,6 +402,26 @@ async def test_answers_that_nobody_takes_are_not_heaped_up(tmp_path: Path) -> No
             assert (await w.answer())[0] == 200
 
 
+async def test_a_drain_cuts_no_answer_off_from_a_client_whose_next_requests_wait(tmp_path: Path) -> None:
+    """They are unread: closed on as they are, the kernel would reset what it has not yet sent of earlier answers."""
+    async with rig(tmp_path, first=table(1, None), drain_s=5.0) as r, wire(r, limit=1024) as w:
+        asked = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
+        w.send(asked * 500)
+        await until(lambda: any(c._reading_paused for c in r.gateway.data_server._connections))
+        w.send(asked)
+        stopping = asyncio.create_task(r.gateway.stop())
+        await until(lambda: r.gateway.data_server.draining)
+        await asyncio.sleep(0.05)
+        assert (await w.answer())[0] == 200
+        while True:  # until the end, between two answers
+            try:
+                assert (await w.answer())[0] == 200
+            except asyncio.IncompleteReadError as end:
+                assert end.partial == b""  # noqa: PT017 - it ends the loop, too
+                break
+        await stopping
+
+
 async def test_slow_client_that_left_in_its_next_body_ends_nothing_for_others(tmp_path: Path) -> None:
     async with rig(tmp_path, first=table(1, None), body_within_s=0.3, head_within_s=0.3) as r:
         with socket.socket() as slow:

@@ -297,6 +297,15 @@ class TestStreaming:
         assert says_done(Operation.CHAT, event + mark)
         assert says_done(Operation.CHAT, mark)
 
+    @pytest.mark.parametrize("behind", range(44, 60))
+    def test_last_words_end_no_stream_wherever_its_tail_begins(self, behind: int) -> None:
+        event = b'data: {"choices": [{"delta": {"content": "say data: [DONE]%b"}}]}\n\n' % (b"." * (behind - 7))
+        assert not says_done(Operation.CHAT, event)
+
+    def test_two_texts_in_one_event_are_both_read_each_time(self) -> None:
+        event = b'data: {"choices":[{"index":0,"delta":{"content":"%d"}},{"index":1,"delta":{"content":"z"}}]}\n\n'
+        assert read_stream(Operation.CHAT, b"".join(event % n for n in range(9))).texts == ("012345678", "z" * 9)
+
     @pytest.mark.parametrize("size", [1, 2, 7, 64, 1000])
     def test_a_streams_end_is_seen_however_it_is_cut(self, size: int) -> None:
         stream = b'data: {"choices": [{"index": 0, "delta": {"content": "hello"}}]}\n\n' * 3 + b"data: [DONE]\n\n"
