@@ -137,10 +137,11 @@ def _read_yaml(option: str, path: Path) -> object:
     import yaml
 
     try:
-        text = path.read_text()
-        if expanded(yaml.compose(text, Loader=yaml.SafeLoader)) > MOST_VALUES:
+        loader = yaml.SafeLoader(path.read_text())
+        node = loader.get_single_node()
+        if expanded(node) > MOST_VALUES:
             raise WrongUse(f"{option} {path} says more than {MOST_VALUES:,} values with its aliases; write fewer")
-        return yaml.safe_load(text)
+        return None if node is None else loader.construct_document(node)
     except OSError as error:
         why = (error.strerror or "it cannot be read").lower()
         raise WrongUse(f"{option} {path}: {why}; name a readable file") from None
